@@ -1,0 +1,1 @@
+"""Turns a raw catalogue (tables, media, a log) into sharded, checked, split data."""

@@ -1,0 +1,1 @@
+"""Turns tokens into item embeddings and histories of items into user embeddings."""

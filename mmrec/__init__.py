@@ -1,0 +1,1 @@
+"""The multimodal recommender: data, training, evaluation, retrieval and command line."""

@@ -1,0 +1,1 @@
+"""Reads prepared folders: items by offset, histories as a stream, cached encoder states."""

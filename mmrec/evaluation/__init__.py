@@ -1,0 +1,1 @@
+"""Metrics, the protocol of targets and candidates, baselines and reports."""

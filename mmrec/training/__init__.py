@@ -1,0 +1,1 @@
+"""The training step: batches, bank, losses, optimiser, checkpoints."""
