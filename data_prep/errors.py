@@ -1,0 +1,21 @@
+"""Errors of data preparation, each one line that says what is wrong and where to change it.
+
+    DataError           the user's data or catalogue file is at fault
+    ├── BrokenMedium    one picture, sound or clip cannot be used: goes to quarantine
+    └── ShardError      a prepared folder is damaged or of another schema
+"""
+
+
+class DataError(ValueError):
+    """A fault in the user's data; its message is the one line shown to the user."""
+
+
+class BrokenMedium(DataError):
+    """One medium cannot be decoded or is empty; its item goes on without it."""
+
+
+class ShardError(DataError):
+    """A shard, index or manifest is missing, damaged or of an unknown schema.
+
+    The message names the path and, where there is one, the key of the sample.
+    """
