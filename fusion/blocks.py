@@ -1,0 +1,141 @@
+"""Transformer blocks over packed sequences: the pieces that item fusion and user history share.
+
+Legend: B users in a batch · L longest history · P events of all histories · H heads · D width.
+
+Sequences are packed, (P, D) with offsets (B + 1,): linear layers see real events only. Attention
+alone needs a rectangle; it pads at the END, where a causal mask keeps every real event from
+seeing padding, so that no mask has to be built.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Packing:
+    """Where each event of packed histories stands in the padded rectangle.
+
+    Args:
+        offsets: (B + 1,) int64, start of each history in the packed rows; the last is P.
+    """
+
+    def __init__(self, offsets: Tensor) -> None:
+        lengths = offsets[1:] - offsets[:-1]
+        self.num_histories = lengths.shape[0]
+        self.longest = max(int(lengths.max()), 1) if lengths.numel() else 1
+        history = torch.repeat_interleave(lengths)
+        self.position = torch.arange(history.shape[0], device=offsets.device) - offsets[history]
+        self.place = history * self.longest + self.position
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """(P, D) -> (B, L, D), zeros after the last event."""
+        padded = packed.new_zeros(self.num_histories * self.longest, packed.shape[1])
+        padded = padded.index_copy(0, self.place, packed)
+        return padded.view(self.num_histories, self.longest, -1)
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """(B, L, D) -> (P, D)."""
+        return padded.reshape(self.num_histories * self.longest, -1).index_select(0, self.place)
+
+
+class CausalAttention(nn.Module):
+    """Multi-head attention in which an event sees itself and earlier events of its history.
+
+    There is no dropout on attention weights: it would cost the fused kernel, and dropout on the
+    branch does the same work.
+    """
+
+    def __init__(self, width: int, *, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, events: Tensor, packing: Packing) -> Tensor:
+        """(P, D) -> (P, D)."""
+        B, L, H = packing.num_histories, packing.longest, self.num_heads
+        padded = packing.pad(self.query_key_value(events))  # (B, L, 3 D)
+        query, key, value = padded.view(B, L, 3, H, -1).permute(2, 0, 3, 1, 4)  # (B, H, L, D / H)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.out(packing.unpad(mixed.transpose(1, 2).reshape(B, L, -1)))
+
+
+class GatedBlock(nn.Module):
+    """LiGR block: each branch of a pre-norm transformer block is multiplied by a gate of its input.
+
+    x + sigmoid(x W_a) * attention(norm(x)), then x + sigmoid(x W_f) * swiglu(norm(x)).
+    Source: Borisyuk et al., LiGR, arXiv 2502.03417, section 3. The gates start half open.
+    """
+
+    def __init__(self, width: int, *, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = CausalAttention(width, num_heads=num_heads)
+        self.attention_gate = nn.Linear(width, width)
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.feed_forward_in = nn.Linear(width, 4 * width)
+        self.feed_forward_out = nn.Linear(2 * width, width)
+        self.feed_forward_gate = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, events: Tensor, packing: Packing) -> Tensor:
+        """(P, D) -> (P, D)."""
+        branch = self.attention(self.attention_norm(events), packing)
+        events = events + self.dropout(torch.sigmoid(self.attention_gate(events)) * branch)
+        value, switch = self.feed_forward_in(self.feed_forward_norm(events)).chunk(2, dim=-1)
+        branch = self.feed_forward_out(self.dropout(value * F.silu(switch)))
+        return events + self.dropout(torch.sigmoid(self.feed_forward_gate(events)) * branch)
+
+
+class PlainBlock(nn.Module):
+    """SASRec's block, pre-norm: attention and a two-layer feed-forward, both residual.
+
+    Source: Kang and McAuley, SASRec, arXiv 1808.09781; GELU in place of ReLU.
+    """
+
+    def __init__(self, width: int, *, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = CausalAttention(width, num_heads=num_heads)
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.feed_forward_in = nn.Linear(width, 4 * width)
+        self.feed_forward_out = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, events: Tensor, packing: Packing) -> Tensor:
+        """(P, D) -> (P, D)."""
+        events = events + self.dropout(self.attention(self.attention_norm(events), packing))
+        hidden = F.gelu(self.feed_forward_in(self.feed_forward_norm(events)))
+        return events + self.dropout(self.feed_forward_out(self.dropout(hidden)))
+
+
+class MaskedAttention(nn.Module):
+    """Multi-head attention of latents (or any queries) over tokens with a mask."""
+
+    def __init__(self, width: int, *, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, queries: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mixes tokens into queries.
+
+        Args:
+            queries: (M, Q, D).
+            tokens: (M, S, D).
+            mask: (M, S) bool, True = may be attended; each row needs one True. None: all.
+
+        Returns:
+            (M, Q, D).
+        """
+        M, Q, D = queries.shape
+        H = self.num_heads
+        query = self.query(queries).view(M, Q, H, D // H).transpose(1, 2)
+        key, value = self.key_value(tokens).view(M, -1, 2, H, D // H).permute(2, 0, 3, 1, 4)
+        allowed = None if mask is None else mask[:, None, None, :]  # (M, 1, 1, S)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+        return self.out(mixed.transpose(1, 2).reshape(M, Q, D))
