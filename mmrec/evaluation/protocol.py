@@ -1,0 +1,202 @@
+"""Who is asked what: cases, candidates and seen items of a split, and the hash of the rules.
+
+    targets table + complete histories ─► Cases ─► ranking
+
+One case is one user with one input history. A user may have two: the warm target with everything
+before it, and the cold target with the warm events before that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from mmrec.data.ragged import IntArray, Ragged
+from mmrec.evaluation.metrics import KS
+
+if TYPE_CHECKING:
+    from data_prep.shards import PreparedData, Split
+
+Which = Literal["validation", "test"]
+CASE_SLICES = ("warm", "cold", "new_users")
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What a model is asked in one evaluation.
+
+    Attributes:
+        user_index: (U,) user of each case.
+        history: U rows of item_index, oldest to newest, without cold items: the model's input.
+        seen: U rows of item_index that no list may show; never a target; empty where items repeat.
+        targets: U rows of item_index, one at least.
+        slice: (U,) "warm", "cold" or "new_users".
+        candidates: (C,) item_index, ascending: items with at least one event in the log.
+        candidate_is_cold: (C,) True for the cold items that this evaluation asks for.
+        num_items: N, items of the catalogue.
+        history_time: U rows of Unix seconds beside `history`; None where the log has no times.
+        history_event: U rows of event types beside `history`; None where the log has none.
+    """
+
+    user_index: IntArray
+    history: Ragged
+    seen: Ragged
+    targets: Ragged
+    slice: list[str]
+    candidates: IntArray
+    candidate_is_cold: BoolArray
+    num_items: int
+    history_time: Ragged | None = None
+    history_event: Ragged | None = None
+
+    def __post_init__(self) -> None:
+        rows = {len(self.history), len(self.seen), len(self.targets), len(self.slice)}
+        if rows != {len(self.user_index)}:
+            raise ValueError(f"the parts of {len(self.user_index)} cases have {rows} rows")
+        if len(self.candidate_is_cold) != len(self.candidates):
+            raise ValueError("candidate_is_cold and candidates differ in length")
+        unknown = set(self.slice) - set(CASE_SLICES)
+        if unknown:
+            raise ValueError(f"slice {unknown.pop()!r}: allowed are {', '.join(CASE_SLICES)}")
+
+    def __len__(self) -> int:
+        return len(self.user_index)
+
+    def take(self, rows: IntArray) -> Cases:
+        """The given cases among the same candidates, e.g. a sample for a quick look."""
+        return Cases(
+            user_index=self.user_index[rows],
+            history=self.history.take(rows),
+            seen=self.seen.take(rows),
+            targets=self.targets.take(rows),
+            slice=[self.slice[row] for row in rows],
+            candidates=self.candidates,
+            candidate_is_cold=self.candidate_is_cold,
+            num_items=self.num_items,
+            history_time=None if self.history_time is None else self.history_time.take(rows),
+            history_event=None if self.history_event is None else self.history_event.take(rows),
+        )
+
+
+def without_targets(seen: Ragged, targets: Ragged) -> Ragged:
+    """The seen items of each case, once each and without its targets, which are never removed."""
+    num_items = 1 + max((int(r.values.max()) for r in (seen, targets) if len(r.values)), default=0)
+    keys = np.unique(seen.row_of_value * num_items + seen.values)
+    keys = keys[~np.isin(keys, targets.row_of_value * num_items + targets.values)]
+    lengths = np.bincount(keys // num_items, minlength=len(seen))
+    return Ragged(keys % num_items, np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def load_cases(data: PreparedData, split: Split, which: Which) -> Cases:
+    """Builds the cases of a split.
+
+    Args:
+        data: the prepared folder; its catalogue says whether items repeat.
+        split: one of its splits.
+        which: whose targets; "test" is read by evaluation only.
+
+    Returns:
+        Cases in ascending order of user, a user's warm case before the cold one. Where the split
+        is by time a user's targets are one list and the history ends at the first of them.
+    """
+    roles = split.items.sort("item_index")["role"].to_numpy()
+    is_cold = np.char.startswith(roles.astype(str), "cold")
+    table = _one_row_a_case(split.targets(which), by_time=_is_by_time(split))
+    row_of_user = {int(user): row for row, user in enumerate(split.full.user_index)}
+
+    inputs: dict[str, list[IntArray]] = {"item": [], "time": [], "event": [], "seen": []}
+    for user_index, position in table.select("user_index", "position").iter_rows():
+        before = np.empty(0, dtype=np.int64)
+        time = event = None
+        if position > 0:
+            history = split.full.read(row_of_user[user_index])
+            before = history.item_index[:position]
+            time, event = history.time, history.event
+        warm = ~is_cold[before]
+        inputs["seen"].append(before)
+        inputs["item"].append(before[warm])
+        inputs["time"].append(_part(time, warm))
+        inputs["event"].append(_part(event, warm))
+
+    targets = Ragged.from_rows(table["item_index"].to_list())
+    seen = Ragged.from_rows(inputs["seen"])
+    if data.catalogue.repeats != "forbid":
+        seen = seen.keep(np.zeros(len(seen.values), dtype=bool))
+    history_items = Ragged.from_rows(inputs["item"])
+    times, events = Ragged.from_rows(inputs["time"]), Ragged.from_rows(inputs["event"])
+    candidates = np.flatnonzero(roles != "no_events").astype(np.int64)
+    return Cases(
+        user_index=table["user_index"].to_numpy().astype(np.int64),
+        history=history_items,
+        seen=without_targets(seen, targets),
+        targets=targets,
+        slice=table["slice"].to_list(),
+        candidates=candidates,
+        candidate_is_cold=roles[candidates] == f"cold_{which}",
+        num_items=len(data.items),
+        history_time=times if len(times.values) == len(history_items.values) else None,
+        history_event=events if len(events.values) == len(history_items.values) else None,
+    )
+
+
+def protocol_document(split: Split, which: Which, *, repeats: str) -> dict[str, Any]:
+    """The rules that a figure was made by, with the hash that stands for them all."""
+    rules: dict[str, Any] = {
+        "name": split.name,
+        "split_hash": split.hash,
+        "targets": which,
+        "candidates": "items with at least one event in the log",
+        "seen": "removed" if repeats == "forbid" else "kept",
+        "ranking": "all candidates",
+        "ties": "expected rank",
+        "mean": "over users",
+        "ks": list(KS),
+    }
+    return {**rules, "hash": protocol_hash(rules)}
+
+
+def protocol_hash(rules: dict[str, Any]) -> str:
+    """sha256 of the rules as sorted JSON, in hexadecimal."""
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+
+
+def training_popularity(split: Split) -> IntArray:
+    """(N,) events of each item in the training histories."""
+    counts = split.items.sort("item_index")["num_train_events"]
+    return counts.to_numpy().astype(np.int64)
+
+
+def training_histories(split: Split) -> Ragged:
+    """The training histories as rows of item_index; what baselines are fitted to."""
+    return Ragged.from_rows(split.train.read(row).item_index for row in range(len(split.train)))
+
+
+def _is_by_time(split: Split) -> bool:
+    return bool(split.manifest.get("protocol") == "time")
+
+
+def _one_row_a_case(targets: pl.DataFrame, *, by_time: bool) -> pl.DataFrame:
+    """user_index, slice, position, item_index (list), in the order of users, warm before cold."""
+    if by_time:  # all lists of a user start where his history ends, never rolled on
+        targets = targets.with_columns(pl.col("position").min().over("user_index"))
+    rank = pl.col("slice").replace_strict({name: row for row, name in enumerate(CASE_SLICES)})
+    return (
+        targets.sort("user_index", "position", maintain_order=True)
+        .group_by("user_index", "slice", "position", maintain_order=True)
+        .agg(pl.col("item_index"))
+        .sort("user_index", rank, "position", maintain_order=True)
+    )
+
+
+def _part(values: npt.NDArray[Any] | None, wanted: BoolArray) -> IntArray:
+    """The wanted ones of the first values, or nothing where the log has no such column."""
+    if values is None:
+        return np.empty(0, dtype=np.int64)
+    return values[: len(wanted)][wanted].astype(np.int64)
