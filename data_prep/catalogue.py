@@ -107,6 +107,11 @@ class ItemsSpec(_Section):
     available: AvailableSpec = AvailableSpec()
     """When an item can be shown; null means always."""
 
+    @field_validator("available", mode="before")
+    @classmethod
+    def _null_means_always(cls, value: Any) -> Any:
+        return {} if value is None else value
+
     @model_validator(mode="after")
     def _columns_are_usable(self) -> ItemsSpec:
         for kind in ("text", "image", "audio", "video"):
