@@ -1,0 +1,358 @@
+"""Text to tokens: a transform over a `tokenizers` file, BERT-like encoders, and a small one.
+
+    str | {field: str} -TextTransform-> (L,) int64 -collate-> token_ids, mask (M, L), present (M,)
+    -below-> states (M, 32, W) -above-> tokens (M, 32, W)
+
+Legend: M items, L pieces of the longest text in the batch, T tokens kept, W width.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from encoders.encoder import Inputs, encode_present, fingerprint
+from encoders.tokens import Tokens, masked, pool_tokens
+
+# Families whose forward is: embeddings, a list of layers, nothing after the last layer.
+STACKED_FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert")
+
+
+def train_vocabulary(texts: Iterable[str], size: int = 8000) -> str:
+    """Learn a vocabulary of word pieces from texts and return it as tokenizer JSON.
+
+    Byte-pair merges without a prefix for continuing pieces: with such a prefix the library numbers
+    the pieces in the order of a hash map, and the same texts give another vocabulary in each run.
+
+    Args:
+        texts: the texts of the catalogue.
+        size: the largest number of pieces, special ones included.
+
+    Returns:
+        The JSON document that `TextTransform` takes; equal texts in equal order give equal JSON.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=["[PAD]", "[UNK]"], show_progress=False, min_frequency=2
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer.to_str()
+
+
+class TextTransform:
+    """Cuts a text into the ids of its pieces."""
+
+    def __init__(self, tokenizer_json: str, *, max_length: int = 256) -> None:
+        """Read the tokeniser.
+
+        Args:
+            tokenizer_json: content of a tokenizer.json.
+            max_length: pieces kept of a text, special ones included.
+        """
+        self.max_length = max_length
+        self.tokenizer_json = tokenizer_json
+        self.tokenizer = Tokenizer.from_str(tokenizer_json)
+        self.pad_id = _pad_id(self.tokenizer)
+        # The file may carry its own: MiniLM's pads every text to 128 pieces and cuts it there.
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(max_length)
+
+    @classmethod
+    def from_folder(cls, folder: Path | str, *, max_length: int = 256) -> Self:
+        """Read `tokenizer.json` of a folder of weights.
+
+        Raises:
+            ValueError: the folder has no such file.
+        """
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise ValueError(f"no tokenizer.json in {folder}: a text encoder's folder needs one")
+        return cls(path.read_text(encoding="utf-8"), max_length=max_length)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of ids, special ones included."""
+        return int(self.tokenizer.get_vocab_size())
+
+    def __call__(self, text: str | Mapping[str, str]) -> Tensor | None:
+        """Return the ids of one text, (L,) int64 with L <= max_length, or None for an empty text.
+
+        Args:
+            text: a string, or the fields of an item in order, which are joined as sentences.
+        """
+        fields = [text] if isinstance(text, str) else list(text.values())
+        joined = ". ".join(field.strip() for field in fields if field.strip())
+        ids = self.tokenizer.encode(joined).ids if joined else []
+        return torch.tensor(ids, dtype=torch.int64) if ids else None
+
+    def collate(self, samples: Sequence[Tensor | None]) -> Inputs:
+        """Pad samples on the right to the longest.
+
+        Returns:
+            token_ids (M, L) int64, mask (M, L) bool, present (M,) bool.
+        """
+        longest = max((len(sample) for sample in samples if sample is not None), default=1)
+        token_ids = torch.full((len(samples), longest), self.pad_id, dtype=torch.int64)
+        mask = torch.zeros(len(samples), longest, dtype=torch.bool)
+        for row, sample in enumerate(samples):
+            if sample is not None:
+                token_ids[row, : len(sample)] = sample
+                mask[row, : len(sample)] = True
+        return {"token_ids": token_ids, "mask": mask, "present": mask.any(dim=1)}
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of the tokeniser and the length."""
+        arguments = {"transform": "text", "json": self.tokenizer_json, "length": self.max_length}
+        return fingerprint(arguments)
+
+
+def _pad_id(tokenizer: Tokenizer) -> int:
+    if tokenizer.padding is not None:
+        return int(tokenizer.padding["pad_id"])
+    candidates = (tokenizer.token_to_id(piece) for piece in ("[PAD]", "<pad>"))
+    return next((found for found in candidates if found is not None), 0)
+
+
+class TextEncoder(nn.Module):
+    """A text model of `transformers`, without its pooler; the cut at 0 lies after its last layer.
+
+    BERT and its kin end in the norm of their last layer, so nothing is left above that cut.
+    """
+
+    modality = "text"
+    model: Any  # the classes of transformers share no type that names what is used here
+
+    def __init__(self, model: Any, *, num_tokens: int = 32) -> None:
+        """Wrap a bidirectional model of `transformers`.
+
+        Args:
+            model: what AutoModel returns.
+            num_tokens: tokens kept of a text.
+
+        Raises:
+            ValueError: the model is a decoder or an encoder-decoder; those are not supported.
+        """
+        super().__init__()
+        config = model.config
+        if config.is_encoder_decoder or _is_causal(model):
+            raise ValueError(
+                f"text model of type '{config.model_type}' is not a bidirectional encoder; "
+                f"use BERT or its kin"
+            )
+        model.pooler = None  # not used here, and a parameter without gradient stalls DDP
+        self.model = model
+        self.num_tokens = num_tokens
+        self.width = self.state_width = int(config.hidden_size)
+        # RoBERTa counts positions from pad_token_id + 1, so two of its 514 rows are never reached
+        offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
+        self.max_length = int(getattr(config, "max_position_embeddings", 1 << 30)) - offset
+
+    @classmethod
+    def from_folder(cls, folder: Path | str, *, num_tokens: int = 32) -> Self:
+        """Load config.json and model.safetensors of a folder, or a model of the hub by its name.
+
+        Raises:
+            ValueError: the folder does not hold them.
+        """
+        from transformers import AutoModel
+
+        try:
+            model = AutoModel.from_pretrained(
+                str(folder), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"cannot load a text model from '{folder}': {reason}") from error
+        return cls(model.eval(), num_tokens=num_tokens)
+
+    def below(self, inputs: Inputs) -> Tokens:
+        """Return the last layer's states, pooled.
+
+        Args:
+            inputs: token_ids (M, L) int64, mask (M, L) bool, present (M,) bool.
+
+        Returns:
+            Tokens (M, num_tokens, state_width), as many real ones as the text has pieces, up to T.
+
+        Raises:
+            ValueError: L exceeds the positions of the model.
+        """
+        if inputs["token_ids"].shape[1] > self.max_length:
+            raise ValueError(
+                f"texts of {inputs['token_ids'].shape[1]} pieces, but the text model takes at most "
+                f"{self.max_length}: lower max_length of the text transform"
+            )
+        return encode_present(
+            inputs, self._encode, num_tokens=self.num_tokens, state_width=self.state_width
+        )
+
+    def _encode(self, inputs: Inputs) -> Tokens:
+        token_ids, mask = inputs["token_ids"], inputs["mask"]
+        if self.model.config.model_type in STACKED_FAMILIES:
+            states = self._run_stack(token_ids, mask)
+        else:
+            states = self.model(input_ids=token_ids, attention_mask=mask.long()).last_hidden_state
+        return pool_tokens(masked(states, mask), self.num_tokens)
+
+    def _run_stack(self, token_ids: Tensor, mask: Tensor) -> Tensor:
+        from transformers.masking_utils import create_bidirectional_mask
+
+        states: Tensor = self.model.embeddings(input_ids=token_ids)
+        attended = create_bidirectional_mask(
+            config=self.model.config, inputs_embeds=states, attention_mask=mask.long()
+        )
+        for block in self.model.encoder.layer:
+            states = block(states, attended)
+        return states
+
+    def above(self, states: Tokens) -> Tokens:
+        """Return the states as they are."""
+        return states
+
+    def forward(self, inputs: Inputs) -> Tokens:
+        """Return tokens (M, num_tokens, width) of the inputs of `TextTransform.collate`."""
+        return self.above(self.below(inputs))
+
+    def pooled(self, tokens: Tokens) -> Tensor:
+        """Return the mean over tokens, (M, width), as sentence encoders such as MiniLM use.
+
+        Equal to the mean over all pieces up to num_tokens pieces; of longer texts, the mean of
+        near-equal bins.
+        """
+        return tokens.pooled()
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of configuration and weights."""
+        config = self.model.config.to_diff_dict()
+        config.pop("transformers_version", None)
+        arguments = {"encoder": "text", "config": config, "tokens": self.num_tokens}
+        return fingerprint(arguments, self.state_dict())
+
+
+def _is_causal(model: Any) -> bool:
+    """Tell whether the first state ignores the second token; no field of a config says so."""
+    training = model.training
+    with torch.no_grad():
+        first, second = model.eval()(input_ids=torch.tensor([[1, 1], [1, 2]])).last_hidden_state
+    model.train(training)
+    return torch.equal(first[0], second[0])
+
+
+class SmallTextEncoder(nn.Module):
+    """A small transformer to train from scratch over a vocabulary of the catalogue's own."""
+
+    modality = "text"
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        width: int = 128,
+        num_layers: int = 2,
+        num_heads: int = 4,
+        max_length: int = 256,
+        dropout: float = 0.1,
+        num_tokens: int = 32,
+    ) -> None:
+        """Make random weights from torch's generator.
+
+        Args:
+            vocabulary_size: ids of the transform's tokeniser.
+            width: of a token.
+            num_layers: blocks of attention and feed-forward.
+            num_heads: must divide width.
+            max_length: positions.
+            dropout: on the embeddings and on what each block adds.
+            num_tokens: tokens kept of a text.
+        """
+        super().__init__()
+        self.width = self.state_width = width
+        self.num_tokens = num_tokens
+        self.max_length = max_length
+        self.pieces = nn.Embedding(vocabulary_size, width)
+        self.positions = nn.Embedding(max_length, width)
+        nn.init.normal_(self.pieces.weight, std=0.02)
+        nn.init.normal_(self.positions.weight, std=0.02)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            TextBlock(width=width, num_heads=num_heads, dropout=dropout) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def below(self, inputs: Inputs) -> Tokens:
+        """Return the last block's states before the final norm, (M, num_tokens, width).
+
+        Args:
+            inputs: token_ids (M, L) int64, mask (M, L) bool, present (M,) bool.
+
+        Raises:
+            ValueError: L exceeds max_length.
+        """
+        if inputs["token_ids"].shape[1] > self.max_length:
+            raise ValueError(
+                f"texts of {inputs['token_ids'].shape[1]} pieces, but the text encoder takes at "
+                f"most {self.max_length}: lower max_length of the text transform"
+            )
+        return encode_present(
+            inputs, self._encode, num_tokens=self.num_tokens, state_width=self.state_width
+        )
+
+    def _encode(self, inputs: Inputs) -> Tokens:
+        token_ids, mask = inputs["token_ids"], inputs["mask"]
+        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+        states = self.dropout(self.pieces(token_ids) + self.positions(positions))
+        for block in self.blocks:
+            states = block(states, mask)
+        return pool_tokens(masked(states, mask), self.num_tokens)
+
+    def above(self, states: Tokens) -> Tokens:
+        """Apply the final norm to each token."""
+        return masked(self.norm(states.values), states.mask)
+
+    def forward(self, inputs: Inputs) -> Tokens:
+        """Return tokens (M, num_tokens, width) of the inputs of `TextTransform.collate`."""
+        return self.above(self.below(inputs))
+
+    def pooled(self, tokens: Tokens) -> Tensor:
+        """Return the mean over tokens, (M, width)."""
+        return tokens.pooled()
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of architecture and weights."""
+        heads = [block.num_heads for block in self.blocks if isinstance(block, TextBlock)]
+        arguments = {"encoder": "small-text", "heads": heads, "tokens": self.num_tokens}
+        return fingerprint(arguments, self.state_dict())
+
+
+class TextBlock(nn.Module):
+    """Pre-norm self-attention and feed-forward over the real tokens."""
+
+    def __init__(self, *, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"num_heads {num_heads} does not divide the text width {width}")
+        self.num_heads = num_heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Map states (M, L, W) with mask (M, L) bool to (M, L, W)."""
+        M, L, W = states.shape
+        split = self.query_key_value(self.attention_norm(states)).view(M, L, 3, self.num_heads, -1)
+        query, key, value = split.permute(2, 0, 3, 1, 4)  # (M, L, 3, H, W/H) -> 3 x (M, H, L, W/H)
+        mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+        mixed = mixed.transpose(1, 2).reshape(M, L, W)  # (M, H, L, W/H) -> (M, L, W)
+        states = states + self.dropout(self.output(mixed))
+        added: Tensor = self.dropout(self.feed_forward(states))
+        return states + added

@@ -1,0 +1,231 @@
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    GPT2Config,
+    GPT2Model,
+    RobertaConfig,
+    RobertaModel,
+)
+
+from encoders.encoder import Encoder, find_unused_parameters
+from encoders.text import SmallTextEncoder, TextEncoder, TextTransform, train_vocabulary
+
+WORDS = [
+    "red", "blue", "quiet", "storm", "river", "king", "castle", "train", "ghost", "garden",
+    "robot", "island", "violin", "desert", "market", "winter",
+]  # fmt: skip
+TEXTS = [
+    " ".join(WORDS[(i * step + i * i) % len(WORDS)] for i in range(60)) for step in range(1, 9)
+]
+
+
+@pytest.fixture(scope="module")
+def transform() -> TextTransform:
+    return TextTransform(train_vocabulary(TEXTS, 200))
+
+
+def make_bert() -> TextEncoder:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=300,
+    )  # fmt: skip
+    return TextEncoder(BertModel(config).eval())
+
+
+def make_roberta() -> TextEncoder:
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0,
+        intermediate_size=64, max_position_embeddings=300, type_vocab_size=1,
+    )  # fmt: skip
+    return TextEncoder(RobertaModel(config).eval())
+
+
+def make_distilbert() -> TextEncoder:
+    torch.manual_seed(0)
+    config = DistilBertConfig(
+        vocab_size=200, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=300
+    )
+    return TextEncoder(DistilBertModel(config).eval())
+
+
+def make_small() -> SmallTextEncoder:
+    torch.manual_seed(0)
+    return SmallTextEncoder(vocabulary_size=200, width=32).eval()
+
+
+FAMILIES = [make_bert, make_roberta, make_distilbert, make_small]
+families = pytest.mark.parametrize("make", FAMILIES, ids=lambda make: make.__name__[5:])
+
+
+@pytest.mark.parametrize("make", FAMILIES[:3], ids=lambda make: make.__name__[5:])
+def test_states_equal_transformers(make, transform: TextTransform) -> None:
+    encoder = make()
+    inputs = transform.collate([transform(" ".join(WORDS[:n])) for n in (3, 9, 16)])
+    expected = encoder.model(
+        input_ids=inputs["token_ids"], attention_mask=inputs["mask"].long()
+    ).last_hidden_state
+    tokens = encoder(inputs)
+    length = expected.shape[1]
+    assert length <= encoder.num_tokens
+    for row, mask in enumerate(inputs["mask"]):
+        torch.testing.assert_close(tokens.values[row, :length][mask], expected[row][mask])
+        assert int(tokens.mask[row].sum()) == int(mask.sum())
+
+
+@families
+def test_fifty_words_give_many_tokens(make, transform: TextTransform) -> None:
+    tokens = make()(transform.collate([transform(" ".join(TEXTS[0].split()[:50]))]))
+    assert tokens.values.shape == (1, 32, 32)
+    assert int(tokens.mask.sum()) == 32
+    assert float(tokens.values[0].detach().std(dim=0).mean()) > 1e-3
+
+
+@families
+def test_padding_and_neighbours_do_not_matter(make, transform: TextTransform) -> None:
+    encoder = make()
+    short, long = transform("quiet river"), transform(TEXTS[1])
+    alone = encoder(transform.collate([short]))
+    together = encoder(transform.collate([short, long, None]))
+    torch.testing.assert_close(together.values[:1], alone.values, atol=1e-5, rtol=0)
+    assert torch.equal(together.mask[:1], alone.mask)
+
+
+@families
+def test_absent_rows_are_masked_and_touch_nobody(make, transform: TextTransform) -> None:
+    encoder = make()
+    inputs = transform.collate([transform(TEXTS[0]), None, transform(TEXTS[1])])
+    before = encoder(inputs)
+    inputs["token_ids"][1] = 7
+    inputs["mask"][1] = True
+    after = encoder(inputs)
+    assert torch.equal(before.values, after.values)
+    assert not before.mask[1].any() and not before.values[1].any()
+    nothing = encoder(transform.collate([None, None]))
+    assert nothing.values.shape == (2, 32, 32) and not nothing.mask.any()
+    assert not encoder.pooled(nothing).isnan().any()
+
+
+@families
+def test_gradient_reaches_every_parameter(make, transform: TextTransform) -> None:
+    encoder = make().train()
+    inputs = transform.collate([transform(TEXTS[0]), None])
+    assert find_unused_parameters(encoder, lambda: encoder(inputs).values.pow(2)) == []
+
+
+@families
+def test_forward_is_above_of_below(make, transform: TextTransform) -> None:
+    encoder: Encoder = make()
+    inputs = transform.collate([transform(TEXTS[0]), None])
+    states = encoder.below(inputs)
+    assert states.values.shape == (2, encoder.num_tokens, encoder.state_width)
+    assert torch.equal(encoder.above(states).values, encoder(inputs).values)
+
+
+@families
+def test_fingerprint_follows_weights_and_arguments(make) -> None:
+    encoder = make()
+    before = encoder.fingerprint()
+    assert before == make().fingerprint()
+    with torch.no_grad():
+        next(encoder.parameters()).view(-1)[0] += 1.0
+    assert encoder.fingerprint() != before
+    if isinstance(encoder, SmallTextEncoder):
+        torch.manual_seed(0)
+        assert SmallTextEncoder(vocabulary_size=200, width=32, num_heads=2).fingerprint() != before
+
+
+def test_vocabulary_is_deterministic_and_splits_unseen_words() -> None:
+    first = train_vocabulary(TEXTS, 200)
+    assert all(train_vocabulary(TEXTS, 200) == first for _ in range(5))
+    transform = TextTransform(first)
+    assert transform.vocabulary_size <= 200
+    sample = transform("castlegarden")
+    assert sample is not None and transform.tokenizer.token_to_id("[UNK]") not in sample.tolist()
+
+
+def test_transform_joins_fields_cuts_and_pickles(transform: TextTransform) -> None:
+    joined = transform({"title": "red king", "plot": " ", "tag": "ghost"})
+    assert joined is not None and torch.equal(joined, transform("red king. ghost"))
+    assert transform("  ") is None and transform({}) is None
+    short = TextTransform(transform.tokenizer_json, max_length=5)
+    assert short.fingerprint() != transform.fingerprint()
+    cut = pickle.loads(pickle.dumps(short))(TEXTS[0])
+    assert cut is not None and len(cut) == 5
+
+
+def test_padding_written_in_the_tokeniser_file_is_ignored(transform: TextTransform) -> None:
+    document = json.loads(transform.tokenizer_json)
+    document["truncation"] = {
+        "direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0,
+    }  # fmt: skip
+    document["padding"] = {
+        "strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": None,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]",
+    }  # fmt: skip
+    other = TextTransform(json.dumps(document))
+    for text in ("red", TEXTS[0]):
+        mine, plain = other(text), transform(text)
+        assert mine is not None and plain is not None and torch.equal(mine, plain)
+
+
+def test_folder_round_trips_and_drops_the_pooler(tmp_path: Path, transform: TextTransform) -> None:
+    encoder = make_bert()
+    full = BertModel(encoder.model.config)
+    full.load_state_dict(encoder.model.state_dict(), strict=False)
+    full.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(transform.tokenizer_json)
+    loaded = TextEncoder.from_folder(tmp_path)
+    inputs = TextTransform.from_folder(tmp_path).collate([transform(TEXTS[0])])
+    assert torch.equal(loaded(inputs).values, encoder(inputs).values)
+    assert not any("pooler" in name for name, _ in loaded.named_parameters())
+
+
+def test_what_cannot_be_used_is_refused(tmp_path: Path, transform: TextTransform) -> None:
+    with pytest.raises(ValueError, match="no tokenizer.json"):
+        TextTransform.from_folder(tmp_path)
+    with pytest.raises(ValueError, match="cannot load a text model"):
+        TextEncoder.from_folder(tmp_path)
+    gpt = GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
+    with pytest.raises(ValueError, match="gpt2.*not a bidirectional"):
+        TextEncoder(GPT2Model(gpt))
+    small = SmallTextEncoder(vocabulary_size=200, width=32, max_length=20)
+    inputs = transform.collate([transform(TEXTS[0])])
+    with pytest.raises(ValueError, match="at most 20: lower max_length"):
+        small(inputs)
+    with pytest.raises(ValueError, match="does not divide"):
+        SmallTextEncoder(vocabulary_size=9, width=30)
+
+
+def test_attention_of_the_small_encoder_equals_torch() -> None:
+    block = make_small().blocks[0]
+    states = torch.randn(2, 7, 32)
+    mask = torch.arange(7) < torch.tensor([[7], [4]])
+    reference = nn.TransformerEncoderLayer(
+        32, 4, 128, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    linear1, linear2 = block.feed_forward[1], block.feed_forward[3]
+    reference.load_state_dict(
+        {
+            "self_attn.in_proj_weight": block.query_key_value.weight,
+            "self_attn.in_proj_bias": block.query_key_value.bias,
+            "self_attn.out_proj.weight": block.output.weight,
+            "self_attn.out_proj.bias": block.output.bias,
+            "linear1.weight": linear1.weight, "linear1.bias": linear1.bias,
+            "linear2.weight": linear2.weight, "linear2.bias": linear2.bias,
+            "norm1.weight": block.attention_norm.weight, "norm1.bias": block.attention_norm.bias,
+            "norm2.weight": block.feed_forward[0].weight, "norm2.bias": block.feed_forward[0].bias,
+        }
+    )  # fmt: skip
+    expected = reference.train()(states, src_key_padding_mask=~mask)
+    torch.testing.assert_close(block(states, mask)[mask], expected[mask], atol=1e-5, rtol=1e-5)
