@@ -1,0 +1,45 @@
+# Every target sets up what it needs first: a fresh clone can start with any of them.
+#   VENV=path    another environment (kept outside the clone by .ci/run)
+#   PYTHON=path  another interpreter, 3.11 or newer
+#   ARGS="…"     passed on to pytest or to the benchmarks, for example ARGS="-m slow"
+
+VENV ?= .venv
+PYTHON ?= python3
+ARGS ?=
+
+BIN := $(VENV)/bin
+# A changed requirement gives another stamp, so the environment follows the two files by itself.
+STAMP := $(VENV)/.mmrec-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
+
+# Whatever clone an environment was installed from, the code of this one is used.
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: install demo test check bench format
+
+install: $(STAMP)
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mmrec needs Python 3.11 or newer: make PYTHON=path")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	rm -f $(VENV)/.mmrec-*
+	touch $@
+
+demo: install
+	$(BIN)/mmrec demo --out demo
+
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

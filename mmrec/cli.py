@@ -1,0 +1,400 @@
+"""The command line: one command a stage, each of which calls one function and prints its result.
+
+Results go to standard output (with --json one document and nothing else), progress and warnings to
+standard error. Exit status: 0 done, 1 the work itself failed, 2 the caller's fault in one line,
+130 interrupted. Anything else that escapes is a defect and shows its traceback.
+
+Commands import what they call when they run, so that `mmrec --help` needs neither torch nor polars.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from data_prep.errors import DataError
+from mmrec.errors import MmrecError, UserError
+from mmrec.terminal import (
+    machine_fault,
+    metric_rows,
+    plain,
+    print_fault,
+    print_json,
+    print_table,
+    progress_bar,
+)
+
+app = typer.Typer(
+    name="mmrec",
+    help="Multimodal recommender: from a folder of media and a log to recommendations, "
+    "exports, and scores for items nobody has met.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+weights_app = typer.Typer(
+    help="List or install pretrained weights.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(weights_app, name="weights")
+
+_INTERRUPTED = 130
+# typer exports no name for the root of its usage errors, and newer releases carry their own click.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+class Which(StrEnum):
+    """Targets to evaluate on."""
+
+    test = "test"
+    validation = "validation"
+
+
+class By(StrEnum):
+    """What `score --top` keeps K rows of."""
+
+    user = "user"
+    item = "item"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("mmrec"))
+        raise typer.Exit
+
+
+# Annotations that several commands share. A path that must exist is checked before anything loads.
+CatalogueArgument = Annotated[
+    Path, typer.Argument(metavar="CATALOGUE.yaml", exists=True, dir_okay=False)
+]
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", exists=True, dir_okay=False)]
+PreparedArgument = Annotated[Path, typer.Argument(metavar="DATA", exists=True, file_okay=False)]
+SourceOption = Annotated[
+    Path,
+    typer.Option(exists=True, file_okay=False, help="Folder that the table's paths start from."),
+]
+RunArgument = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", exists=True, file_okay=False, help="Folder of a run or bundle."),
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        exists=True,
+        file_okay=False,
+        help="The prepared folder, where it has moved since training.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+CountOption = Annotated[int, typer.Option("-k", min=1, help="Number of items.")]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="SECTION.FIELD=VALUE", help="Settings to change."),
+]
+
+
+@app.callback()
+def _configure(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Log warnings only.")] = False,
+) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    for name in ("data_prep", "encoders", "fusion", "mmrec"):
+        logging.getLogger(name).setLevel(level)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for data, run, exports and report.")] = Path(
+        "demo"
+    ),
+) -> None:
+    """Simulate a catalogue, prepare, train, evaluate, export, score new items; write a report."""
+    from mmrec.demo import run_demo
+
+    typer.echo(run_demo(out))
+
+
+@app.command()
+def prepare(
+    catalogue: CatalogueArgument,
+    source: SourceOption,
+    out: Annotated[Path, typer.Option(help="Prepared folder to write or to bring up to date.")],
+    overrides: OverridesArgument = None,
+    num_workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that read media. Default: one a core.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the tables, write nothing.")
+    ] = False,
+) -> None:
+    """Turn tables, media and a log into checked, sharded, split data."""
+    from data_prep.prepare import prepare as prepare_folder
+
+    with progress_bar() as progress:
+        summary = prepare_folder(
+            catalogue,
+            source,
+            out,
+            overrides=overrides or (),
+            num_workers=num_workers,
+            progress=progress,
+            dry_run=dry_run,
+        )
+    typer.echo(summary.line())
+
+
+@app.command()
+def inspect(data: PreparedArgument, as_json: JsonOption = False) -> None:
+    """Describe a prepared folder: density, coverage of each modality, quarantine, splits."""
+    from data_prep.inspect import inspect as look_into
+    from data_prep.inspect import render
+
+    facts = look_into(data)
+    if as_json:
+        print_json(facts)
+    else:
+        typer.echo(render(facts))
+
+
+@weights_app.command("list")
+def weights_list(as_json: JsonOption = False) -> None:
+    """List the weights that can be installed and those that are."""
+    from mmrec.weights import list_weights, render_list
+
+    known = list_weights()
+    if as_json:
+        print_json(known)
+    else:
+        typer.echo(render_list(known))
+
+
+@weights_app.command("install")
+def weights_install(names: Annotated[list[str], typer.Argument(metavar="NAME…")]) -> None:
+    """Fetch weights, check their sha256 and convert them to safetensors."""
+    from mmrec.weights import install
+
+    for name in names:
+        typer.echo(f"{name}: {install(name)}")
+
+
+@app.command()
+def train(
+    config: ConfigArgument,
+    data: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Prepared folder.")],
+    run: Annotated[Path, typer.Option(help="Folder of the run.")],
+    overrides: OverridesArgument = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
+    ] = False,
+) -> None:
+    """Train the encoders above the cut, the fusion and the user model together."""
+    from mmrec.config import load_config
+
+    settings = load_config(config, overrides or ())  # a typo is told before torch loads
+    from mmrec.training.train import train as train_model
+
+    train_model(settings, data, run, resume)
+    typer.echo(f"trained {run}; next: mmrec evaluate {run}")
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    split: Annotated[Which, typer.Option(help="Which targets.")] = Which.test,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank every target among the whole catalogue, beside the baselines; write a report."""
+    from mmrec.evaluation.command import evaluate_run
+
+    metrics = evaluate_run(run, split=split.value, data=data)
+    if as_json:
+        print_json(metrics)
+    else:
+        print_table(metric_rows(metrics))
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    formats: Annotated[
+        str, typer.Option("--format", help="One or several of parquet,faiss,npy.")
+    ] = "parquet",
+    bundle: Annotated[bool, typer.Option("--bundle", help="Add a self-contained bundle.")] = False,
+    data: DataOption = None,
+) -> None:
+    """Write item and user embeddings that any retrieval system can search."""
+    from mmrec.retrieval.export import export_run
+
+    export_run(run, out, formats=tuple(_split(formats)), bundle=bundle, data=data)
+    typer.echo(f"exported {run} to {out}")
+
+
+@app.command()
+def score(
+    run: RunArgument,
+    items: Annotated[
+        Path,
+        typer.Option(exists=True, dir_okay=False, help="Table of items (csv, jsonl, parquet)."),
+    ],
+    source: SourceOption,
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    users: Annotated[str, typer.Option(help="User ids, comma-separated, or all.")] = "all",
+    top: Annotated[int | None, typer.Option(min=1, help="Rows to keep of each user.")] = None,
+    by: Annotated[By, typer.Option(help="What --top counts by.")] = By.user,
+    data: DataOption = None,
+) -> None:
+    """Score items nobody has met, from their media alone."""
+    from mmrec.retrieval.cold import score_file
+
+    summary = score_file(
+        run,
+        items,
+        source,
+        out,
+        users=None if users == "all" else _split(users),
+        top=top,
+        by=by.value,
+        data=data,
+    )
+    typer.echo(summary)
+
+
+@app.command()
+def recommend(
+    run: RunArgument,
+    user: Annotated[str | None, typer.Option(help="Id of a known user.")] = None,
+    history: Annotated[
+        str | None, typer.Option(help="Item ids, oldest first, comma-separated.")
+    ] = None,
+    k: CountOption = 10,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Recommend the next items to a user, known or given by a history."""
+    _exactly_one({"--user": user, "--history": history})
+    from mmrec.recommender import Recommender
+
+    recommender = Recommender.load(run, data=data)
+    found = recommender.recommend(
+        user_id=user, history=None if history is None else _split(history), k=k
+    )
+    _print_found({"user_id": user, "history": history and _split(history)}, found, as_json)
+
+
+@app.command()
+def similar(
+    run: RunArgument,
+    item: Annotated[str | None, typer.Option(help="Id of a known item.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A picture file.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="A text.")] = None,
+    audio: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A sound file.")
+    ] = None,
+    k: CountOption = 10,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the items most like an item, a picture, a text or a sound."""
+    query = {"item": item, "image": image, "text": text, "audio": audio}
+    _exactly_one({f"--{name}": value for name, value in query.items()})
+    from mmrec.recommender import Recommender
+
+    recommender = Recommender.load(run, data=data)
+    found = recommender.similar(item_id=item, image=image, text=text, audio=audio, k=k)
+    _print_found({name: value for name, value in query.items() if value}, found, as_json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status.
+
+    Args:
+        arguments: words after `mmrec`; None takes them from the process.
+    """
+    try:
+        status = app(
+            None if arguments is None else list(arguments), standalone_mode=False, prog_name="mmrec"
+        )
+        sys.stdout.flush()
+        if status == _INTERRUPTED:  # typer turns Ctrl-C into a status
+            raise KeyboardInterrupt
+        return int(status or 0)
+    except _UsageError as error:
+        return _fail(_usage_line(error), 2)
+    except (UserError, DataError) as error:
+        return _fail(str(error), 2)
+    except MmrecError as error:
+        return _fail(str(error), 1)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted; `mmrec train … --resume` goes on", _INTERRUPTED)
+    except BrokenPipeError:
+        # The reader (head, less) has gone; keep the interpreter's last flush from complaining.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        line = machine_fault(error)
+        if line is None:
+            raise
+        return _fail(line, 2)
+
+
+def _fail(message: str, status: int) -> int:
+    print_fault(message)
+    return status
+
+
+def _usage_line(error: Exception) -> str:
+    """What is wrong with the words of a command, and where its help is."""
+    message: str = getattr(error, "format_message", error.__str__)()
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return message
+    if type(error).__name__ == "NoArgsIsHelpError":
+        names = ", ".join(getattr(context.command, "commands", {}))
+        message = f"name a command: {names}."
+    return f"{message.rstrip('.')}. See: {context.command_path} --help"
+
+
+def _exactly_one(options: Mapping[str, object]) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) != 1:
+        raise UserError(
+            f"{' and '.join(given) or 'none'} given, allowed is exactly one of {', '.join(options)}"
+        )
+
+
+def _split(names: str) -> list[str]:
+    """The parts of a comma-separated list, without empty ones."""
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _print_found(query: Mapping[str, Any], found: Sequence[Any], as_json: bool) -> None:
+    """Items found, best first, as a table or as {query, items}."""
+    items = [plain(entry) for entry in found]
+    if as_json:
+        print_json({"query": {key: v for key, v in query.items() if v is not None}, "items": items})
+    else:
+        print_table(items)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

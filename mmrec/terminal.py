@@ -1,0 +1,131 @@
+"""What a terminal shows: JSON documents, tables, a progress bar, and one line for each fault.
+
+Results go to standard output; progress and faults to standard error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# Libraries in Rust and C++ (polars, safetensors, faiss) keep the text of the system's error only.
+_NO_SPACE_TEXTS = ("No space left on device", "os error 28", "StorageFull")
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: dataclasses as objects, paths as strings, NaN as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(entry) for entry in value]
+    if hasattr(value, "tolist"):  # numpy's scalars and arrays
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document, and nothing else, on standard output."""
+    print(json.dumps(plain(document), ensure_ascii=False, allow_nan=False, indent=2))
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows of equal keys as aligned columns under their names."""
+    if not rows:
+        return
+    cells = [list(rows[0]), *([_cell(row[key]) for key in rows[0]] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print("  ".join(map(str.ljust, line, widths)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def metric_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a slice and model of a metrics file, best NDCG@10 first within a slice."""
+    rows = [
+        {"slice": slice_name, "model": model, "users": values["num_users"]}
+        | {name: values.get(name) for name in ("hr@10", "ndcg@10", "recall@50", "mrr")}
+        for model, slices in metrics["models"].items()
+        for slice_name, values in slices.items()
+        if values
+    ]
+    order = list(dict.fromkeys(row["slice"] for row in rows))
+    return sorted(rows, key=lambda row: (order.index(row["slice"]), -(row["ndcg@10"] or 0.0)))
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar for each stage on standard error; gives `report(stage, done, total)`.
+
+    Nothing is drawn where standard error is no terminal.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, done: int, total: int | None = None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield report
+
+
+def print_fault(message: str) -> None:
+    """Print one line on standard error."""
+    print(f"mmrec: {' '.join(message.split())}", file=sys.stderr)
+
+
+def machine_fault(error: Exception) -> str | None:
+    """One line for a full disk or a path that may not be used; None for anything else.
+
+    A full disk is looked for in the causes too, since libraries wrap the system's error.
+    """
+    if isinstance(error, OSError) and error.errno in _NO_PERMISSION:
+        return f"permission denied{_where(error)}: change its permissions, or name another path"
+    cause: BaseException | None = error
+    while cause is not None:
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number in _NO_SPACE or any(text in str(cause) for text in _NO_SPACE_TEXTS):
+            return f"disk full{_where(cause)}: free some space, or write to another folder"
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return None
+
+
+def _where(error: BaseException) -> str:
+    filename = getattr(error, "filename", None)
+    return f" ({filename})" if filename else ""
