@@ -104,13 +104,8 @@ class ItemsSpec(_Section):
     """Name to column of ready-made vectors; each is a modality of its own."""
     attributes: dict[str, AttributeSpec] = {}
     """Column to type."""
-    available: AvailableSpec = AvailableSpec()
+    available: AvailableSpec | None = None
     """When an item can be shown; null means always."""
-
-    @field_validator("available", mode="before")
-    @classmethod
-    def _null_means_always(cls, value: Any) -> Any:
-        return {} if value is None else value
 
     @model_validator(mode="after")
     def _columns_are_usable(self) -> ItemsSpec:
@@ -129,7 +124,8 @@ class ItemsSpec(_Section):
         """Columns of the table that are read, the id first, each once."""
         names = [self.id, *self.text, *self.image, *self.audio, *self.video]
         names += [*self.vectors.values(), *self.attributes]
-        names += [name for name in (self.available.start, self.available.until) if name is not None]
+        if self.available is not None:
+            names += [name for name in (self.available.start, self.available.until) if name]
         return list(dict.fromkeys(names))
 
 

@@ -165,7 +165,7 @@ def make_split(
             interactions,
             spec,
             repeats=repeats,
-            known_ids=[item_ids[index] for index in known],
+            known_ids=[item_ids[index] for index in known.tolist()],
             groups=None if groups is None else groups[known],
             targets=spec_of_targets,
         ),
