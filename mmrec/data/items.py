@@ -1,0 +1,283 @@
+"""Items' media as the encoders' inputs: read by offset, decoded, transformed, collated.
+
+    PreparedData (shards) ──┐
+                            ├─ load: texts, pixels, sound ─ transform ─ collate ─► inputs
+    NewItems (table, files) ┘
+
+Both ways give the same bytes to the same decoder: a file in use is put through `normalise` as
+`prepare` does. A medium that cannot be decoded is named and counted, and its item is treated as
+lacking it; a shard that is damaged is an error, since the rest of it is not to be trusted either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.errors import BrokenMedium
+from data_prep.media import IMAGE_SIDE, MediumKind, decode_audio, decode_image, normalise
+from data_prep.shards import PreparedData
+from encoders.encoder import Inputs, Transform
+from mmrec.errors import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from data_prep.catalogue import Catalogue
+    from data_prep.shards import ItemTable, Member
+
+VECTOR_PREFIX = "vector."
+
+_DECODERS: dict[str, Callable[[bytes], Any]] = {"image": decode_image, "audio": decode_audio}
+MEDIA: dict[str, MediumKind] = {"image": "image", "audio": "audio", "video": "video"}
+
+
+class Media(Protocol):
+    """Where the media of numbered items come from."""
+
+    def __len__(self) -> int:
+        """Number of items."""
+
+    @property
+    def state(self) -> str | None:
+        """Changes when any medium may have; None where that is not known."""
+
+    def item_id(self, item_index: int) -> str:
+        """External id."""
+
+    def digest(self, item_index: int, modality: str) -> str | None:
+        """sha256 of the medium as the decoder would get it; None where the item has none."""
+
+    def load(self, item_index: int, modality: str) -> Any | None:
+        """The decoded medium; None where the item has none.
+
+        Raises:
+            BrokenMedium: it is there and cannot be used.
+        """
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A medium that cannot be used."""
+
+    item_index: int
+    item_id: str
+    modality: str
+    reason: str
+
+
+class PreparedMedia:
+    """The media of a prepared folder, by offset."""
+
+    def __init__(self, data: PreparedData) -> None:
+        self._data = data
+        self._items: ItemTable = data.items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def state(self) -> str | None:
+        """The folder's hash: while it stays, so does every digest."""
+        return self._data.data_hash
+
+    def item_id(self, item_index: int) -> str:
+        """External id."""
+        return self._items.item_ids[item_index]
+
+    def digest(self, item_index: int, modality: str) -> str | None:
+        """sha256 of the medium from the index: no shard is opened to see that nothing changed."""
+        member = self._member(item_index, modality)
+        return None if member is None else member.sha256.hex()
+
+    def load(self, item_index: int, modality: str) -> Any | None:
+        """The decoded medium: text by field, pixels, sound or a vector.
+
+        Raises:
+            BrokenMedium: its bytes do not decode.
+            ShardError: the shard does not hold what its index says.
+        """
+        member = self._member(item_index, modality)
+        if member is None:
+            return None
+        if modality == "text":
+            return self._items.text(item_index)
+        if modality.startswith(VECTOR_PREFIX):
+            return self._items.vector(item_index, modality.removeprefix(VECTOR_PREFIX))
+        return _decoder(modality)(self._items.read(member))
+
+    def _member(self, item_index: int, modality: str) -> Member | None:
+        """The file that stands for the modality; of several pictures or sounds the first."""
+        if self._items.deleted[item_index]:
+            return None
+        members = self._items.members(item_index)
+        if modality in MEDIA:
+            return next((m for m in members if m.name.startswith(modality)), None)
+        name = "text.json" if modality == "text" else f"{modality}.npy"
+        return next((m for m in members if m.name == name), None)
+
+
+class NewItems:
+    """Items that no prepared folder holds: rows of a user's table and files beside it.
+
+    Args:
+        table: one row an item, with `item_id` and any of the catalogue's columns.
+        catalogue: says what the columns are.
+        source: folder that the paths in the table are relative to and stay under.
+        image_side: pixels of the short side above which `prepare` made images smaller.
+    """
+
+    def __init__(
+        self,
+        table: pl.DataFrame,
+        catalogue: Catalogue,
+        source: Path,
+        *,
+        image_side: int = IMAGE_SIDE,
+    ) -> None:
+        self._rows = table.to_dicts()
+        self._spec = catalogue.items
+        self._missing = set(catalogue.items.missing)
+        self._source = source
+        self._image_side = image_side
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def state(self) -> str | None:
+        """None: files of a user may change under us."""
+        return None
+
+    def item_id(self, item_index: int) -> str:
+        """External id."""
+        return str(self._rows[item_index]["item_id"])
+
+    def digest(self, item_index: int, modality: str) -> str | None:
+        """sha256 of the medium as it comes through the one door; None where there is none."""
+        if modality in MEDIA:
+            data = self._bytes(item_index, modality)
+            return None if data is None else hashlib.sha256(data).hexdigest()
+        return _digest(self.load(item_index, modality))
+
+    def load(self, item_index: int, modality: str) -> Any | None:
+        """The decoded medium; of several pictures or sounds the first.
+
+        Raises:
+            BrokenMedium: no such file, or it does not pass the door.
+        """
+        if modality == "text":
+            cells = {name: self._cell(item_index, name) for name in self._spec.text}
+            fields = {name: str(cell) for name, cell in cells.items() if cell is not None}
+            return fields or None
+        if modality.startswith(VECTOR_PREFIX):
+            return self._vector(item_index, modality)
+        data = self._bytes(item_index, modality)
+        return None if data is None else _decoder(modality)(data)
+
+    def _cell(self, item_index: int, column: str) -> Any | None:
+        value = self._rows[item_index].get(column)
+        return None if value is None or str(value) in self._missing else value
+
+    def _vector(self, item_index: int, modality: str) -> NDArray[np.float32] | None:
+        cell = self._cell(item_index, self._spec.vectors[modality.removeprefix(VECTOR_PREFIX)])
+        if cell is None:
+            return None
+        vector = np.asarray(cell, dtype=np.float32)
+        if vector.ndim != 1 or not np.isfinite(vector).all():
+            raise BrokenMedium(f"broken {modality}: not a list of finite numbers")
+        return vector
+
+    def _bytes(self, item_index: int, modality: str) -> bytes | None:
+        columns: tuple[str, ...] = getattr(self._spec, modality)
+        names = (self._cell(item_index, column) for column in columns)
+        name = next((str(name) for name in names if name is not None), None)
+        if name is None:
+            return None
+        root = self._source.resolve()
+        path = (root / name).resolve()
+        if not path.is_relative_to(root):
+            raise BrokenMedium(f"{name} is not under {self._source}")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BrokenMedium(f"{name} cannot be read: {error.strerror}") from None
+        return normalise(data, kind=MEDIA[modality], image_side=self._image_side).data
+
+
+class ItemInputs:
+    """Turns item numbers into the encoders' inputs.
+
+    Args:
+        data: a prepared folder, or new items, or media of any other place.
+        transforms: the encoder's transform by modality.
+
+    Attributes:
+        broken: every medium met so far that could not be used, once each.
+    """
+
+    def __init__(self, data: PreparedData | Media, transforms: Mapping[str, Transform]) -> None:
+        self.media: Media = PreparedMedia(data) if isinstance(data, PreparedData) else data
+        self.transforms = dict(transforms)
+        self._broken: dict[tuple[int, str], Broken] = {}
+
+    @property
+    def broken(self) -> list[Broken]:
+        """Media that could not be used, by item and modality."""
+        return [self._broken[key] for key in sorted(self._broken)]
+
+    def __len__(self) -> int:
+        return len(self.media)
+
+    def collate(self, item_index: NDArray[np.int64]) -> dict[str, Inputs]:
+        """Inputs of every modality for M items; `present` (M,) says which have the medium.
+
+        Args:
+            item_index: (M,) rows of the item table.
+
+        Raises:
+            ShardError: a shard does not hold what its index says.
+        """
+        return {
+            modality: transform.collate(self.samples(item_index, modality))
+            for modality, transform in self.transforms.items()
+        }
+
+    def samples(self, item_index: NDArray[np.int64], modality: str) -> list[Any | None]:
+        """One transformed sample an item, None where the medium is missing or broken."""
+        samples = (self.sample(int(row), modality) for row in item_index)
+        return [None if isinstance(sample, Broken) else sample for sample in samples]
+
+    def sample(self, item_index: int, modality: str) -> Any | Broken | None:
+        """One item's transformed sample; None is a missing medium, `Broken` one of no use."""
+        try:
+            medium = self.media.load(item_index, modality)
+        except BrokenMedium as error:
+            item_id = self.media.item_id(item_index)
+            broken = Broken(item_index, item_id, modality, str(error))
+            self._broken[item_index, modality] = broken
+            return broken
+        return None if medium is None else self.transforms[modality](medium)
+
+
+def _decoder(modality: str) -> Callable[[bytes], Any]:
+    if modality not in _DECODERS:
+        raise UserError(
+            f"modality {modality!r}: there is no decoder for it; allowed are text, "
+            f"{', '.join(_DECODERS)} and vector.NAME: drop encoders.{modality} from the config"
+        )
+    return _DECODERS[modality]
+
+
+def _digest(medium: dict[str, str] | NDArray[np.float32] | None) -> str | None:
+    if medium is None:
+        return None
+    data = json.dumps(medium).encode() if isinstance(medium, dict) else medium.tobytes()
+    return hashlib.sha256(data).hexdigest()
