@@ -1,0 +1,271 @@
+"""Turns the table of items and its media into item shards, their index and near-duplicate groups.
+
+rows of items ─► media pool ─► KEY.json, KEY.text.json, KEY.image0.jpg, … ─► items-*.tar
+└► quarantine.jsonl        index.arrow, items.arrow ◄──┘
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from data_prep.catalogue import AttributeSpec, Catalogue
+from data_prep.duplicates import DuplicateFinder, text_digest
+from data_prep.errors import DataError
+from data_prep.media_pool import LoadedMedium, MediumJob, load_media
+from data_prep.quarantine import Quarantine
+from data_prep.shard_format import ITEMS_SCHEMA, sample_key
+from data_prep.shard_writer import (
+    IndexWriter,
+    ShardWriter,
+    compact_json,
+    open_item_index,
+    write_item_index,
+)
+
+MEDIA_KINDS: tuple[Literal["image", "audio", "video"], ...] = ("image", "audio", "video")
+Progress = Callable[[str, int, int], None]
+"""Called with (what, done, total)."""
+_FEW_MEDIA = 64
+"""Below this a pool costs more to start than it saves."""
+MISSING_DIGEST = b"\0" * 32
+
+
+@dataclass
+class ItemsSummary:
+    """What the item shards hold."""
+
+    item_ids: list[str] = field(default_factory=list)
+    with_modality: Counter[str] = field(default_factory=Counter)
+    with_text_field: Counter[str] = field(default_factory=Counter)
+    num_media: int = 0
+    num_missing_files: int = 0
+    media_bytes: int = 0
+    exact_duplicates: int = 0
+    near_duplicate_groups: int = 0
+    media_sha256: str = ""
+    """Over path and sha256 of every source file, in the order of the table."""
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """One cell of the table that names a medium."""
+
+    member: str
+    kind: Literal["image", "audio", "video"]
+    column: str
+    path: str
+
+
+def media_slots(catalogue: Catalogue, row: Mapping[str, Any]) -> list[_Slot]:
+    """The media a row names: `image0` is the first column of images, whether others are empty."""
+    return [
+        _Slot(f"{kind}{number}", kind, column, row[column])
+        for kind in MEDIA_KINDS
+        for number, column in enumerate(getattr(catalogue.items, kind))
+        if row[column]
+    ]
+
+
+def resolve_medium(source: str, path: str) -> Path | None:
+    """Where a medium lies; None where the path leaves the (real) source folder."""
+    if "\0" in path:
+        return None
+    full = os.path.realpath(os.path.join(source, path))
+    return Path(full) if full.startswith(source.rstrip("/") + "/") else None
+
+
+def build_items(
+    table: pl.DataFrame,
+    catalogue: Catalogue,
+    *,
+    source: Path,
+    folder: Path,
+    quarantine: Quarantine,
+    image_side: int,
+    num_workers: int,
+    progress: Progress | None = None,
+) -> ItemsSummary:
+    """Write `items-*.tar`, `index.arrow` and `items.arrow` into a folder.
+
+    Args:
+        table: items as `read_items` gives them.
+        catalogue: says which columns are what.
+        source: folder the paths of media start from.
+        folder: an empty folder.
+        quarantine: takes broken media and items without any modality.
+        image_side: pixels; see `media.normalise`.
+        num_workers: processes that decode.
+        progress: told after each item.
+
+    Raises:
+        DataError: more than 5 % of the items or media cannot be used, or none is left.
+    """
+    real_source = os.path.realpath(source)
+    slots = [media_slots(catalogue, row) for row in table.iter_rows(named=True)]
+    jobs = (
+        MediumJob(path, slot.kind)
+        for row_slots in slots
+        for slot in row_slots
+        if (path := resolve_medium(real_source, slot.path)) is not None
+    )
+    num_slots = sum(map(len, slots))
+    loaded = load_media(
+        jobs, image_side=image_side, num_workers=num_workers if num_slots >= _FEW_MEDIA else 1
+    )
+    summary = ItemsSummary()
+    finder = DuplicateFinder()
+    media_digest = hashlib.sha256()
+    rows: list[tuple[str, int, int, int]] = []
+    index = open_item_index(folder / "index.arrow")
+    num_rows = 0
+    with ShardWriter(folder, "items") as shards:
+        for row_number, row in enumerate(table.iter_rows(named=True)):
+            item_id = row["item_id"]
+            place = f"{catalogue.items.table} row {row_number + 1}"
+            media: list[tuple[str, bytes]] = []
+            signatures = []
+            for slot in slots[row_number]:
+                outside = resolve_medium(real_source, slot.path) is None
+                result = _OUTSIDE if outside else next(loaded)
+                media_digest.update(slot.path.encode() + b"\0")
+                media_digest.update(result.source_sha256 or MISSING_DIGEST)
+                summary.num_media += 1
+                summary.num_missing_files += not result.source_sha256
+                if result.medium is None:
+                    quarantine.add(
+                        "medium",
+                        place=f"{place}, column {slot.column}",
+                        id=item_id,
+                        reason=result.reason,
+                        path=slot.path,
+                    )
+                    continue
+                media.append((f"{slot.member}.{result.medium.extension}", result.medium.data))
+                signatures += [result.signature] if result.signature else []
+            vectors = list(_read_vectors(row, catalogue, quarantine, place))
+            summary.num_media += len(catalogue.items.vectors)
+            texts = {name: row[name] for name in catalogue.items.text if row[name]}
+            present = _present_modalities(catalogue, texts, media + vectors)
+            if not any(present):
+                quarantine.add("item", place=place, id=item_id, reason="no modality at all")
+                continue
+            item_index = len(rows)
+            parts = [("json", compact_json(_record(row, catalogue)))]
+            parts += [("text.json", compact_json(texts))] if texts else []
+            members = shards.write(sample_key(item_index), parts + media + vectors)
+            for member in members:
+                write_item_index(index, item_index, item_id, member)
+            bits = sum(bit << number for number, bit in enumerate(present))
+            rows.append((item_id, num_rows, len(members), bits))
+            num_rows += len(members)
+            digests = [member.sha256 for member in members[len(parts) :]]
+            finder.add(item_index, digests + ([text_digest(texts)] if texts else []), signatures)
+            summary.item_ids.append(item_id)
+            summary.media_bytes += sum(len(data) for _, data in media)
+            summary.with_text_field.update(list(texts))
+            summary.with_modality.update(
+                name for name, bit in zip(catalogue.modalities, present, strict=True) if bit
+            )
+            if progress is not None:
+                progress("items", row_number + 1, len(table))
+    index.close()
+    quarantine.check_share("medium", summary.num_media)
+    quarantine.check_share("item", len(table))
+    if not rows:
+        raise DataError(f"{catalogue.items.table}: no item is left; the table is empty")
+    groups = finder.groups(len(rows))
+    _write_items(folder / "items.arrow", rows, groups.tolist())
+    summary.exact_duplicates = finder.num_exact_duplicates()
+    summary.near_duplicate_groups = int((np.unique(groups, return_counts=True)[1] > 1).sum())
+    summary.media_sha256 = media_digest.hexdigest()
+    return summary
+
+
+_OUTSIDE = LoadedMedium(None, "path outside the source folder", b"", b"")
+
+
+def convert_attributes(
+    row: Mapping[str, Any], attributes: Mapping[str, AttributeSpec]
+) -> dict[str, Any]:
+    """Typed attributes of an item or user; those not known are left out."""
+    values: dict[str, Any] = {}
+    for name, spec in attributes.items():
+        raw = row[name]
+        if raw is None:
+            continue
+        if spec.type == "number":
+            number = float(raw)
+            values[name] = int(number) if number.is_integer() else number
+        elif spec.type == "set":
+            pieces = raw if isinstance(raw, list) else str(raw).split(spec.separator)
+            members = [str(piece).strip() for piece in pieces if piece is not None]
+            values[name] = [member for member in members if member]
+        else:
+            values[name] = str(raw)
+    return values
+
+
+def _record(row: Mapping[str, Any], catalogue: Catalogue) -> dict[str, Any]:
+    spec = catalogue.items.available
+    record: dict[str, Any] = {
+        "id": row["item_id"],
+        "attributes": convert_attributes(row, catalogue.items.attributes),
+    }
+    if spec is not None:
+        record["available"] = {
+            "from": row.get("available.from"),
+            "until": row.get("available.until"),
+        }
+    return record
+
+
+def _read_vectors(
+    row: Mapping[str, Any], catalogue: Catalogue, quarantine: Quarantine, place: str
+) -> Iterator[tuple[str, bytes]]:
+    for name, column in catalogue.items.vectors.items():
+        if row[column] is None:
+            continue
+        try:
+            vector = np.asarray(row[column], dtype=np.float32)
+        except (TypeError, ValueError):
+            vector = np.empty(0, dtype=np.float32)
+        if vector.ndim != 1 or vector.size == 0 or not np.isfinite(vector).all():
+            quarantine.add(
+                "medium",
+                place=f"{place}, column {column}",
+                id=row["item_id"],
+                reason="broken vector: not a list of finite numbers",
+            )
+            continue
+        buffer = io.BytesIO()
+        np.save(buffer, vector, allow_pickle=False)
+        yield f"vector.{name}.npy", buffer.getvalue()
+
+
+def _present_modalities(
+    catalogue: Catalogue, texts: Mapping[str, str], media: Sequence[tuple[str, bytes]]
+) -> list[bool]:
+    # `image0.jpg` -> image, `vector.clip.npy` -> vector.clip
+    found = {name.rpartition(".")[0].rstrip("0123456789") for name, _ in media}
+    found |= {name.removesuffix(".npy") for name, _ in media}
+    found |= {"text"} if texts else set()
+    return [modality in found for modality in catalogue.modalities]
+
+
+def _write_items(path: Path, rows: Sequence[tuple[str, int, int, int]], groups: list[int]) -> None:
+    writer = IndexWriter(path, ITEMS_SCHEMA)
+    for item_index, ((item_id, first_row, num_members, bits), group) in enumerate(
+        zip(rows, groups, strict=True)
+    ):
+        writer.append(item_index, item_id, first_row, num_members, bits, group, False)
+    writer.close()

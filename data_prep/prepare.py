@@ -1,0 +1,372 @@
+"""Prepares a catalogue: tables, media and a log in, a prepared folder of shards and splits out.
+
+    CATALOGUE.yaml + --source ─► read ─► .staging/{items, users, splits} ─► renamed into --out
+
+The manifest is renamed last and removed first, so an interrupted run leaves nothing that a reader
+accepts; the next run clears it away. A run with nothing changed does nothing; another split of the
+same data adds splits/NAME and touches nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from data_prep.build_items import MEDIA_KINDS, ItemsSummary, Progress, build_items, media_slots
+from data_prep.build_splits import IndexedLog, build_split, index_events, write_users
+from data_prep.catalogue import Catalogue, load_catalogue
+from data_prep.errors import DataError, ShardError
+from data_prep.interactions import read_interactions, read_items, read_users
+from data_prep.media import IMAGE_SIDE
+from data_prep.media_pool import default_num_workers
+from data_prep.quarantine import Quarantine
+from data_prep.shard_format import SCHEMA
+from data_prep.shard_writer import file_record, write_json
+from data_prep.shards import PreparedData
+from data_prep.source_state import (
+    SourceFiles,
+    hash_source,
+    mark_as_current,
+    source_is_older,
+    table_hashes,
+)
+
+STAGING = ".staging"
+_PARTS = ("items", "users.parquet", "quarantine.jsonl", "splits")
+
+
+@dataclass(frozen=True)
+class PrepareSummary:
+    """What a run of `prepare` did.
+
+    `counts` has items, users, interactions and media; `quarantined` counts by kind and reason.
+    """
+
+    counts: dict[str, Any]
+    quarantined: dict[str, dict[str, int]]
+    split: str
+    seconds: float
+    unchanged: bool
+    dry_run: bool = False
+
+    def line(self) -> str:
+        """The summary in one line, quarantine included."""
+        numbers = ", ".join(
+            f"{self.counts[name]:,} {name}" for name in ("items", "users", "interactions", "media")
+        )
+        aside = [
+            f"{count:,} {kind} ({reason})"
+            for kind, reasons in self.quarantined.items()
+            for reason, count in reasons.items()
+        ]
+        state = "nothing changed" if self.unchanged else f"{self.seconds:.1f} s"
+        if self.dry_run:
+            state = "dry run, nothing written"
+        where = f"split {self.split}; quarantined: {', '.join(aside) or 'nothing'}; {state}"
+        return f"{numbers}; {where}"
+
+
+def prepare(
+    catalogue_path: Path,
+    source: Path,
+    out: Path,
+    *,
+    overrides: Sequence[str] = (),
+    num_workers: int | None = None,
+    image_side: int = IMAGE_SIDE,
+    progress: Progress | None = None,
+    dry_run: bool = False,
+) -> PrepareSummary:
+    """Prepare a catalogue and one split of its log.
+
+    Args:
+        catalogue_path: the catalogue file.
+        source: folder that its tables and media lie under.
+        out: the prepared folder; made where absent, else an earlier prepared folder.
+        overrides: settings that replace the file's, as `split.cold_test=0.1`.
+        num_workers: processes that decode media; by default one a processor. The output does not
+            depend on it.
+        image_side: pixels of the short side above which images are made smaller.
+        progress: called with (what, done, total).
+        dry_run: read and check the tables, look for the media, write nothing.
+
+    Raises:
+        DataError: the catalogue, a table or the source is at fault, more than 5 % would be set
+            aside, `out` is something else, or the disk is full.
+    """
+    started = time.time_ns()
+    catalogue = load_catalogue(Path(catalogue_path), overrides)
+    source, out = Path(source), Path(out)
+    if not source.is_dir():
+        raise DataError(f"--source {source}: there is no such folder")
+    if dry_run:
+        return _dry_run(catalogue, source, started)
+    workers = default_num_workers() if num_workers is None else num_workers
+    with _one_writer(out) as staging:
+        data = _current_data(out, catalogue, source, image_side)
+        if data is not None:
+            if _has_split(data, catalogue):
+                return _summarise(data, catalogue, started, unchanged=True)
+            _add_split(data, catalogue, source, staging, progress)
+        else:
+            _build_all(catalogue, source, staging, image_side, workers, progress)
+            _install(staging, out)
+        mark_as_current(out, started)
+        return _summarise(PreparedData.open(out), catalogue, started, unchanged=False)
+
+
+def _build_all(
+    catalogue: Catalogue,
+    source: Path,
+    staging: Path,
+    image_side: int,
+    num_workers: int,
+    progress: Progress | None,
+) -> None:
+    tables = table_hashes(catalogue, source)
+    items_table = read_items(catalogue, source)
+    log_table = read_interactions(catalogue, source)
+    users_table = read_users(catalogue, source)
+    (staging / "items").mkdir()
+    with Quarantine(staging / "quarantine.jsonl") as quarantine:
+        items = build_items(
+            items_table,
+            catalogue,
+            source=source,
+            folder=staging / "items",
+            quarantine=quarantine,
+            image_side=image_side,
+            num_workers=num_workers,
+            progress=progress,
+        )
+        del items_table
+        log = index_events(
+            log_table,
+            table=catalogue.interactions.table,
+            item_ids=items.item_ids,
+            known_users=[] if users_table is None else users_table["user_id"].to_list(),
+            quarantine=quarantine,
+        )
+        del log_table
+    write_users(staging / "users.parquet", log, users_table, catalogue)
+    files = sorted(path for path in staging.rglob("*") if path.is_file())
+    manifest = {
+        "schema": SCHEMA,
+        "name": catalogue.name,
+        "modalities": list(catalogue.modalities),
+        "event_types": log.event_types,
+        "counts": _counts(items, log),
+        "quarantine": quarantine.by_reason(),
+        "settings": {"image_side": image_side},
+        "catalogue": catalogue.document(),
+        "licences": None,
+        "source": {
+            "tables": tables,
+            "media_sha256": items.media_sha256,
+            "missing_files": items.num_missing_files,
+        },
+        "files": {str(path.relative_to(staging)): file_record(path) for path in files},
+    }
+    write_json(staging / "manifest.json", manifest)
+    folder = staging / "splits" / catalogue.split.name
+    folder.mkdir(parents=True)
+    build_split(PreparedData.open(staging), catalogue, log, folder, progress=progress)
+
+
+def _add_split(
+    data: PreparedData,
+    catalogue: Catalogue,
+    source: Path,
+    staging: Path,
+    progress: Progress | None,
+) -> None:
+    log = index_events(
+        read_interactions(catalogue, source),
+        table=catalogue.interactions.table,
+        item_ids=data.items.item_ids,
+        known_users=data.user_ids,
+        quarantine=None,
+    )
+    folder = staging / "split"
+    folder.mkdir()
+    build_split(data, catalogue, log, folder, progress=progress)
+    final = data.path / "splits" / catalogue.split.name
+    final.parent.mkdir(exist_ok=True)
+    if final.exists():  # without a manifest: else it had been found
+        shutil.rmtree(final)
+    folder.rename(final)
+    staging.rmdir()
+
+
+def _has_split(data: PreparedData, catalogue: Catalogue) -> bool:
+    """Whether the split is there; one of the same name with other settings is never replaced."""
+    name = catalogue.split.name
+    if name not in data.splits:
+        return False
+    found = data.split(name).manifest["spec"]
+    asked = catalogue.split.model_dump(mode="json", by_alias=True)
+    if found != asked:
+        changed = ", ".join(
+            f"{key} {found.get(key)} there, {asked[key]} asked"
+            for key in asked
+            if found.get(key) != asked[key]
+        )
+        raise DataError(
+            f"{data.path}: split {name!r} exists with other settings ({changed}); "
+            "give the new one a name with split.name=…"
+        )
+    return True
+
+
+def _current_data(
+    out: Path, catalogue: Catalogue, source: Path, image_side: int
+) -> PreparedData | None:
+    """The prepared folder, if it holds exactly what these sources would give."""
+    try:
+        data = PreparedData.open(out)
+    except ShardError:
+        return None
+    document = catalogue.document()
+    written = dict(data.manifest["catalogue"])
+    document.pop("split")
+    written.pop("split")
+    if written != document or data.manifest["settings"] != {"image_side": image_side}:
+        return None
+    recorded = data.manifest["source"]
+    files = SourceFiles.of_tables(catalogue, source)
+    if not source_is_older(out, files) and table_hashes(catalogue, source) != recorded["tables"]:
+        return None
+    if any(getattr(catalogue.items, kind) for kind in MEDIA_KINDS):
+        files = SourceFiles.of_media(catalogue, source, read_items(catalogue, source))
+        if source_is_older(out, files) and len(files.missing) == recorded["missing_files"]:
+            return data
+        if hash_source(files) != recorded["media_sha256"]:
+            return None
+    return data
+
+
+def _dry_run(catalogue: Catalogue, source: Path, started: int) -> PrepareSummary:
+    items = read_items(catalogue, source)
+    files = SourceFiles.of_media(catalogue, source, items)
+    log = read_interactions(catalogue, source)
+    unknown = len(log.join(items, on="item_id", how="anti"))
+    return PrepareSummary(
+        counts={
+            "items": len(items),
+            "users": log["user_id"].n_unique(),
+            "interactions": len(log) - unknown,
+            "media": len(files.paths) - len(files.missing),
+        },
+        quarantined={
+            kind: {reason: count}
+            for kind, reason, count in (
+                ("interaction", "unknown item", unknown),
+                ("medium", "missing file", len(files.missing)),
+            )
+            if count
+        },
+        split=catalogue.split.name,
+        seconds=(time.time_ns() - started) / 1e9,
+        unchanged=False,
+        dry_run=True,
+    )
+
+
+def _counts(items: ItemsSummary, log: IndexedLog) -> dict[str, Any]:
+    events = log.events
+    return {
+        "items": len(items.item_ids),
+        "items_with_events": events["item_index"].n_unique(),
+        "items_with_modality": dict(sorted(items.with_modality.items())),
+        "items_with_text_field": dict(sorted(items.with_text_field.items())),
+        "users": len(log.user_ids),
+        "users_with_events": events["user_index"].n_unique(),
+        "interactions": len(events),
+        "media": items.num_media,
+        "media_bytes": items.media_bytes,
+        "exact_duplicates": items.exact_duplicates,
+        "near_duplicate_groups": items.near_duplicate_groups,
+    }
+
+
+def _summarise(
+    data: PreparedData, catalogue: Catalogue, started: int, *, unchanged: bool
+) -> PrepareSummary:
+    split = data.split(catalogue.split.name)
+    return PrepareSummary(
+        counts=data.manifest["counts"],
+        quarantined={**data.manifest["quarantine"], **split.manifest["quarantine"]},
+        split=split.name,
+        seconds=(time.time_ns() - started) / 1e9,
+        unchanged=unchanged,
+    )
+
+
+@contextlib.contextmanager
+def _one_writer(out: Path) -> Iterator[Path]:
+    """Hold the output folder alone, with an empty staging folder in it; clear it up on failure."""
+    if out.exists() and not out.is_dir():
+        raise DataError(f"--out {out}: is a file; give a folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        strangers = sorted({p.name for p in out.iterdir()} - {*_PARTS, "manifest.json", STAGING})
+        if strangers:
+            raise DataError(
+                f"--out {out}: holds {strangers[0]!r}, which no prepared folder has; "
+                "give an empty folder or an earlier prepared one"
+            )
+        descriptor = os.open(out, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"--out {out}: {error.strerror}") from error
+    staging = out / STAGING
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError(f"--out {out}: another run is writing there") from error
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            yield staging
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise _explain_write_error(error, out) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def _explain_write_error(error: Exception, out: Path) -> Exception:
+    """A full disk is the user's to mend: one line; anything else goes on as it is."""
+    number = error.errno if isinstance(error, OSError) else None
+    text = str(error).lower()
+    if number in (errno.ENOSPC, errno.EDQUOT) or "no space left" in text:
+        return DataError(f"--out {out}: the disk is full; nothing was changed there, make room")
+    return error
+
+
+def _install(staging: Path, out: Path) -> None:
+    """Move a whole build into place, its manifest last."""
+    (out / "manifest.json").unlink(missing_ok=True)
+    for name in _PARTS:
+        old = out / name
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink(missing_ok=True)
+        (staging / name).rename(old)
+    (staging / "manifest.json").rename(out / "manifest.json")
+    staging.rmdir()
+
+
+__all__ = ["PrepareSummary", "media_slots", "prepare"]
