@@ -21,7 +21,7 @@ from mmrec.data.ragged import IntArray, Ragged
 from mmrec.evaluation.metrics import KS
 
 if TYPE_CHECKING:
-    from data_prep.shards import PreparedData, Split
+    from data_prep.shards import History, PreparedData, Split
 
 Which = Literal["validation", "test"]
 CASE_SLICES = ("warm", "cold", "new_users")
@@ -41,8 +41,10 @@ class Cases:
         candidates: (C,) item_index, ascending: items with at least one event in the log.
         candidate_is_cold: (C,) True for the cold items that this evaluation asks for.
         num_items: N, items of the catalogue.
-        history_time: U rows of Unix seconds beside `history`; None where the log has no times.
-        history_event: U rows of event types beside `history`; None where the log has none.
+        history_time: U rows of Unix seconds beside `history`, data_prep's UNKNOWN_TIME where not
+            known; None where the log has no times.
+        history_event: U rows of event types beside `history`, -1 where not known; None where the
+            log has none.
     """
 
     user_index: IntArray
@@ -103,27 +105,25 @@ def load_cases(data: PreparedData, split: Split, which: Which) -> Cases:
         which: whose targets; "test" is read by evaluation only.
 
     Returns:
-        Cases in ascending order of user, a user's warm case before the cold one. Where the split
-        is by time a user's targets are one list and the history ends at the first of them.
+        Cases in ascending order of user, a user's warm case before the cold one. Targets of one
+        user, slice and position are one case: where the split is by time that is the whole list.
     """
     roles = split.items.sort("item_index")["role"].to_numpy()
     is_cold = np.char.startswith(roles.astype(str), "cold")
-    table = _one_row_a_case(split.targets(which), by_time=_is_by_time(split))
+    table = _one_row_a_case(split.targets(which))
     row_of_user = {int(user): row for row, user in enumerate(split.full.user_index)}
 
     inputs: dict[str, list[IntArray]] = {"item": [], "time": [], "event": [], "seen": []}
+    history: History | None = None
     for user_index, position in table.select("user_index", "position").iter_rows():
-        before = np.empty(0, dtype=np.int64)
-        time = event = None
-        if position > 0:
+        if history is None or history.user_index != user_index:
             history = split.full.read(row_of_user[user_index])
-            before = history.item_index[:position]
-            time, event = history.time, history.event
+        before = history.item_index[:position]
         warm = ~is_cold[before]
         inputs["seen"].append(before)
         inputs["item"].append(before[warm])
-        inputs["time"].append(_part(time, warm))
-        inputs["event"].append(_part(event, warm))
+        inputs["time"].append(_part(history.time, warm))
+        inputs["event"].append(_part(history.event, warm))
 
     targets = Ragged.from_rows(table["item_index"].to_list())
     seen = Ragged.from_rows(inputs["seen"])
@@ -131,6 +131,7 @@ def load_cases(data: PreparedData, split: Split, which: Which) -> Cases:
         seen = seen.keep(np.zeros(len(seen.values), dtype=bool))
     history_items = Ragged.from_rows(inputs["item"])
     times, events = Ragged.from_rows(inputs["time"]), Ragged.from_rows(inputs["event"])
+    num_events = len(history_items.values)
     candidates = np.flatnonzero(roles != "no_events").astype(np.int64)
     return Cases(
         user_index=table["user_index"].to_numpy().astype(np.int64),
@@ -141,8 +142,8 @@ def load_cases(data: PreparedData, split: Split, which: Which) -> Cases:
         candidates=candidates,
         candidate_is_cold=roles[candidates] == f"cold_{which}",
         num_items=len(data.items),
-        history_time=times if len(times.values) == len(history_items.values) else None,
-        history_event=events if len(events.values) == len(history_items.values) else None,
+        history_time=times if len(times.values) == num_events else None,
+        history_event=events if len(events.values) == num_events else None,
     )
 
 
@@ -178,14 +179,8 @@ def training_histories(split: Split) -> Ragged:
     return Ragged.from_rows(split.train.read(row).item_index for row in range(len(split.train)))
 
 
-def _is_by_time(split: Split) -> bool:
-    return bool(split.manifest.get("protocol") == "time")
-
-
-def _one_row_a_case(targets: pl.DataFrame, *, by_time: bool) -> pl.DataFrame:
+def _one_row_a_case(targets: pl.DataFrame) -> pl.DataFrame:
     """user_index, slice, position, item_index (list), in the order of users, warm before cold."""
-    if by_time:  # all lists of a user start where his history ends, never rolled on
-        targets = targets.with_columns(pl.col("position").min().over("user_index"))
     rank = pl.col("slice").replace_strict({name: row for row, name in enumerate(CASE_SLICES)})
     return (
         targets.sort("user_index", "position", maintain_order=True)

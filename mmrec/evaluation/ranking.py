@@ -269,7 +269,7 @@ class _Blocks:
         if tile in self.kept:
             return self.kept[tile]
         columns = self.tiles[tile]
-        scores = self.scorer.score(self.rows, columns).to(self.device)
+        scores = self.scorer.score(self.rows, columns).to(self.device, torch.float32)
         low, high = np.searchsorted(self.seen_column, [columns.start, columns.stop])
         row = torch.from_numpy(self.seen_row[low:high]).to(self.device)
         column = torch.from_numpy(self.seen_column[low:high] - columns.start).to(self.device)
