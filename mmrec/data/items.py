@@ -13,23 +13,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
+from data_prep.build_items import media_slots, resolve_medium
 from data_prep.errors import BrokenMedium
+from data_prep.interactions import read_items
 from data_prep.media import IMAGE_SIDE, MediumKind, decode_audio, decode_image, normalise
 from data_prep.shards import PreparedData
 from encoders.encoder import Inputs, Transform
 from mmrec.errors import UserError
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from data_prep.catalogue import Catalogue
     from data_prep.shards import ItemTable, Member
 
@@ -111,7 +113,7 @@ class PreparedMedia:
             return self._items.text(item_index)
         if modality.startswith(VECTOR_PREFIX):
             return self._items.vector(item_index, modality.removeprefix(VECTOR_PREFIX))
-        return _decoder(modality)(self._items.read(member))
+        return _DECODERS[modality](self._items.read(member))
 
     def _member(self, item_index: int, modality: str) -> Member | None:
         """The file that stands for the modality; of several pictures or sounds the first."""
@@ -128,7 +130,7 @@ class NewItems:
     """Items that no prepared folder holds: rows of a user's table and files beside it.
 
     Args:
-        table: one row an item, with `item_id` and any of the catalogue's columns.
+        table: one row an item, as `read_items` gives it; columns of the catalogue may be absent.
         catalogue: says what the columns are.
         source: folder that the paths in the table are relative to and stay under.
         image_side: pixels of the short side above which `prepare` made images smaller.
@@ -142,14 +144,36 @@ class NewItems:
         *,
         image_side: int = IMAGE_SIDE,
     ) -> None:
-        self._rows = table.to_dicts()
-        self._spec = catalogue.items
-        self._missing = set(catalogue.items.missing)
-        self._source = source
+        self._table = table
+        self._catalogue = _keep_columns(catalogue, table.columns)
+        self._source = os.path.realpath(source)
         self._image_side = image_side
 
+    @classmethod
+    def from_file(
+        cls, path: Path, catalogue: Catalogue, source: Path, *, image_side: int = IMAGE_SIDE
+    ) -> NewItems:
+        """Reads a table of csv, jsonl or parquet with the catalogue's columns of items.
+
+        Columns of media may be absent, since a new item may have any subset of them; the id may
+        not, nor may all of them. The catalogue's filter `where` is not applied.
+
+        Raises:
+            DataError: no such file or id, a duplicate id, a value of a wrong type.
+            UserError: the table has none of the catalogue's columns of media.
+        """
+        found = _columns(path)
+        kept = _keep_columns(catalogue, found)
+        if not kept.modalities:
+            raise UserError(
+                f"{path}: no column of media: it has {', '.join(found)}; "
+                f"give at least one of {', '.join(_media_columns(catalogue))}"
+            )
+        table = read_items(kept, source, table=path)
+        return cls(table, kept, source, image_side=image_side)
+
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._table)
 
     @property
     def state(self) -> str | None:
@@ -158,7 +182,7 @@ class NewItems:
 
     def item_id(self, item_index: int) -> str:
         """External id."""
-        return str(self._rows[item_index]["item_id"])
+        return str(self._table["item_id"][item_index])
 
     def digest(self, item_index: int, modality: str) -> str | None:
         """sha256 of the medium as it comes through the one door; None where there is none."""
@@ -168,48 +192,47 @@ class NewItems:
         return _digest(self.load(item_index, modality))
 
     def load(self, item_index: int, modality: str) -> Any | None:
-        """The decoded medium; of several pictures or sounds the first.
+        """The decoded medium; of several pictures or sounds the first of use.
 
         Raises:
             BrokenMedium: no such file, or it does not pass the door.
         """
+        if modality in MEDIA:
+            data = self._bytes(item_index, modality)
+            return None if data is None else _DECODERS[modality](data)
+        row = self._table.row(item_index, named=True)
+        items = self._catalogue.items
         if modality == "text":
-            cells = {name: self._cell(item_index, name) for name in self._spec.text}
-            fields = {name: str(cell) for name, cell in cells.items() if cell is not None}
-            return fields or None
-        if modality.startswith(VECTOR_PREFIX):
-            return self._vector(item_index, modality)
-        data = self._bytes(item_index, modality)
-        return None if data is None else _decoder(modality)(data)
-
-    def _cell(self, item_index: int, column: str) -> Any | None:
-        value = self._rows[item_index].get(column)
-        return None if value is None or str(value) in self._missing else value
-
-    def _vector(self, item_index: int, modality: str) -> NDArray[np.float32] | None:
-        cell = self._cell(item_index, self._spec.vectors[modality.removeprefix(VECTOR_PREFIX)])
-        if cell is None:
+            return {name: row[name] for name in items.text if row[name]} or None
+        column = items.vectors.get(modality.removeprefix(VECTOR_PREFIX))
+        if column is None or row[column] is None:
             return None
-        vector = np.asarray(cell, dtype=np.float32)
-        if vector.ndim != 1 or not np.isfinite(vector).all():
-            raise BrokenMedium(f"broken {modality}: not a list of finite numbers")
+        vector = np.asarray(row[column], dtype=np.float32)
+        if vector.ndim != 1 or vector.size == 0 or not np.isfinite(vector).all():
+            raise BrokenMedium("broken vector: not a list of finite numbers")
         return vector
 
     def _bytes(self, item_index: int, modality: str) -> bytes | None:
-        columns: tuple[str, ...] = getattr(self._spec, modality)
-        names = (self._cell(item_index, column) for column in columns)
-        name = next((str(name) for name in names if name is not None), None)
-        if name is None:
-            return None
-        root = self._source.resolve()
-        path = (root / name).resolve()
-        if not path.is_relative_to(root):
-            raise BrokenMedium(f"{name} is not under {self._source}")
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise BrokenMedium(f"{name} cannot be read: {error.strerror}") from None
-        return normalise(data, kind=MEDIA[modality], image_side=self._image_side).data
+        """Bytes as a shard would hold them; a second picture stands in for a broken first."""
+        reason = None
+        for slot in media_slots(self._catalogue, self._table.row(item_index, named=True)):
+            if slot.kind != modality:
+                continue
+            path = resolve_medium(self._source, slot.path)
+            if path is None:
+                reason = reason or f"{slot.path}: path outside the source folder"
+                continue
+            try:
+                return normalise(
+                    path.read_bytes(), kind=slot.kind, image_side=self._image_side
+                ).data
+            except OSError as error:
+                reason = reason or f"{slot.path}: {error.strerror}"
+            except BrokenMedium as error:
+                reason = reason or f"{slot.path}: {error}"
+        if reason is not None:
+            raise BrokenMedium(reason)
+        return None
 
 
 class ItemInputs:
@@ -219,12 +242,18 @@ class ItemInputs:
         data: a prepared folder, or new items, or media of any other place.
         transforms: the encoder's transform by modality.
 
-    Attributes:
-        broken: every medium met so far that could not be used, once each.
+    Raises:
+        UserError: a modality that nothing here decodes.
     """
 
     def __init__(self, data: PreparedData | Media, transforms: Mapping[str, Transform]) -> None:
         self.media: Media = PreparedMedia(data) if isinstance(data, PreparedData) else data
+        for modality in transforms:
+            if modality not in ("text", *_DECODERS) and not modality.startswith(VECTOR_PREFIX):
+                raise UserError(
+                    f"encoders.{modality}: there is no decoder for it; allowed are text, "
+                    f"{', '.join(_DECODERS)} and vector.NAME: drop it from the config"
+                )
         self.transforms = dict(transforms)
         self._broken: dict[tuple[int, str], Broken] = {}
 
@@ -265,15 +294,6 @@ class ItemInputs:
             self._broken[item_index, modality] = broken
             return broken
         return None if medium is None else self.transforms[modality](medium)
-
-
-def _decoder(modality: str) -> Callable[[bytes], Any]:
-    if modality not in _DECODERS:
-        raise UserError(
-            f"modality {modality!r}: there is no decoder for it; allowed are text, "
-            f"{', '.join(_DECODERS)} and vector.NAME: drop encoders.{modality} from the config"
-        )
-    return _DECODERS[modality]
 
 
 def _digest(medium: dict[str, str] | NDArray[np.float32] | None) -> str | None:
