@@ -14,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,7 +25,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from data_prep.build_items import media_slots, resolve_medium
-from data_prep.errors import BrokenMedium
+from data_prep.errors import BrokenMedium, DataError
 from data_prep.interactions import read_items
 from data_prep.media import IMAGE_SIDE, MediumKind, decode_audio, decode_image, normalise
 from data_prep.shards import PreparedData
@@ -294,6 +295,45 @@ class ItemInputs:
             self._broken[item_index, modality] = broken
             return broken
         return None if medium is None else self.transforms[modality](medium)
+
+
+def _media_columns(catalogue: Catalogue) -> list[str]:
+    items = catalogue.items
+    return [*items.text, *items.image, *items.audio, *items.video, *items.vectors.values()]
+
+
+def _keep_columns(catalogue: Catalogue, found: Sequence[str]) -> Catalogue:
+    """The catalogue of a table that has only some of the columns of media, and media alone."""
+    items = catalogue.items
+    kept = items.model_copy(
+        update={
+            "where": None,
+            "attributes": {},
+            "available": None,
+            "vectors": {name: c for name, c in items.vectors.items() if c in found},
+            **{
+                kind: tuple(column for column in getattr(items, kind) if column in found)
+                for kind in ("text", *MEDIA)
+            },
+        }
+    )
+    return catalogue.model_copy(update={"items": kept})
+
+
+def _columns(path: Path) -> list[str]:
+    """Names of a table's columns."""
+    scans: dict[str, Callable[[Path], pl.LazyFrame]] = {
+        ".csv": partial(pl.scan_csv, infer_schema=False),
+        ".jsonl": partial(pl.scan_ndjson, infer_schema_length=None),
+        ".parquet": pl.scan_parquet,
+    }
+    scan = scans.get(path.suffix.lower())
+    if scan is None or not path.is_file():
+        raise DataError(f"{path}: no such table; allowed are files in {', '.join(scans)}")
+    try:
+        return scan(path).collect_schema().names()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _digest(medium: dict[str, str] | NDArray[np.float32] | None) -> str | None:
