@@ -1,0 +1,312 @@
+"""Pictures to tokens: the transform, an encoder over any backbone's parts, and a small one.
+
+    (H, W, 3) uint8 -ImageTransform-> (3, S, S) -collate-> images (M, 3, S, S), present (M,)
+    -stem, blocks-> grid -pooled to 4 x 4-> states (M, 16, Ws) | cut at 0 | -head-> (M, 16, W)
+
+The backbones themselves are taken apart in `image_towers.py`.
+Legend: M items, S side in pixels, T tokens, W width of a token, C channels, h x w a grid.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as pictures
+
+from encoders.encoder import Inputs, encode_present, fingerprint, hold_batch_norm
+from encoders.tokens import Tokens, masked
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+LONGEST_ASPECT = 8  # a banner of 20 x 20,000 pixels would grow to 256 x 256,000 before its crop
+
+Interpolation = Literal["bilinear", "bicubic"]
+Resize = Literal["crop", "squash"]
+
+
+class ImageTransform:
+    """Resizes a picture as its backbone was trained to see it: no augmentation."""
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        resize: Resize = "crop",
+        resize_side: int | None = None,
+        interpolation: Interpolation = "bicubic",
+    ) -> None:
+        """Set the geometry and the scale.
+
+        Args:
+            size: side in pixels of what comes out.
+            mean: per channel, of values in [0, 1].
+            std: per channel.
+            resize: "crop" brings the short side to `resize_side` and cuts the centre out; "squash"
+                changes the proportions and keeps all of the picture.
+            resize_side: short side before the crop, `size` if not given.
+            interpolation: always with antialiasing.
+        """
+        self.size = size
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.resize: Resize = resize
+        self.resize_side = resize_side or size
+        self.interpolation: Interpolation = interpolation
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Read the keys of a weights folder's config.json that say how pictures are prepared."""
+        names = ("size", "mean", "std", "resize", "resize_side", "interpolation")
+        return cls(**{name: config[name] for name in names if name in config})
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Return the picture as (3, size, size) float32.
+
+        Args:
+            pixels: (H, W, 3) uint8, RGB.
+
+        Raises:
+            ValueError: another shape or type.
+        """
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+            raise ValueError(f"a picture is (H, W, 3) uint8, got {pixels.shape} {pixels.dtype}")
+        image = Image.fromarray(pixels)
+        mode = InterpolationMode(self.interpolation)
+        if self.resize == "squash":
+            image = pictures.resize(image, [self.size, self.size], mode)
+        else:
+            longest = LONGEST_ASPECT * min(image.size)
+            if max(image.size) > longest:
+                image = pictures.center_crop(image, [min(s, longest) for s in image.size[::-1]])
+            image = pictures.resize(image, [self.resize_side], mode)
+            image = pictures.center_crop(image, [self.size, self.size])
+        scaled: Tensor = pictures.normalize(
+            pictures.to_tensor(image), list(self.mean), list(self.std), inplace=True
+        )
+        return scaled
+
+    def collate(self, samples: Sequence[Tensor | None]) -> Inputs:
+        """Stack samples; a missing one becomes zeros.
+
+        Returns:
+            images (M, 3, size, size) float32, present (M,) bool.
+        """
+        images = torch.zeros(len(samples), 3, self.size, self.size)
+        for row, sample in enumerate(samples):
+            if sample is not None:
+                images[row] = sample
+        present = torch.tensor([sample is not None for sample in samples], dtype=torch.bool)
+        return {"images": images, "present": present}
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of all settings."""
+        return fingerprint({"transform": "image", **vars(self)})
+
+
+def pool_grid(grid: Tensor, side: int) -> Tokens:
+    """Average a grid of states into at most side x side tokens, row by row.
+
+    Equal to adaptive average pooling, whose backward pass has no deterministic CUDA kernel; two
+    products with averaging matrices do. A grid with fewer rows or columns keeps them.
+
+    Args:
+        grid: (M, C, h, w).
+        side: tokens a side.
+
+    Returns:
+        Tokens (M, side * side, C), real ones first.
+    """
+    M, C, h, w = grid.shape
+    rows = _averaging(h, min(h, side)).to(grid)
+    columns = _averaging(w, min(w, side)).to(grid)
+    pooled = torch.einsum("ih,jw,mchw->mijc", rows, columns, grid).reshape(M, -1, C)
+    num_real = pooled.shape[1]
+    values = nn.functional.pad(pooled, (0, 0, 0, side * side - num_real))
+    mask = torch.arange(side * side, device=grid.device) < num_real
+    return Tokens(values, mask.expand(M, -1).contiguous())
+
+
+def _averaging(length: int, bins: int) -> Tensor:
+    """Weights (bins, length) of adaptive average pooling."""
+    weights = torch.zeros(bins, length)
+    for i in range(bins):
+        start, stop = i * length // bins, -(-(i + 1) * length // bins)
+        weights[i, start:stop] = 1 / (stop - start)
+    return weights
+
+
+class ImageEncoder(nn.Module):
+    """A backbone as stem, blocks and head; the cut at 0 lies between the blocks and the head.
+
+    A backbone with a class token keeps it as the first token, before the grid: it is the vector
+    that CLIP and most vision transformers were trained to give. So such a tower has 17 tokens.
+    """
+
+    modality = "image"
+
+    def __init__(
+        self,
+        *,
+        stem: nn.Module,
+        blocks: Sequence[nn.Module],
+        head: nn.Module,
+        state_width: int,
+        width: int,
+        transform: ImageTransform,
+        arguments: Mapping[str, Any],
+        num_prefix_tokens: int = 0,
+        class_token: bool = False,
+        grid_side: int = 4,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            stem: images (M, 3, S, S) to the states of the first block.
+            blocks: each maps states to states: maps (M, C, h, w), or sequences (M, N, C) of prefix
+                tokens and then a square grid, row by row.
+            head: maps tokens (M, T, state_width) to (M, T, width), each by itself.
+            state_width: of the states at the cut.
+            width: of the tokens that come out.
+            transform: how this backbone sees a picture.
+            arguments: what tells this architecture from others, for the fingerprint.
+            num_prefix_tokens: tokens before the grid in a sequence.
+            class_token: keep the first of them as a token.
+            grid_side: the grid is pooled to grid_side x grid_side tokens.
+        """
+        super().__init__()
+        self.stem, self.blocks, self.head = stem, nn.ModuleList(blocks), head
+        self.state_width, self.width = state_width, width
+        self.transform = transform
+        self.num_prefix_tokens, self.class_token = num_prefix_tokens, class_token
+        self.grid_side = grid_side
+        self.num_tokens = grid_side * grid_side + int(class_token)
+        self._arguments = {**arguments, "grid_side": grid_side, "class_token": class_token}
+        hold_batch_norm(self)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch dropout and the like; BatchNorm stays on its running statistics."""
+        super().train(mode)
+        hold_batch_norm(self)
+        return self
+
+    def below(self, inputs: Inputs) -> Tokens:
+        """Return the last block's states, pooled to the grid.
+
+        Args:
+            inputs: images (M, 3, S, S), present (M,) bool.
+
+        Returns:
+            Tokens (M, num_tokens, state_width).
+        """
+        return encode_present(
+            inputs, self._encode, num_tokens=self.num_tokens, state_width=self.state_width
+        )
+
+    def _encode(self, inputs: Inputs) -> Tokens:
+        states: Tensor = self.stem(inputs["images"].contiguous(memory_format=torch.channels_last))
+        for block in self.blocks:
+            states = block(states)
+        if states.ndim == 4:
+            return pool_grid(states, self.grid_side)
+        M, N, C = states.shape
+        side = round((N - self.num_prefix_tokens) ** 0.5)
+        grid = states[:, self.num_prefix_tokens :].transpose(1, 2).reshape(M, C, side, side)
+        tokens = pool_grid(grid, self.grid_side)
+        if not self.class_token:
+            return tokens
+        return Tokens(
+            torch.cat([states[:, :1], tokens.values], dim=1),
+            torch.cat([tokens.mask.new_ones(M, 1), tokens.mask], dim=1),
+        )
+
+    def above(self, states: Tokens) -> Tokens:
+        """Apply the head to each token: (M, num_tokens, width)."""
+        return masked(self.head(states.values), states.mask)
+
+    def forward(self, inputs: Inputs) -> Tokens:
+        """Return tokens (M, num_tokens, width) of the inputs of `ImageTransform.collate`."""
+        return self.above(self.below(inputs))
+
+    def pooled(self, tokens: Tokens) -> Tensor:
+        """Return the class token where there is one, else the mean over the grid, (M, width).
+
+        The mean differs a little from a backbone's own global pooling: bins of the grid overlap
+        where its side is no multiple of grid_side, and the head works on pooled states.
+        """
+        return tokens.values[:, 0] if self.class_token else tokens.pooled()
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of architecture and weights."""
+        return fingerprint({"encoder": "image", **self._arguments}, self.state_dict())
+
+
+class SmallImageEncoder(nn.Module):
+    """A small convolutional network to train from scratch: 64 pixels, 0.3 M parameters."""
+
+    modality = "image"
+
+    def __init__(self, *, width: int = 128, size: int = 64, grid_side: int = 4) -> None:
+        """Make random weights from torch's generator.
+
+        Args:
+            width: channels of the last stage and width of a token, a multiple of 8.
+            size: side of the pictures in pixels; 64 gives a grid of 4 x 4.
+            grid_side: the grid is pooled to grid_side x grid_side tokens.
+        """
+        super().__init__()
+        self.width = self.state_width = width
+        self.grid_side = grid_side
+        self.num_tokens = grid_side * grid_side
+        self.transform = ImageTransform(size=size, resize="squash", interpolation="bilinear")
+        self.stem = _stage(3, width // 4, stride=2)
+        widths = (width // 4, width // 2, 3 * width // 4, width)
+        pairs = zip(widths[:-1], widths[1:], strict=True)
+        self.blocks = nn.ModuleList(_stage(before, after, stride=2) for before, after in pairs)
+        self.refine = _stage(width, width, stride=1)
+        self.head = nn.LayerNorm(width)
+
+    def below(self, inputs: Inputs) -> Tokens:
+        """Return the last stage's states before the final norm, (M, num_tokens, width).
+
+        Args:
+            inputs: images (M, 3, S, S), present (M,) bool.
+        """
+        return encode_present(
+            inputs, self._encode, num_tokens=self.num_tokens, state_width=self.state_width
+        )
+
+    def _encode(self, inputs: Inputs) -> Tokens:
+        states = self.stem(inputs["images"].contiguous(memory_format=torch.channels_last))
+        for block in self.blocks:
+            states = block(states)
+        return pool_grid(states + self.refine(states), self.grid_side)
+
+    def above(self, states: Tokens) -> Tokens:
+        """Apply the final norm to each token."""
+        return masked(self.head(states.values), states.mask)
+
+    def forward(self, inputs: Inputs) -> Tokens:
+        """Return tokens (M, num_tokens, width) of the inputs of `ImageTransform.collate`."""
+        return self.above(self.below(inputs))
+
+    def pooled(self, tokens: Tokens) -> Tensor:
+        """Return the mean over tokens, (M, width)."""
+        return tokens.pooled()
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of architecture and weights."""
+        return fingerprint(
+            {"encoder": "small-image", "grid_side": self.grid_side}, self.state_dict()
+        )
+
+
+def _stage(before: int, after: int, *, stride: int) -> nn.Sequential:
+    """Convolution, GroupNorm over groups of 8 channels, ReLU: no statistics across items."""
+    convolution = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.GroupNorm(after // 8, after), nn.ReLU())
