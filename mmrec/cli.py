@@ -139,6 +139,9 @@ def prepare(
     num_workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that read media. Default: one a core.")
     ] = None,
+    image_side: Annotated[
+        int, typer.Option(min=16, help="Pixels of the short side above which images are reduced.")
+    ] = 256,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the tables, write nothing.")
     ] = False,
@@ -146,14 +149,15 @@ def prepare(
     """Turn tables, media and a log into checked, sharded, split data."""
     from data_prep.prepare import prepare as prepare_folder
 
-    with progress_bar() as progress:
+    with progress_bar() as report:
         summary = prepare_folder(
             catalogue,
             source,
             out,
             overrides=overrides or (),
             num_workers=num_workers,
-            progress=progress,
+            image_side=image_side,
+            progress=report,
             dry_run=dry_run,
         )
     typer.echo(summary.line())
@@ -209,7 +213,16 @@ def train(
     settings = load_config(config, overrides or ())  # a typo is told before torch loads
     from mmrec.training.train import train as train_model
 
-    train_model(settings, data, run, resume)
+    with progress_bar() as report:
+        train_model(
+            settings,
+            data,
+            run,
+            resume=resume,
+            progress=lambda at: report(
+                "steps", at.step, at.total_steps, note=f"epoch {at.epoch} loss {at.loss:.4f}"
+            ),
+        )
     typer.echo(f"trained {run}; next: mmrec evaluate {run}")
 
 

@@ -10,9 +10,9 @@ import errno
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -71,9 +71,17 @@ def metric_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (order.index(row["slice"]), -(row["ndcg@10"] or 0.0)))
 
 
+class Report(Protocol):
+    """What a progress bar is told; `note` stands beside the name of the stage."""
+
+    def __call__(self, stage: str, done: int, total: int | None, note: str = "") -> None:
+        """`done` of `total` steps of a stage are behind us."""
+        ...
+
+
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
-    """A bar for each stage on standard error; gives `report(stage, done, total)`.
+def progress_bar() -> Iterator[Report]:
+    """A bar for each stage, with the time left, on standard error.
 
     Nothing is drawn where standard error is no terminal.
     """
@@ -97,10 +105,12 @@ def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         tasks: dict[str, TaskID] = {}
 
-        def report(stage: str, done: int, total: int | None = None) -> None:
+        def report(stage: str, done: int, total: int | None, note: str = "") -> None:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done, total=total)
+            bar.update(
+                tasks[stage], completed=done, total=total, description=f"{stage} {note}".rstrip()
+            )
 
         yield report
 

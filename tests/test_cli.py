@@ -126,7 +126,7 @@ def test_prepare_passes_its_options(
     captured = capsys.readouterr()
     assert captured.out == (
         f"['catalogue.yaml', '{catalogue.parent.name}', 'data'] {{'overrides': ['split.seed=1', "
-        "'split.cold_test=0.1'], 'num_workers': 2, 'dry_run': False}\n"
+        "'split.cold_test=0.1'], 'num_workers': 2, 'image_side': 256, 'dry_run': False}\n"
     )
     assert captured.err == ""
 
