@@ -1,8 +1,8 @@
 """Errors of data preparation, each one line that says what is wrong and where to change it.
 
-    DataError           the user's data or catalogue file is at fault
-    ├── BrokenMedium    one picture, sound or clip cannot be used: goes to quarantine
-    └── ShardError      a prepared folder is damaged or of another schema
+DataError           the user's data or catalogue file is at fault
+├── BrokenMedium    one picture, sound or clip cannot be used: goes to quarantine
+└── ShardError      a prepared folder is damaged or of another schema
 """
 
 

@@ -108,7 +108,11 @@ def read_table(
         if where is not None:
             frame = _filter(frame, fields, schema, where)
         result = frame.select(
-            pl.col(ROW).cast(pl.Int64), pl.col("^value:.*$"), pl.col("^fault:.*$")
+            pl.col(ROW).cast(pl.Int64),
+            pl.col("^value:.*$"),
+            pl.col("^fault:.*$"),
+            # A csv row with too many cells is noticed only where the last column is read.
+            pl.col(schema.names()[-1]).is_null().alias("__last"),
         ).collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
         raise DataError(_explain(error, path, where, section)) from None
@@ -246,7 +250,7 @@ def _is_missing(spec: Field, dtype: pl.DataType) -> pl.Expr:
     if dtype.is_temporal():
         return column.is_null() | column.cast(pl.String).is_in(texts)
     number = column.cast(pl.Float64, strict=False)
-    missing = column.is_null() | number.is_nan() | number.is_in(numbers)
+    missing = column.is_null() | (number.is_nan() | number.is_in(numbers)).fill_null(False)
     return missing | column.cast(pl.String).str.strip_chars().is_in(["", *texts])
 
 
