@@ -174,4 +174,4 @@ def test_inspect_refuses_a_damaged_folder(
 
 def test_inspect_refuses_another_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(tmp_path)]) == 2
-    assert "mmrec prepare" in capsys.readouterr().err
+    assert "not a prepared folder" in capsys.readouterr().err
