@@ -1,0 +1,200 @@
+"""Sound to tokens: log-mel frames, and a small convolutional network over them.
+
+    (samples, channels), rate -AudioTransform-> (F, 64) -collate-> mel (M, F, 64), mask (M, F),
+    present (M,) -below-> states (M, 16, W) | cut at 0 | -above-> tokens (M, 16, W)
+
+Legend: M items, F frames of 10 ms, T tokens, W width, C channels of a convolution.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchaudio import functional as sound
+from torchaudio.transforms import MelSpectrogram
+
+from encoders.encoder import Inputs, encode_present, fingerprint
+from encoders.tokens import Tokens, masked, pool_tokens
+
+SAMPLE_RATE_HZ = 16_000
+WINDOW = 400  # samples, 25 ms
+HOP = 160  # samples, 10 ms
+NUM_MELS = 64
+# The resampler rolls off just below 8 kHz: above 7.6 kHz a sound depends on its first rate.
+LOWEST_HZ, HIGHEST_HZ = 20.0, 7_600.0
+FLOOR = 1e-5  # of the mel energy: about the noise of 16-bit samples
+NUM_WINDOWS = 4
+
+
+class AudioTransform:
+    """Mixes to mono, resamples to 16 kHz and takes the logarithm of 64 mel bands.
+
+    Of a sound longer than `max_duration_s`, four windows are taken at even distances from its
+    start to its end: a song's middle alone would miss how it begins and ends.
+    """
+
+    def __init__(self, *, max_duration_s: float = 10.0) -> None:
+        """Set how much of a sound is heard.
+
+        Args:
+            max_duration_s: seconds in all, at least 0.2.
+
+        Raises:
+            ValueError: it is shorter.
+        """
+        if max_duration_s < 0.2:
+            raise ValueError(f"max_duration_s must be at least 0.2 seconds, got {max_duration_s}")
+        self.max_duration_s = max_duration_s
+        self._mel = MelSpectrogram(
+            SAMPLE_RATE_HZ, n_fft=512, win_length=WINDOW, hop_length=HOP, center=False,
+            f_min=LOWEST_HZ, f_max=HIGHEST_HZ, n_mels=NUM_MELS,
+        )  # fmt: skip
+
+    def __call__(self, medium: tuple[NDArray[np.float32], int]) -> Tensor | None:
+        """Return the log-mel frames, (F, 64) float32, or None for a sound without a sample.
+
+        Args:
+            medium: samples (samples, channels) in [-1, 1], and their rate in Hz.
+
+        Raises:
+            ValueError: another shape, or a sample that is not finite.
+        """
+        samples, sample_rate_hz = medium
+        if samples.ndim != 2:
+            raise ValueError(f"a sound is (samples, channels), got {samples.shape}")
+        mono = torch.from_numpy(np.ascontiguousarray(samples, np.float32)).mean(dim=1)
+        if not bool(mono.isfinite().all()):
+            raise ValueError("a sound with a sample that is not finite")
+        if len(mono) == 0:
+            return None
+        # Windows are cut before resampling: an hour of sound costs no more than ten seconds.
+        windows = [self._frames(part, sample_rate_hz) for part in self._cut(mono, sample_rate_hz)]
+        return torch.cat(windows)
+
+    def _cut(self, mono: Tensor, sample_rate_hz: int) -> list[Tensor]:
+        longest = round(self.max_duration_s * sample_rate_hz)
+        if len(mono) <= longest:
+            return [mono]
+        length = longest // NUM_WINDOWS
+        starts = [i * (len(mono) - length) // (NUM_WINDOWS - 1) for i in range(NUM_WINDOWS)]
+        return [mono[start : start + length] for start in starts]
+
+    def _frames(self, mono: Tensor, sample_rate_hz: int) -> Tensor:
+        mono = sound.resample(mono, sample_rate_hz, SAMPLE_RATE_HZ)
+        missing = self._mel.n_fft - len(mono)
+        if missing > 0:  # shorter than a frame: silence fills it
+            mono = nn.functional.pad(mono, (0, missing))
+        energy = self._mel(mono).transpose(0, 1)  # (64, F) -> (F, 64)
+        scaled: Tensor = (energy.clamp(min=FLOOR).log() + 4.0) / 4.0  # about -2 to 2
+        return scaled
+
+    def collate(self, samples: Sequence[Tensor | None]) -> Inputs:
+        """Pad samples on the right to the longest.
+
+        Returns:
+            mel (M, F, 64) float32, mask (M, F) bool, present (M,) bool.
+        """
+        longest = max((len(sample) for sample in samples if sample is not None), default=1)
+        mel = torch.zeros(len(samples), longest, NUM_MELS)
+        mask = torch.zeros(len(samples), longest, dtype=torch.bool)
+        for row, sample in enumerate(samples):
+            if sample is not None:
+                mel[row, : len(sample)] = sample
+                mask[row, : len(sample)] = True
+        return {"mel": mel, "mask": mask, "present": mask.any(dim=1)}
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of all settings."""
+        constants = (SAMPLE_RATE_HZ, WINDOW, HOP, NUM_MELS, LOWEST_HZ, HIGHEST_HZ, FLOOR)
+        return fingerprint(
+            {
+                "transform": "audio",
+                "constants": constants,
+                "windows": NUM_WINDOWS,
+                "max_duration_s": self.max_duration_s,
+            }
+        )
+
+
+class AudioEncoder(nn.Module):
+    """Four strided convolutions over time and pitch, about 0.3 M parameters, to train from scratch.
+
+    Padding is put back to zero before each convolution and norms stay within a frame, so that a
+    sound gives the same tokens whatever it is padded to. A token spans 160 ms before pooling.
+    """
+
+    modality = "audio"
+
+    def __init__(self, *, width: int = 128, num_tokens: int = 16) -> None:
+        """Make random weights from torch's generator.
+
+        Args:
+            width: of a token, a multiple of 4.
+            num_tokens: tokens kept of a sound.
+        """
+        super().__init__()
+        self.width = self.state_width = width
+        self.num_tokens = num_tokens
+        widths = (1, width // 4, width // 2, 3 * width // 4, width)
+        self.blocks = nn.ModuleList(
+            AudioBlock(before, after) for before, after in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.join = nn.Linear(width * (NUM_MELS // 16), width)
+        self.head = nn.LayerNorm(width)
+
+    def below(self, inputs: Inputs) -> Tokens:
+        """Return the states before the final norm, pooled.
+
+        Args:
+            inputs: mel (M, F, 64), mask (M, F) bool, present (M,) bool.
+
+        Returns:
+            Tokens (M, num_tokens, width); ceil(F / 16) real ones, up to num_tokens.
+        """
+        return encode_present(
+            inputs, self._encode, num_tokens=self.num_tokens, state_width=self.state_width
+        )
+
+    def _encode(self, inputs: Inputs) -> Tokens:
+        states, mask = inputs["mel"].unsqueeze(1), inputs["mask"]  # (M, 1, F, 64)
+        for block in self.blocks:
+            states, mask = block(states, mask)
+        flat = states.permute(0, 2, 1, 3).flatten(2)  # (M, W, F/16, 4) -> (M, F/16, 4 W)
+        return pool_tokens(masked(self.join(flat), mask), self.num_tokens)
+
+    def above(self, states: Tokens) -> Tokens:
+        """Apply the final norm to each token."""
+        return masked(self.head(states.values), states.mask)
+
+    def forward(self, inputs: Inputs) -> Tokens:
+        """Return tokens (M, num_tokens, width) of the inputs of `AudioTransform.collate`."""
+        return self.above(self.below(inputs))
+
+    def pooled(self, tokens: Tokens) -> Tensor:
+        """Return the mean over tokens, (M, width)."""
+        return tokens.pooled()
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of architecture and weights."""
+        return fingerprint({"encoder": "audio", "tokens": self.num_tokens}, self.state_dict())
+
+
+class AudioBlock(nn.Module):
+    """A convolution of stride 2 over frames and bands, a norm over channels, GELU."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(before, after, 3, stride=2, padding=1)
+        self.norm = nn.LayerNorm(after)
+
+    def forward(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Map states (M, C, F, B) and their mask (M, F) to half as many frames and bands.
+
+        Frame i of the result is centred on frame 2 i, so it is real where that one is.
+        """
+        states = states.masked_fill(~mask[:, None, :, None], 0.0)
+        maps = self.convolution(states).permute(0, 2, 3, 1)  # (M, C, F, B) -> (M, F, B, C)
+        maps = nn.functional.gelu(self.norm(maps)).permute(0, 3, 1, 2)
+        return maps, mask[:, ::2]
