@@ -1,0 +1,177 @@
+"""The report's plots, each one figure as a data URI of SVG; axes, units and legends named.
+
+Figures are made without pyplot, so that no window system and no global state is touched, and with
+a fixed salt, so that equal figures give equal bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+OURS = "mmrec"
+_OURS_COLOUR, _OTHERS_COLOUR = "#c2410c", "#94a3b8"
+_SLICE_COLOURS = {
+    "all": "#64748b",
+    "warm": "#c2410c",
+    "cold": "#2563eb",
+    "cold_among_cold": "#7db3f5",
+    "new_users": "#0f766e",
+}
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#e5e7eb",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.hashsalt": "mmrec",
+}
+_DOTS: Any = {"marker": "o", "markersize": 3, "linewidth": 1.4}
+
+
+def learning_curves(records: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> str | None:
+    """Training loss, and validation NDCG@10 of every slice, by step.
+
+    Args:
+        records: lines of metrics.jsonl.
+        labels: slice -> its name in words, in the order of the legend.
+
+    Returns:
+        A data URI; None where no step was logged.
+    """
+    losses = [(r["step"], r["loss"]) for r in records if r.get("loss") is not None]
+    looks = [(r["step"], r["validation"]) for r in records if r.get("validation")]
+    if not losses:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9.0, 3.0), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.plot(*zip(*losses, strict=True), color=_OURS_COLOUR, linewidth=1.2)
+        left.set(xlabel="step", ylabel="training loss (nats a target)")
+        for name, label in labels.items():
+            points = [(s, m[name]["ndcg@10"]) for s, m in looks if m.get(name)]
+            if points:
+                style = {
+                    "marker": "o",
+                    "markersize": 3,
+                    "linewidth": 1.4,
+                    "color": _SLICE_COLOURS[name],
+                }
+                right.plot(*zip(*points, strict=True), label=label, **style)
+        right.set(xlabel="step", ylabel="validation NDCG@10")
+        right.set_ylim(bottom=0)
+        if looks:
+            right.legend(fontsize=8)
+        return _as_uri(figure)
+
+
+def model_bars(
+    models: Mapping[str, Mapping[str, Mapping[str, float] | None]], labels: Mapping[str, str]
+) -> str:
+    """NDCG@10 of every model, a panel a slice.
+
+    Args:
+        models: name -> slice -> metrics, in the order drawn.
+        labels: the slices drawn -> their names in words.
+    """
+    with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
+        height = 0.8 + 0.24 * len(models)
+        figure = Figure(figsize=(9.0, height), layout="constrained")
+        panels = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
+        for axes, (name, label) in zip(panels, labels.items(), strict=True):
+            values = [(m[name] or {}).get("ndcg@10", 0.0) for m in models.values()]
+            colours = [_OURS_COLOUR if model == OURS else _OTHERS_COLOUR for model in models]
+            bars = axes.barh(list(models), values, color=colours)
+            axes.bar_label(bars, [_short(v) for v in values], padding=2, fontsize=8)
+            axes.set_xlim(0, max([*values, 1e-9]) * 1.28)
+            axes.set_title(label, fontsize=9)
+            axes.set_xlabel("NDCG@10")
+        panels[0].invert_yaxis()
+        return _as_uri(figure)
+
+
+def offset_plot(
+    points: Sequence[tuple[float, float, float]],
+    *,
+    chosen: float | None,
+    warm_cost: float | None = None,
+) -> str:
+    """Cold against warm as the cold items' offset grows.
+
+    Args:
+        points: (offset in logits, warm NDCG@10, cold NDCG@10), any order.
+        chosen: the model's offset.
+        warm_cost: share of the warm figure that may be lost.
+    """
+    ordered = sorted(points)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9.0, 3.0), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        offsets, warm, cold = zip(*ordered, strict=True)
+        left.plot(
+            offsets, warm, color=_SLICE_COLOURS["warm"], marker="o", markersize=3, label="warm"
+        )
+        left.plot(
+            offsets, cold, color=_SLICE_COLOURS["cold"], marker="o", markersize=3, label="cold"
+        )
+        left.set(xlabel="offset added to cold items (logits)", ylabel="NDCG@10, all candidates")
+        right.plot(warm, cold, color="#64748b", label="one offset each", **_DOTS)
+        right.set(xlabel="warm NDCG@10", ylabel="cold NDCG@10")
+        if chosen is not None:
+            _, at_warm, at_cold = min(ordered, key=lambda point: abs(point[0] - chosen))
+            left.axvline(chosen, color="#111827", linewidth=1, linestyle=":", label="chosen")
+            right.plot(at_warm, at_cold, "o", color=_OURS_COLOUR, markersize=7, label="chosen")
+        if warm_cost is not None:
+            base = min(ordered, key=lambda point: abs(point[0]))[1]
+            limit = f"{warm_cost:.0%} of warm lost"
+            right.axvline(base * (1 - warm_cost), color="#9ca3af", linestyle="--", label=limit)
+        for axes in (left, right):
+            axes.set_ylim(bottom=0)
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(fontsize=8)
+        return _as_uri(figure)
+
+
+def knockout_bars(
+    rows: Sequence[tuple[str, Mapping[str, float | None]]], labels: Mapping[str, str]
+) -> str:
+    """NDCG@10 with media left out, grouped by what was left out.
+
+    Args:
+        rows: (what was left out, slice -> NDCG@10).
+        labels: the slices drawn -> their names in words.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9.0, 2.9), layout="constrained")
+        axes: Axes = figure.subplots()
+        width = 0.8 / len(labels)
+        for k, (name, label) in enumerate(labels.items()):
+            places = [place + (k - (len(labels) - 1) / 2) * width for place in range(len(rows))]
+            values = [values.get(name) or 0.0 for _, values in rows]
+            bars = axes.bar(places, values, width * 0.92, label=label, color=_SLICE_COLOURS[name])
+            axes.bar_label(bars, [_short(v) for v in values], padding=2, fontsize=7)
+        axes.set_xticks(range(len(rows)), [name for name, _ in rows])
+        axes.set_ylabel("NDCG@10")
+        axes.margins(y=0.12)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        return _as_uri(figure)
+
+
+def _short(value: float) -> str:
+    """.123 as papers print it: three decimals, no leading zero."""
+    return f"{value:.3f}".replace("0.", ".", 1) if value < 1 else f"{value:.2f}"
+
+
+def _as_uri(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
