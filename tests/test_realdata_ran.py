@@ -30,6 +30,7 @@ def run_suite(
     if shared:
         (folder / "shared" / "data").mkdir(parents=True)
     environment = {key: value for key, value in os.environ.items() if "PYTEST" not in key}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # a second each time, and none is used
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *args],
         cwd=tests.parent,
