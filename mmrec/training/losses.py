@@ -37,7 +37,9 @@ class ExcludedPairs:
         return (self.rows[low:high] - start) * num_items + self.items[low:high]
 
 
-def met_before(items: Tensor, offsets: Tensor, *, everything: bool = False) -> ExcludedPairs:
+def met_before(
+    items: Tensor, offsets: Tensor, *, everything: bool = False, counted: Tensor | None = None
+) -> ExcludedPairs:
     """Pairs that rule out, at each position, the other items of the same history.
 
     With repeats forbidden the next item is none of those met before; they are no candidates in
@@ -47,18 +49,22 @@ def met_before(items: Tensor, offsets: Tensor, *, everything: bool = False) -> E
         items: (P,) int64 item rows of packed histories: what the user met at each position.
         offsets: (B + 1,) int64.
         everything: also rule out the items met later, except the next one (the target).
+        counted: (P,) bool, the positions that enter the loss; None: all.
 
     Returns:
-        Pairs of (position, item) with positions ascending.
+        Pairs of (position among those counted, item) with positions ascending.
     """
     lengths = offsets[1:] - offsets[:-1]
     history = torch.repeat_interleave(lengths)
     position = torch.arange(items.shape[0], device=items.device) - offsets[history]
     counts = lengths[history] if everything else position + 1
+    if counted is not None:
+        history, counts = history[counted], counts[counted]
     rows = torch.repeat_interleave(counts)  # (E,)
     starts = counts.cumsum(0) - counts
     met = torch.arange(rows.shape[0], device=items.device) - starts[rows]  # position within history
-    return ExcludedPairs(rows, items[offsets[history][rows] + met], num_rows=items.shape[0])
+    pairs = items[offsets[history][rows] + met]
+    return ExcludedPairs(rows, pairs, num_rows=counts.shape[0])
 
 
 def catalogue_softmax(

@@ -1,0 +1,425 @@
+"""Turns settings and a prepared folder into the parts of a run; the only place that does.
+
+Config + PreparedData ─► encoders, caches, model, stream, validation cases = Assembly
+RUN or bundle         ─► model, item ids, contents                          = LoadedRun
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from data_prep.shards import PreparedData, Split
+from fusion.history import HistoryEncoder
+from fusion.item import ConcatFusion, LatentFusion, MeanFusion
+from mmrec.config import Config, load_config
+from mmrec.data.batch import BatchStream, ModalityInput, TargetRule
+from mmrec.data.cache import StateCache, round_states
+from mmrec.data.fill import fill_cache
+from mmrec.data.histories import EpochPlan, IntArray
+from mmrec.data.items import ItemInputs
+from mmrec.encoder_parts import Document, EncoderParts, make_encoder, rebuild_encoder
+from mmrec.errors import CheckpointMismatch, ConfigError, MediaError
+from mmrec.evaluation.protocol import Cases, load_cases, training_popularity
+from mmrec.model import IdPart, Popularity, RecommenderModel
+from mmrec.training.checkpoint import SCHEMA, load_model
+from mmrec.vectors import encode_content
+
+logger = logging.getLogger(__name__)
+
+
+class ModelInputs:
+    """What the model reads of items: cached states where the cut is at 0, raw inputs elsewhere."""
+
+    def __init__(self, caches: Mapping[str, StateCache], raw: ItemInputs | None) -> None:
+        self.caches, self.raw = dict(caches), raw
+
+    def collate(self, item_index: IntArray) -> dict[str, ModalityInput]:
+        """Every modality of the items."""
+        media: dict[str, ModalityInput] = {
+            name: cache.read(item_index) for name, cache in self.caches.items()
+        }
+        if self.raw is not None:
+            media.update(self.raw.collate(item_index))
+        return media
+
+
+class LiveInputs:
+    """The same for items of no prepared folder: cached modalities are encoded on the spot.
+
+    States are rounded as the cache rounds them, so that a new item scores as it would from there.
+    """
+
+    def __init__(
+        self, inputs: ItemInputs, model: RecommenderModel, dtypes: Mapping[str, Any]
+    ) -> None:
+        self.inputs, self.model, self.dtypes = inputs, model, dict(dtypes)
+
+    @torch.no_grad()
+    def collate(self, item_index: IntArray) -> dict[str, ModalityInput]:
+        """Every modality of the items."""
+        device = self.model.counts.device
+        media: dict[str, ModalityInput] = {}
+        for name, raw in self.inputs.collate(item_index).items():
+            if name not in self.model.cached:
+                media[name] = raw
+                continue
+            on_device = {key: value.to(device) for key, value in raw.items()}
+            with torch.autocast(device.type, enabled=False):  # the cache is filled in fp32
+                states = self.model.encoder(name).below(on_device)
+            media[name] = round_states(states, self.dtypes[name])
+        return media
+
+
+@dataclass
+class Assembly:
+    """Everything a run trains with.
+
+    item_index_of: (R,) catalogue index of each row of the id table.
+    source: media of items; None for a model of ids.
+    validation: cases; None where the split has no targets.
+    """
+
+    config: Config
+    data: PreparedData
+    split: Split
+    model: RecommenderModel
+    stream: BatchStream
+    source: ModelInputs | None
+    item_index_of: IntArray
+    popularity: IntArray
+    validation: Cases | None
+    encoder_documents: dict[str, Document]
+    cache_dtypes: dict[str, str]
+    repeats_forbidden: bool
+    device: torch.device
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return int(self.item_index_of.shape[0])
+
+    def all_content(self, precision: str = "fp32") -> Tensor | None:
+        """Content (N, D) of every item of the catalogue; None for a model of ids."""
+        if self.source is None:
+            return None
+        everything = np.arange(len(self.data.items))
+        return encode_content(self.model, self.source, everything, precision=precision)
+
+
+def pick_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def assemble(config: Config, data_folder: Path) -> Assembly:
+    """Builds what a run trains with; fills the state caches where they are not.
+
+    Raises:
+        ConfigError: a setting does not fit the data.
+        MediaError: more media are broken than data.max_broken_media allows.
+    """
+    device = pick_device()
+    data = PreparedData.open(data_folder)
+    split = data.split(config.data.split)
+    popularity = training_popularity(split)
+    item_index_of = np.flatnonzero(popularity > 0).astype(np.int64)
+    if item_index_of.shape[0] < 2:
+        raise ConfigError(
+            f"split {split.name}: {item_index_of.shape[0]} items have training events, 2 are the "
+            "least; check the catalogue's split and targets"
+        )
+    counts = torch.from_numpy(popularity[item_index_of])
+    parts = {
+        modality: make_encoder(
+            modality,
+            encoder,
+            texts=lambda: _texts(data),
+            vector_width=lambda name: _vector_width(data, name),
+        )
+        for modality, encoder in config.encoders.items()
+        if _is_in(data, modality)
+    }
+    torch.manual_seed(config.training.seed)
+    model = make_model(config, parts, counts).to(device)
+    source, dtypes = None, {}
+    if parts:
+        source, dtypes = _make_source(config, data, parts, model, device)
+    row_of = np.full(len(data.items), -1, np.int64)
+    row_of[item_index_of] = np.arange(item_index_of.shape[0])
+    plan = EpochPlan(
+        split.train.lengths,
+        split.train.shard_of,
+        batch_size=config.training.batch_size,
+        max_length=config.data.max_history,
+        shuffle_window=config.data.shuffle_window,
+        bucket_batches=config.data.bucket_batches,
+        seed=config.training.seed,
+    )
+    stream = BatchStream(
+        plan,
+        split.train,
+        row_of=row_of,
+        item_index_of=item_index_of,
+        items=source,
+        fresh_items=config.training.fresh_items,
+        targets=_target_rule(data),
+        seed=config.training.seed,
+    )
+    has_targets = split.targets("validation").height > 0
+    return Assembly(
+        config=config,
+        data=data,
+        split=split,
+        model=model,
+        stream=stream,
+        source=source,
+        item_index_of=item_index_of,
+        popularity=popularity,
+        validation=load_cases(data, split, "validation") if has_targets else None,
+        encoder_documents={name: each.document for name, each in parts.items()},
+        cache_dtypes=dtypes,
+        repeats_forbidden=data.catalogue.repeats == "forbid",
+        device=device,
+    )
+
+
+def make_model(
+    config: Config, parts: Mapping[str, EncoderParts], counts: Tensor
+) -> RecommenderModel:
+    """The network of a run.
+
+    Args:
+        config: the run's settings.
+        parts: encoders by modality.
+        counts: (R,) training events of each row of the id table.
+    """
+    settings = config.model
+    fusion = None
+    encoders = {name: each.encoder for name, each in parts.items()}
+    if settings.item != "id":
+        widths = {name: int(each.width) for name, each in encoders.items()}
+        tokens = {name: int(each.num_tokens) for name, each in encoders.items()}
+        fusion = FUSIONS[settings.fusion.kind](config, widths, tokens)
+    cached = frozenset(name for name in parts if config.encoders[name].trainable_blocks == 0)
+    for name in cached:
+        encoders[name].requires_grad_(False)
+    id_part = None
+    if settings.item != "content":
+        id_part = IdPart(
+            counts,
+            width=settings.width,
+            bound=settings.id_bound,
+            gate=settings.id_gate,
+            alone=settings.item == "id",
+        )
+    history = HistoryEncoder(
+        settings.width,
+        max_length=config.data.max_history,
+        num_blocks=settings.history.num_blocks,
+        num_heads=settings.history.num_heads,
+        dropout=settings.history.dropout,
+        block=settings.history.block,
+    )
+    return RecommenderModel(
+        encoders=encoders,
+        cached=cached,
+        fusion=fusion,
+        id_part=id_part,
+        popularity=Popularity(counts) if settings.popularity else None,
+        history=history,
+        counts=counts,
+        temperature=settings.temperature,
+        min_temperature=settings.min_temperature,
+    )
+
+
+def _latents(config: Config, widths: dict[str, int], tokens: dict[str, int]) -> nn.Module:
+    fusion = config.model.fusion
+    return LatentFusion(
+        widths,
+        tokens,
+        width=config.model.width,
+        num_latents=fusion.num_latents,
+        num_layers=fusion.num_layers,
+        num_heads=fusion.num_heads,
+        dropout=fusion.dropout,
+    )
+
+
+def _mean(config: Config, widths: dict[str, int], tokens: dict[str, int]) -> nn.Module:
+    return MeanFusion(widths, tokens, width=config.model.width)
+
+
+def _concat(config: Config, widths: dict[str, int], tokens: dict[str, int]) -> nn.Module:
+    return ConcatFusion(widths, tokens, width=config.model.width)
+
+
+FUSIONS = {"latents": _latents, "mean": _mean, "concat": _concat}
+
+
+def _make_source(
+    config: Config,
+    data: PreparedData,
+    parts: Mapping[str, EncoderParts],
+    model: RecommenderModel,
+    device: torch.device,
+) -> tuple[ModelInputs, dict[str, str]]:
+    """Caches of the frozen encoders, filled, and raw inputs of the others."""
+    caches, broken, media = {}, [], 0
+    for name in sorted(model.cached):
+        inputs = ItemInputs(data, {name: parts[name].transform})
+        cache, report = fill_cache(
+            data.path / "cache", inputs, parts[name].encoder, name, device=device
+        )
+        logger.info("%s", report.line())
+        caches[name] = cache
+        broken += report.broken
+        media += report.num_items - report.missing
+    if len(broken) > config.data.max_broken_media * max(media, 1):
+        first = broken[0]
+        raise MediaError(
+            f"{len(broken)} of {media} media cannot be read, more than data.max_broken_media "
+            f"{config.data.max_broken_media} allows; the first: item {first.item_id}, "
+            f"{first.modality}: {first.reason}"
+        )
+    raw = {name: each.transform for name, each in parts.items() if name not in model.cached}
+    dtypes = {name: cache.spec.dtype for name, cache in caches.items()}
+    return ModelInputs(caches, ItemInputs(data, raw) if raw else None), dtypes
+
+
+def _is_in(data: PreparedData, modality: str) -> bool:
+    """Whether the data have this modality.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if modality in data.items.modalities:
+        return True
+    raise ConfigError(
+        f"encoders.{modality}: the data have no such modality; they have "
+        f"{', '.join(data.items.modalities)}"
+    )
+
+
+def _texts(data: PreparedData) -> Iterator[str]:
+    """Texts of items that are no cold item of any split: a vocabulary must not see those."""
+    hidden: set[int] = set()
+    for name in data.splits:
+        items = data.split(name).items
+        roles = items["role"].to_list()
+        hidden.update(
+            index
+            for index, role in zip(items["item_index"].to_list(), roles, strict=True)
+            if role.startswith("cold")
+        )
+    for item_index in range(len(data.items)):
+        if item_index not in hidden:
+            yield ". ".join(data.items.text(item_index).values())
+
+
+def _vector_width(data: PreparedData, name: str) -> int:
+    for item_index in np.flatnonzero(data.items.has(f"vector.{name}")):
+        vector = data.items.vector(int(item_index), name)
+        if vector is not None:
+            return int(vector.shape[0])
+    raise ConfigError(f"encoders.vector.{name}: no item has this vector")
+
+
+def _target_rule(data: PreparedData) -> TargetRule:
+    spec = data.catalogue.interactions.targets
+    if spec.events is None:
+        return TargetRule(None, spec.min_value)
+    codes = {name: code for code, name in enumerate(data.manifest.get("event_types") or [])}
+    return TargetRule(
+        frozenset(codes[event] for event in spec.events if event in codes), spec.min_value
+    )
+
+
+@dataclass
+class LoadedRun:
+    """A trained model with what it needs to be used.
+
+    item_index_of: (R,) row of `item_ids` behind each row of the id table.
+    content: (N, D) of every item; None for a model of ids.
+    dtypes: of the cached states, by modality.
+    """
+
+    run: Path
+    config: Config
+    state: dict[str, Any]
+    model: RecommenderModel
+    parts: dict[str, EncoderParts]
+    data: PreparedData | None
+    split: Split | None
+    item_ids: Sequence[str]
+    item_index_of: IntArray
+    content: Tensor | None
+    device: torch.device
+
+
+def load_run(run: Path, data_folder: Path | None = None) -> LoadedRun:
+    """Loads a finished run with the data it was trained on.
+
+    Args:
+        run: folder of the run.
+        data_folder: the prepared folder where it has moved; null: as data.json says.
+
+    Raises:
+        CheckpointMismatch: the run has no final model, or the data are others.
+        ShardError: the data cannot be opened.
+    """
+    final = run / "checkpoints" / "final"
+    if not (final / "state.json").is_file():
+        raise CheckpointMismatch(
+            f"{run}: holds no finished model; run: mmrec train … --run {run} --resume"
+        )
+    state = json.loads((final / "state.json").read_text(encoding="utf-8"))
+    if state.get("schema") != SCHEMA:
+        raise CheckpointMismatch(f"{final}: schema {state.get('schema')} is not {SCHEMA}")
+    bound = json.loads((run / "data.json").read_text(encoding="utf-8"))
+    data = PreparedData.open(data_folder or Path(bound["path"]))
+    if data.data_hash != bound["data_hash"]:
+        raise CheckpointMismatch(
+            f"{data.path}: data hash {data.data_hash[:12]} is not {bound['data_hash'][:12]}, "
+            f"which {run} was trained on; give --data the folder it was trained on"
+        )
+    split = data.split(bound["split"])
+    if split.hash != bound["split_hash"]:
+        raise CheckpointMismatch(
+            f"{data.path}: split {split.name} has hash {split.hash[:12]}, {run} was trained on "
+            f"{bound['split_hash'][:12]}"
+        )
+    config = load_config(run / "config.yaml")
+    device = pick_device()
+    parts = {name: rebuild_encoder(each) for name, each in state["encoders"].items()}
+    model = make_model(config, parts, torch.zeros(len(state["item_ids"]))).to(device)
+    load_model(final, model)
+    model.eval()
+    index_of = data.items.index_of
+    item_index_of = np.array([index_of(item_id) for item_id in state["item_ids"]], np.int64)
+    content = None
+    if (final / "content.safetensors").is_file():
+        content = load_file(final / "content.safetensors")["content"].to(device)
+    return LoadedRun(
+        run=run,
+        config=config,
+        state=state,
+        model=model,
+        parts=parts,
+        data=data,
+        split=split,
+        item_ids=data.items.item_ids,
+        item_index_of=item_index_of,
+        content=content,
+        device=device,
+    )

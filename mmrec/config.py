@@ -1,0 +1,266 @@
+"""A run's settings: one frozen section a part, every field with its unit and its reason.
+
+`load_config` reads a complete YAML, applies `section.field=value` overrides and checks the
+result; an unknown key names the nearest valid one. The resolved settings are saved with the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data_prep.catalogue import explain_validation_error
+from mmrec.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """Which part of a prepared folder a run reads."""
+
+    split: str | None = None
+    """Name of the split; null where the folder holds one only."""
+    max_history: int = Field(200, ge=2)
+    """Events a history window holds. 200 is the setting that works on ML-1M."""
+    num_workers: int = Field(0, ge=0)
+    """Processes that prepare batches; any number gives the same batches."""
+    shuffle_window: int = Field(16, ge=1)
+    """Shards of histories among which samples are permuted."""
+    bucket_batches: int = Field(16, ge=1)
+    """Batches sorted by length together, so that a batch holds histories of like length."""
+    max_broken_media: float = Field(0.05, ge=0, le=1)
+    """Share of media that may fail to decode before the run stops."""
+
+
+class EncoderConfig(Section):
+    """One modality's encoder."""
+
+    kind: Literal["small", "transformers", "timm", "torchvision", "open_clip", "vector"] = "small"
+    """`small` trains from scratch; the others are families of pretrained models."""
+    weights: str | None = None
+    """An installed name (`mmrec weights list`), a folder, or a hub name; null: random weights."""
+    architecture: str | None = None
+    """The family's own name of the model, where the weights do not say it."""
+    trainable_blocks: int | Literal["all"] = 0
+    """Blocks that train: 0 (all cached) or `all` (raw media, end to end)."""
+    num_tokens: int = Field(16, ge=1)
+    """Tokens an item keeps of this modality."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Rate of this encoder where it trains; null: training.learning_rate."""
+    options: dict[str, int | float | str | bool] = {}
+    """Arguments of the encoder and its transform (image size, seconds, vocabulary size)."""
+
+
+class FusionConfig(Section):
+    """How an item's tokens become one vector."""
+
+    kind: Literal["latents", "mean", "concat"] = "latents"
+    """`latents` is cross-attention from learned queries; the others are for comparison."""
+    num_latents: int = Field(8, ge=1)
+    num_layers: int = Field(1, ge=1)
+    num_heads: int = Field(4, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    modality_dropout: float = Field(0.2, ge=0, lt=1)
+    """Chance that a present modality of an item is masked in a training step."""
+
+
+class HistoryConfig(Section):
+    """The user model."""
+
+    block: Literal["gated", "plain"] = "gated"
+    """`gated` (LiGR) multiplies each branch by a gate; `plain` is SASRec's block."""
+    num_blocks: int = Field(2, ge=1)
+    num_heads: int = Field(2, ge=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
+    """On embeddings and on each branch of a block; attention weights have none."""
+
+
+class ModelConfig(Section):
+    """Item embedding, user model and score."""
+
+    item: Literal["both", "content", "id"] = "both"
+    """What an item embedding is made of; `id` knows no media."""
+    width: int = Field(128, ge=8)
+    """D: width of embeddings and of the history encoder."""
+    id_bound: float = Field(1.0, gt=0, le=1)
+    """b: the largest length of the id part beside the content of length 1."""
+    id_gate: float = Field(10.0, ge=0)
+    """kappa: an item with n training events has the gate n / (n + kappa)."""
+    id_dropout: float = Field(1 / 3, ge=0, lt=1)
+    """Share of items that a step treats as never met, which trains the cold path."""
+    popularity: bool = True
+    """Learn an explicit term of the score that depends on the item's number of events alone."""
+    temperature: float = Field(0.07, gt=0)
+    """tau at the start; learned."""
+    min_temperature: float = Field(0.02, gt=0)
+    """Floor of tau."""
+    fusion: FusionConfig = FusionConfig()
+    history: HistoryConfig = HistoryConfig()
+
+
+class TrainingConfig(Section):
+    """The loop."""
+
+    seed: int = Field(0, ge=0)
+    max_epochs: int = Field(40, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many steps; null: epochs decide."""
+    batch_size: int = Field(128, ge=1)
+    """Histories a step, over all ranks."""
+    fresh_items: int | None = Field(512, ge=1)
+    """M: items encoded with gradient each step; null: all."""
+    max_inverse_probability: float = Field(20.0, ge=1)
+    """Cap on 1 / pi, the weight of a fresh item's content gradient."""
+    mask_seen: Literal["none", "before", "all"] = "before"
+    """Where the catalogue forbids repeats: which other items of the user's own history are no
+    candidates of the loss: those met before the position, or all of them."""
+    learning_rate: float = Field(1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = Field(0.05, ge=0)
+    """AdamW's, on matrices only: none on norms, biases and embeddings."""
+    max_grad_norm: float = Field(5.0, gt=0)
+    warmup_steps: int = Field(200, ge=0)
+    min_rate: float = Field(0.05, ge=0, le=1)
+    """Share of the learning rate at the end of the cosine."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16 is autocast; parameters and optimiser stay fp32."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    alignment_weight: float = Field(0.0, ge=0)
+    """Weight of the InfoNCE between the content of an item and its id part."""
+    evaluate_every: int = Field(1, ge=1)
+    """Epochs between two looks at validation."""
+    patience: int = Field(5, ge=1)
+    """Looks without a better value before the run stops."""
+    stop_on: str = "warm"
+    """Slice whose NDCG@10 decides; `warm+cold` takes the mean of both."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Steps between checkpoints; null: every epoch."""
+    log_every: int = Field(10, ge=1)
+    """Steps between lines of metrics.jsonl."""
+    deterministic: bool = True
+    """torch.use_deterministic_algorithms: a resumed run equals the unbroken one bit for bit."""
+
+
+class EvaluationConfig(Section):
+    """What `evaluate` runs and how the offset of unseen items is chosen."""
+
+    baselines: tuple[
+        Literal["random", "popularity", "item_knn", "ease", "markov", "content_knn"], ...
+    ] = ("random", "popularity", "item_knn", "ease", "markov", "content_knn")
+    warm_cost: float = Field(0.05, ge=0, lt=1)
+    """Share of warm NDCG@10 that the offset of items without events may cost on validation."""
+
+
+class Config(Section):
+    """A complete run."""
+
+    name: str = "run"
+    data: DataConfig = DataConfig()
+    encoders: dict[str, EncoderConfig] = {}
+    """One section a modality: text, image, audio, video, vector.NAME."""
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.model.item != "id" and not self.encoders:
+            raise ValueError(
+                f"model.item is '{self.model.item}' but encoders is empty: name an encoder for "
+                "a modality, or set model.item=id"
+            )
+        if self.model.item == "id" and self.encoders:
+            raise ValueError(
+                "model.item is 'id' but encoders names "
+                f"{', '.join(self.encoders)}: drop the encoders, or set model.item=both"
+            )
+        if self.model.width % self.model.history.num_heads:
+            raise ValueError(
+                f"model.width {self.model.width} is no multiple of model.history.num_heads "
+                f"{self.model.history.num_heads}"
+            )
+        if self.model.width % self.model.fusion.num_heads:
+            raise ValueError(
+                f"model.width {self.model.width} is no multiple of model.fusion.num_heads "
+                f"{self.model.fusion.num_heads}"
+            )
+        for modality, encoder in self.encoders.items():
+            if encoder.trainable_blocks not in (0, "all"):
+                raise ValueError(
+                    f"encoders.{modality}.trainable_blocks is {encoder.trainable_blocks}: "
+                    "allowed are 0 and all"
+                )
+        return self
+
+
+def parse_config(document: Mapping[str, Any], source: str = "config") -> Config:
+    """Checks a mapping of settings.
+
+    Args:
+        document: nested settings as YAML gives them.
+        source: name of the file, for messages.
+
+    Raises:
+        ConfigError: one line that names the key, its value and what is allowed.
+    """
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(explain_validation_error(error, Config, source)) from None
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a run's YAML and applies `section.field=value` overrides.
+
+    Raises:
+        ConfigError: the file is missing, is no mapping, or a setting is wrong.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; give the path of a run's YAML") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: holds {type(document).__name__}, not a mapping of sections")
+    for override in overrides:
+        _apply(document, override)
+    return parse_config(document, str(path))
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    """Sets `a.b.c=value` in place; the value is read as YAML."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: write section.field=value")
+    *parents, field = _split_key(key)
+    node = document
+    for name in parents:
+        child = node.get(name)
+        if child is None:
+            child = node[name] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {name} is a value, not a section")
+        node = child
+    node[field] = yaml.safe_load(value)
+
+
+def _split_key(key: str) -> list[str]:
+    """Splits at dots, but keeps the dot of a ready-made vector's modality (`vector.clip`)."""
+    names = key.split(".")
+    if len(names) > 2 and names[0] == "encoders" and names[1] == "vector":
+        names[1:3] = [f"vector.{names[2]}"]
+    return names
+
+
+def dump_config(config: Config) -> str:
+    """The resolved settings as YAML; `load_config` reads them back to an equal value."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

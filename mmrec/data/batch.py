@@ -1,0 +1,222 @@
+"""A training batch: ragged histories, the items encoded in this step, and their media.
+
+    EpochPlan ─► samples ─► read histories ─► rows of items ─┐
+                             fresh items, 1 / pi ─► media ───┴─► Batch
+
+Legend: B histories · P targets of all histories · M fresh items · N items in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from encoders.tokens import Tokens
+from mmrec.data.histories import EpochPlan, HistorySource, IntArray, Samples
+
+ModalityInput = Tokens | dict[str, Tensor]
+"""One modality of M items: cached states, or what a transform's collate gives."""
+
+
+class ItemSource(Protocol):
+    """Media (or cached states) of items by item index."""
+
+    def collate(self, item_index: IntArray) -> dict[str, ModalityInput]:
+        """Every modality of the items, in their order; missing media are masked."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step needs.
+
+    inputs: (P,) int64 rows of the items met, histories one after the other, oldest first.
+    targets: (P,) int64 row of the item met next.
+    counted: (P,) bool, True where the next event may be a target.
+    offsets: (B + 1,) int64 into inputs.
+    fresh: (M,) int64 rows of the items encoded with gradient.
+    inverse_probability: (M,) float, 1 / pi of each fresh item.
+    media: modality -> states or raw inputs of the fresh items.
+    """
+
+    epoch: int
+    index: int
+    inputs: Tensor
+    targets: Tensor
+    counted: Tensor
+    offsets: Tensor
+    fresh: Tensor
+    inverse_probability: Tensor
+    media: dict[str, ModalityInput]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        return Batch(
+            epoch=self.epoch,
+            index=self.index,
+            inputs=self.inputs.to(device),
+            targets=self.targets.to(device),
+            counted=self.counted.to(device),
+            offsets=self.offsets.to(device),
+            fresh=self.fresh.to(device),
+            inverse_probability=self.inverse_probability.to(device),
+            media=media_to(self.media, device),
+        )
+
+
+def media_to(media: Mapping[str, ModalityInput], device: torch.device) -> dict[str, ModalityInput]:
+    """Moves every modality to a device."""
+    return {
+        name: each.to(device)
+        if isinstance(each, Tokens)
+        else {key: value.to(device) for key, value in each.items()}
+        for name, each in media.items()
+    }
+
+
+def draw_fresh(
+    targets: IntArray, *, num_items: int, size: int | None, random: np.random.Generator
+) -> tuple[IntArray, npt.NDArray[np.float32]]:
+    """Chooses the items that a step encodes with gradient.
+
+    Half are drawn from the batch's distinct targets, half uniformly from all items, each without
+    replacement; an item in both counts once. So pi = 1 - (1 - a) (1 - b) with a the share of the
+    targets drawn (0 for other items) and b the share of all items drawn.
+
+    Args:
+        targets: rows of the batch's targets.
+        num_items: N.
+        size: M; None or at least N means every item, with pi = 1.
+        random: drawn from (seed, epoch, batch).
+
+    Returns:
+        Ascending rows (at most M) and their 1 / pi.
+    """
+    if size is None or size >= num_items:
+        return np.arange(num_items), np.ones(num_items, np.float32)
+    distinct = np.unique(targets)
+    from_targets = min(size - size // 2, distinct.shape[0])
+    from_all = size - from_targets
+    drawn = random.choice(distinct, from_targets, replace=False)
+    uniform = random.choice(num_items, from_all, replace=False)
+    fresh = np.unique(np.concatenate([drawn, uniform]))
+    share = np.zeros(num_items)
+    share[distinct] = from_targets / max(distinct.shape[0], 1)
+    probability = 1 - (1 - share[fresh]) * (1 - from_all / num_items)
+    return fresh, (1 / probability).astype(np.float32)
+
+
+class BatchStream(IterableDataset[Batch]):
+    """The batches of an epoch from a given one on; shared evenly by the loader's workers.
+
+    Args:
+        plan: order of samples.
+        histories: where they are read.
+        row_of: (item rows of the catalogue,) int64, training row of each item, -1 for none.
+        item_index_of: (N,) int64, the inverse.
+        items: media source; None where the model knows no media.
+        fresh_items: M, None for all.
+        targets: which events may be targets.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        plan: EpochPlan,
+        histories: HistorySource,
+        *,
+        row_of: IntArray,
+        item_index_of: IntArray,
+        items: ItemSource | None,
+        fresh_items: int | None,
+        targets: TargetRule,
+        seed: int,
+    ) -> None:
+        self.plan, self.histories = plan, histories
+        self.row_of, self.item_index_of = row_of, item_index_of
+        self.items, self.fresh_items, self.targets, self.seed = items, fresh_items, targets, seed
+        self.epoch, self.first_batch = 0, 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches first_batch, … of the epoch; with W workers, every W-th of them."""
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        for index, samples in enumerate(self.plan.batches(self.epoch)):
+            if index >= self.first_batch and (index - self.first_batch) % workers == number:
+                yield self.prepare(samples, index)
+
+    def prepare(self, samples: Samples, index: int) -> Batch:
+        """Reads a batch's histories and the media of its fresh items."""
+        rows, counted = [], []
+        for history, start, stop in zip(samples.history, samples.start, samples.stop, strict=True):
+            record = self.histories.read(int(history))
+            rows.append(self.row_of[record.item_index[start:stop]])
+            counted.append(self.targets.allowed(record.event, record.value, start, stop))
+        lengths = np.array([each.shape[0] - 1 for each in rows], np.int64)
+        inputs = np.concatenate([each[:-1] for each in rows])
+        targets = np.concatenate([each[1:] for each in rows])
+        if inputs.min(initial=0) < 0 or targets.min(initial=0) < 0:
+            raise AssertionError("a training history holds an item that is not in training")
+        media: dict[str, ModalityInput] = {}
+        fresh = np.zeros(0, np.int64)
+        weight = np.zeros(0, np.float32)
+        if self.items is not None:
+            fresh, weight = draw_fresh(
+                targets,
+                num_items=self.item_index_of.shape[0],
+                size=self.fresh_items,
+                random=np.random.default_rng((self.seed, self.epoch, 3, index)),
+            )
+            media = self.items.collate(self.item_index_of[fresh])
+        return Batch(
+            epoch=self.epoch,
+            index=index,
+            inputs=torch.from_numpy(inputs),
+            targets=torch.from_numpy(targets),
+            counted=torch.from_numpy(np.concatenate([each[1:] for each in counted])),
+            offsets=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)])),
+            fresh=torch.from_numpy(fresh),
+            inverse_probability=torch.from_numpy(weight),
+            media=media,
+        )
+
+
+@dataclass(frozen=True)
+class TargetRule:
+    """Which events may be targets; the others are history only.
+
+    events: codes of the event types that may; None: all.
+    min_value: least value; an event without a value is no target then. None: no bound.
+    """
+
+    events: frozenset[int] | None = None
+    min_value: float | None = None
+
+    def allowed(self, event: Any, value: Any, start: int, stop: int) -> npt.NDArray[np.bool_]:
+        """(stop - start,) bool for the events start..stop of a history's arrays."""
+        passed = np.ones(stop - start, np.bool_)
+        if self.events is not None and event is not None:
+            passed &= np.isin(event[start:stop], list(self.events))
+        if self.min_value is not None and value is not None:
+            passed &= value[start:stop] >= self.min_value  # False for an unknown value, NaN
+        return passed
+
+
+def batch_loader(
+    stream: BatchStream, *, epoch: int, first_batch: int, num_workers: int
+) -> DataLoader[Batch]:
+    """A loader over the stream from (epoch, first_batch) on, in order at any number of workers."""
+    stream.epoch, stream.first_batch = epoch, first_batch
+    return DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=4 if num_workers else None,
+    )

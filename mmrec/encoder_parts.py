@@ -1,0 +1,258 @@
+"""Settings of an encoder -> encoder and transform, and the document that rebuilds them.
+
+    EncoderConfig + weights + catalogue's texts ─► EncoderParts(transform, encoder, document)
+    document ─► EncoderParts without weights, for a checkpoint to fill
+
+The document is JSON and holds all that is not a tensor (architecture, tokeniser, geometry), so a
+run or a bundle needs neither the weights' folder nor a hub.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from encoders.encoder import Transform
+from mmrec.config import EncoderConfig
+from mmrec.errors import ConfigError, WeightsError
+from mmrec.weights import PACKAGES, verify
+
+Document = dict[str, Any]
+Texts = Callable[[], Iterable[str]]
+
+
+@dataclass(frozen=True)
+class EncoderParts:
+    """An encoder with the transform that prepares its inputs."""
+
+    transform: Transform
+    encoder: nn.Module
+    document: Document
+
+
+def make_encoder(
+    modality: str, config: EncoderConfig, *, texts: Texts, vector_width: Callable[[str], int]
+) -> EncoderParts:
+    """Builds an encoder with its pretrained weights, if it has any.
+
+    Args:
+        modality: `text`, `image`, `audio` or `vector.NAME`.
+        config: its section of the run's settings.
+        texts: the catalogue's texts, for a vocabulary trained on them.
+        vector_width: width of a ready-made vector by its name.
+
+    Raises:
+        ConfigError: the kind does not fit the modality.
+        WeightsError: the weights are missing or of another architecture.
+    """
+    kinds = ALLOWED_KINDS.get(modality.partition(".")[0])
+    if kinds is None:
+        raise ConfigError(
+            f"encoders.{modality}: there is no encoder for this modality; allowed are "
+            f"{', '.join(ALLOWED_KINDS)}"
+        )
+    if config.kind not in kinds:
+        raise ConfigError(
+            f"encoders.{modality}.kind is '{config.kind}': allowed are {', '.join(kinds)}"
+        )
+    try:
+        document, folder = _describe(modality, config, texts, vector_width)
+        return _build(document, folder)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"encoders.{modality}: {error}") from None
+
+
+def rebuild_encoder(document: Document) -> EncoderParts:
+    """Builds an encoder from its document, with random weights for a checkpoint to fill."""
+    return _build(document, None)
+
+
+ALLOWED_KINDS: Mapping[str, tuple[str, ...]] = {
+    "text": ("small", "transformers"),
+    "image": ("small", "timm", "torchvision", "open_clip"),
+    "audio": ("small",),
+    "vector": ("vector",),
+}
+
+
+def _describe(
+    modality: str, config: EncoderConfig, texts: Texts, vector_width: Callable[[str], int]
+) -> tuple[Document, Path | None]:
+    """The document of an encoder and the folder that holds its weights."""
+    folder = resolve_weights(config.weights) if config.weights else None
+    document: Document = {
+        "modality": modality,
+        "kind": config.kind,
+        "num_tokens": config.num_tokens,
+        "options": dict(config.options),
+    }
+    if config.kind == "vector":
+        document["vector_width"] = vector_width(modality.partition(".")[2])
+    elif modality == "text" and config.kind == "small":
+        from encoders.text import train_vocabulary
+
+        size = int(document["options"].pop("vocabulary_size", 4000))
+        document["tokenizer"] = train_vocabulary(texts(), size)
+    elif modality == "text":
+        if folder is None:
+            raise ConfigError(
+                f"encoders.{modality}.weights is null: a transformers text model needs weights; "
+                "name an installed one (mmrec weights list) or a folder"
+            )
+        document["tokenizer"] = _read(folder, "tokenizer.json")
+        document["config"] = json.loads(_read(folder, "config.json"))
+    elif modality == "image" and config.kind != "small":
+        described = json.loads(_read(folder, "config.json")) if folder else {}
+        library = described.get("library", config.kind)
+        if library != config.kind:
+            raise ConfigError(
+                f"encoders.{modality}.kind is '{config.kind}' but the weights are {library}'s"
+            )
+        document["architecture"] = config.architecture or described.get("architecture")
+        if document["architecture"] is None:
+            raise ConfigError(
+                f"encoders.{modality}.architecture is null: name one of {config.kind}'s models"
+            )
+        document["described"] = described
+    return document, folder
+
+
+def _build(document: Document, folder: Path | None) -> EncoderParts:
+    kind, modality = document["kind"], document["modality"]
+    if kind == "vector":
+        return _build_vector(document)
+    if modality == "text":
+        return (_build_small_text if kind == "small" else _build_transformers)(document, folder)
+    if modality == "audio":
+        return _build_small_audio(document)
+    return _build_small_image(document) if kind == "small" else _build_tower(document, folder)
+
+
+def _build_vector(document: Document) -> EncoderParts:
+    from encoders.vectors import VectorEncoder, VectorTransform
+
+    width = document["vector_width"]
+    return EncoderParts(VectorTransform(width), VectorEncoder(width), document)
+
+
+def _build_small_text(document: Document, _folder: Path | None) -> EncoderParts:
+    from encoders.text import SmallTextEncoder, TextTransform
+
+    options = dict(document["options"])
+    transform = TextTransform(document["tokenizer"], max_length=int(options.pop("max_length", 64)))
+    encoder = SmallTextEncoder(
+        vocabulary_size=transform.vocabulary_size,
+        max_length=transform.max_length,
+        num_tokens=document["num_tokens"],
+        **options,
+    )
+    return EncoderParts(transform, encoder, document)
+
+
+def _build_transformers(document: Document, folder: Path | None) -> EncoderParts:
+    from transformers import AutoConfig, AutoModel
+
+    from encoders.text import TextEncoder, TextTransform
+
+    options = dict(document["options"])
+    transform = TextTransform(document["tokenizer"], max_length=int(options.pop("max_length", 256)))
+    _refuse(options)
+    if folder is not None:
+        encoder = TextEncoder.from_folder(folder, num_tokens=document["num_tokens"])
+    else:
+        arguments = dict(document["config"])
+        config = AutoConfig.for_model(arguments.pop("model_type"), **arguments)
+        encoder = TextEncoder(AutoModel.from_config(config), num_tokens=document["num_tokens"])
+    return EncoderParts(transform, encoder, document)
+
+
+def _build_small_image(document: Document) -> EncoderParts:
+    from encoders.image import SmallImageEncoder
+
+    encoder = SmallImageEncoder(grid_side=_grid_side(document["num_tokens"]), **document["options"])
+    return EncoderParts(encoder.transform, encoder, document)
+
+
+def _build_tower(document: Document, folder: Path | None) -> EncoderParts:
+    from safetensors.torch import load_file
+
+    from encoders.image import ImageTransform
+    from encoders.image_towers import BUILDERS
+
+    options, described = dict(document["options"]), dict(document["described"])
+    if "size" in options:
+        described["size"] = int(options.pop("size"))
+        described.setdefault("resize_side", described["size"])
+    _refuse(options)
+    encoder = BUILDERS[document["kind"]](
+        document["architecture"],
+        weights=load_file(folder / "model.safetensors") if folder else None,
+        transform=ImageTransform.from_config(described) if "size" in described else None,
+        grid_side=_grid_side(document["num_tokens"]),
+    )
+    return EncoderParts(encoder.transform, encoder, document)
+
+
+def _build_small_audio(document: Document) -> EncoderParts:
+    from encoders.audio import AudioEncoder, AudioTransform
+
+    options = dict(document["options"])
+    for_transform = {
+        name: options.pop(name) for name in ("max_seconds", "num_mels") if name in options
+    }
+    transform = AudioTransform(**for_transform)
+    encoder = AudioEncoder(
+        num_mels=transform.num_mels, num_tokens=document["num_tokens"], **options
+    )
+    return EncoderParts(transform, encoder, document)
+
+
+def _grid_side(num_tokens: int) -> int:
+    side = math.isqrt(num_tokens)
+    if side * side != num_tokens:
+        raise ValueError(f"num_tokens is {num_tokens}: an image keeps a square number of tokens")
+    return side
+
+
+def _refuse(options: Mapping[str, Any]) -> None:
+    if options:
+        raise ValueError(f"options.{next(iter(options))} is not known to this kind of encoder")
+
+
+def resolve_weights(name: str) -> Path:
+    """Folder of weights by an installed name, a path, or the name of a repository on a hub.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    if name in PACKAGES:
+        return verify(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise WeightsError(f"weights {name}: not found on the hub: {reason}") from None
+    raise WeightsError(
+        f"weights {name}: neither an installed name ({', '.join(PACKAGES)}), nor a folder, nor "
+        "OWNER/NAME of a hub; see: mmrec weights list"
+    )
+
+
+def _read(folder: Path, name: str) -> str:
+    path = folder / name
+    if not path.is_file():
+        raise WeightsError(f"weights {folder}: there is no {name} in this folder")
+    return path.read_text(encoding="utf-8")

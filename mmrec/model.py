@@ -1,0 +1,230 @@
+"""The recommender's network: item embeddings from content and id, users from their histories.
+
+    media ─ encoders ─► tokens ─ fusion ─► content c ─ (+ id part) ─► item e ─┐
+                                                                             ├─ <u, e> / tau + beta(n)
+    history of item embeddings ─ history encoder ─────────────────► user u ──┘
+
+Legend: B users · P events of their histories · M items encoded · R items in training, one row
+each · D width. Rows are the order of the model's own id table, not of the catalogue.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from encoders.tokens import Tokens
+from fusion.history import HistoryEncoder, truncate
+from fusion.item import drop_modalities
+from mmrec.data.batch import ModalityInput
+
+
+class IdPart(nn.Module):
+    """The learned vector of an item, bounded and gated by how often training met the item.
+
+        e = normalise(c + g * b * d / max(1, |d|)),   g = n / (n + kappa)
+
+    An item without a learned vector, or one treated as never met, is exactly its content c.
+
+    Args:
+        counts: (R,) training events n of each row.
+        width: D.
+        bound: b, the largest length of the part.
+        gate: kappa.
+        alone: the item is its id: e = normalise(d), d starts random.
+    """
+
+    counts: Tensor
+
+    def __init__(
+        self, counts: Tensor, *, width: int, bound: float, gate: float, alone: bool
+    ) -> None:
+        super().__init__()
+        self.bound, self.gate, self.alone = bound, gate, alone
+        self.table = nn.Embedding(counts.shape[0], width)
+        self.register_buffer("counts", counts.float())
+        if alone:
+            nn.init.normal_(self.table.weight, std=1 / math.sqrt(width))
+        else:
+            nn.init.zeros_(self.table.weight)
+
+    def forward(self, content: Tensor | None, dropped: Tensor | None = None) -> Tensor:
+        """All rows' embeddings.
+
+        Args:
+            content: (R, D) unit content of each row; None where the item is its id.
+            dropped: (R,) bool, True = treat as never met.
+
+        Returns:
+            (R, D) unit vectors.
+        """
+        table = self.table.weight
+        if self.alone:
+            return F.normalize(table, dim=-1)
+        assert content is not None
+        bounded = table / table.norm(dim=-1, keepdim=True).clamp(min=1)
+        gate = self.counts / (self.counts + self.gate) if self.gate else self.counts.clamp(max=1)
+        if dropped is not None:
+            gate = gate.masked_fill(dropped, 0)
+        return F.normalize(content + self.bound * gate[:, None] * bounded, dim=-1)
+
+
+class Popularity(nn.Module):
+    """beta(n): the part of the score that depends on an item's number of events alone.
+
+    A quadratic of x = log(1 + n) / log(1 + largest n), without a constant: an item without
+    events gets exactly 0. Kept out of vector norms, where it would bury new items.
+    """
+
+    def __init__(self, counts: Tensor) -> None:
+        super().__init__()
+        largest = float(counts.max()) if counts.numel() else 1.0
+        self.register_buffer("scale", torch.tensor(math.log1p(max(largest, 1.0))))
+        self.coefficients = nn.Parameter(torch.zeros(2))
+
+    scale: Tensor
+
+    def forward(self, counts: Tensor) -> Tensor:
+        """(R,) counts -> (R,) additions to the logits."""
+        x = torch.log1p(counts.float()) / self.scale
+        return self.coefficients[0] * x + self.coefficients[1] * x.square()
+
+
+class RecommenderModel(nn.Module):
+    """Encoders, fusion, id part and user model under one score.
+
+    Args:
+        encoders: modality -> encoder; empty where the item is its id.
+        cached: modalities whose inputs are states at the cut.
+        fusion: tokens -> content; None where the item is its id.
+        id_part: None where the item is its content.
+        popularity: None where it is switched off.
+        history: the user model.
+        counts: (R,) training events of each row.
+        temperature: tau at the start.
+        min_temperature: its floor.
+    """
+
+    counts: Tensor
+    offset: Tensor
+
+    def __init__(
+        self,
+        *,
+        encoders: Mapping[str, nn.Module],
+        cached: frozenset[str],
+        fusion: nn.Module | None,
+        id_part: IdPart | None,
+        popularity: Popularity | None,
+        history: HistoryEncoder,
+        counts: Tensor,
+        temperature: float,
+        min_temperature: float,
+    ) -> None:
+        super().__init__()
+        # a module's name may hold no dot (`vector.clip`)
+        self.encoders = nn.ModuleDict({k.replace(".", "_"): v for k, v in encoders.items()})
+        self.cached = cached
+        self.fusion = fusion
+        self.id_part = id_part
+        self.popularity = popularity
+        self.history = history
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+        self.min_temperature = min_temperature
+        self.register_buffer("counts", counts.float())
+        # added to the logits of items without events; chosen on validation, a dial in use
+        self.register_buffer("offset", torch.zeros(()))
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.history.position.embedding_dim
+
+    @property
+    def temperature(self) -> Tensor:
+        """tau, learned, never below its floor."""
+        return self.log_temperature.exp().clamp(min=self.min_temperature)
+
+    def tokens(self, media: Mapping[str, ModalityInput]) -> dict[str, Tokens]:
+        """Each modality's tokens (M, T, W) from cached states or raw inputs."""
+        return {
+            name: self.encoder(name).above(each)
+            if isinstance(each, Tokens)
+            else self.encoder(name)(each)
+            for name, each in media.items()
+        }
+
+    def content(
+        self, media: Mapping[str, ModalityInput], keep: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Content of M items.
+
+        Args:
+            media: modality -> cached states or raw inputs of M items.
+            keep: (M,) bool by modality; False masks that item's modality.
+
+        Returns:
+            (M, D) unit vectors.
+        """
+        assert self.fusion is not None
+        tokens = self.tokens(media)
+        if keep is not None:
+            tokens = drop_modalities(tokens, keep)
+        content: Tensor = self.fusion(tokens)
+        return content
+
+    def embeddings(self, content: Tensor | None, dropped: Tensor | None = None) -> Tensor:
+        """e of every row: (R, D) content (None for ids alone) -> (R, D) unit vectors."""
+        if self.id_part is None:
+            assert content is not None
+            return content
+        embeddings: Tensor = self.id_part(content, dropped)
+        return embeddings
+
+    def bias(self, counts: Tensor, dropped: Tensor | None = None) -> Tensor:
+        """What a logit gets beside <u, e> / tau: popularity, or the offset without events.
+
+        Args:
+            counts: (R,) training events.
+            dropped: (R,) bool, True = treat as never met (training; the offset is not added).
+        """
+        if dropped is not None:
+            counts = counts.masked_fill(dropped, 0)
+        bias = self.popularity(counts) if self.popularity is not None else counts * 0.0
+        return bias if self.training else bias + self.offset * (counts == 0)
+
+    def users(self, items: Tensor, offsets: Tensor) -> Tensor:
+        """States after each event of packed histories: (P, D), (B + 1,) -> (P, D) unit vectors."""
+        states: Tensor = self.history(items, offsets)
+        return states
+
+    def query(self, items: Tensor, offsets: Tensor) -> Tensor:
+        """The users behind histories of any length, none empty: (P, D), (B + 1,) -> (B, D)."""
+        rows, kept = truncate(offsets, self.history.max_length)
+        return self.history.query(items.index_select(0, rows), kept)
+
+    def parameter_counts(self) -> dict[str, dict[Literal["trainable", "frozen"], int]]:
+        """Parameters by part of the model."""
+        parts: dict[str, nn.Module | None] = {
+            **{f"encoders.{name}": module for name, module in self.encoders.items()},
+            "fusion": self.fusion,
+            "id": self.id_part,
+            "history": self.history,
+        }
+        return {
+            name: {
+                "trainable": sum(p.numel() for p in part.parameters() if p.requires_grad),
+                "frozen": sum(p.numel() for p in part.parameters() if not p.requires_grad),
+            }
+            for name, part in parts.items()
+            if part is not None
+        }
+
+    def encoder(self, modality: str) -> nn.Module:
+        """The encoder of a modality."""
+        return self.encoders[modality.replace(".", "_")]

@@ -1,0 +1,334 @@
+"""Training: build, maybe resume, step through the batches, look at validation, save.
+
+    RUN/config.yaml data.json          what is trained, on what
+    RUN/metrics.jsonl                  one object a logged step or look
+    RUN/checkpoints/                   see mmrec.training.checkpoint
+
+A run that was killed at any moment and resumed equals the unbroken one bit for bit, for equal
+machine type, threads and versions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmrec.build import Assembly, assemble
+from mmrec.config import Config, dump_config
+from mmrec.data.batch import batch_loader
+from mmrec.errors import CheckpointMismatch
+from mmrec.training.calibrate import choose_offset
+from mmrec.training.checkpoint import (
+    SCHEMA,
+    TrainState,
+    load_checkpoint,
+    load_model,
+    newest_checkpoint,
+    save_checkpoint,
+    write_folder,
+)
+from mmrec.training.optimiser import make_optimiser, rate_at
+from mmrec.training.step import train_step
+from mmrec.training.validate import Validation, validate
+from mmrec.vectors import encode_content
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the caller's progress display is told after a step."""
+
+    step: int
+    total_steps: int
+    epoch: int
+    loss: float
+    seconds_left: float
+
+
+def train(
+    config: Config,
+    data_folder: Path,
+    run: Path,
+    *,
+    resume: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> TrainState:
+    """Trains a run to its end.
+
+    Args:
+        config: complete settings.
+        data_folder: a prepared folder.
+        run: where the run is written; a new or empty folder unless resuming.
+        resume: go on from the newest checkpoint; start anew where there is none.
+        progress: called after each step that is logged.
+
+    Returns:
+        The final state.
+
+    Raises:
+        CheckpointMismatch: the folder holds another run, or other data.
+        ConfigError: a setting does not fit the data.
+        NonFiniteLoss: training diverged.
+    """
+    torch.use_deterministic_algorithms(config.training.deterministic)
+    torch.manual_seed(config.training.seed)
+    _open_run(run, config, resume)
+    assembly = assemble(config, data_folder)
+    _bind_data(run, assembly)
+    checkpoints = run / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    model, settings = assembly.model, config.training
+    optimiser = make_optimiser(model, config)
+    base_rates = [group["lr"] for group in optimiser.param_groups]
+    steps_an_epoch = assembly.stream.plan.num_batches(0)
+    total_steps = settings.max_steps or settings.max_epochs * steps_an_epoch
+
+    state = TrainState()
+    found = newest_checkpoint(checkpoints)
+    bank = None
+    if assembly.source is not None:
+        bank = torch.zeros(assembly.num_rows, config.model.width, device=assembly.device)
+    if found is not None:
+        state = load_checkpoint(found, model=model, optimiser=optimiser, bank=bank)
+        logger.info("resumed at step %d (epoch %d, batch %d)", state.step, state.epoch, state.batch)
+    elif bank is not None:
+        bank.copy_(_trained_content(assembly))
+    log = _MetricsLog(run / "metrics.jsonl", keep_bytes=state.metrics_bytes)
+
+    while not state.finished:
+        loader = batch_loader(
+            assembly.stream,
+            epoch=state.epoch,
+            first_batch=state.batch,
+            num_workers=config.data.num_workers,
+        )
+        for batch in loader:
+            started = time.perf_counter()
+            factor = rate_at(
+                state.step,
+                total_steps=total_steps,
+                warmup_steps=settings.warmup_steps,
+                min_rate=settings.min_rate,
+            )
+            for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
+                group["lr"] = rate * factor
+            output = train_step(
+                model,
+                batch.to(assembly.device),
+                optimiser,
+                bank,
+                settings,
+                id_dropout=config.model.id_dropout if config.model.item == "both" else 0.0,
+                modality_dropout=config.model.fusion.modality_dropout,
+                repeats_forbidden=assembly.repeats_forbidden,
+            )
+            state.step, state.batch = state.step + 1, batch.index + 1
+            state.seconds += time.perf_counter() - started
+            if state.step % settings.log_every == 0 or state.step == total_steps:
+                loss = float(output.loss)
+                log.write(
+                    {
+                        "step": state.step,
+                        "epoch": state.epoch,
+                        "loss": loss,
+                        "grad_norm": float(output.grad_norm),
+                        "learning_rate": settings.learning_rate * factor,
+                        "temperature": float(model.temperature.detach()),
+                        "num_targets": output.num_targets,
+                    }
+                )
+                if progress is not None:
+                    left = state.seconds / state.step * (total_steps - state.step)
+                    progress(Progress(state.step, total_steps, state.epoch, loss, left))
+            if state.step >= total_steps:
+                break
+            if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
+                _save(checkpoints, assembly, optimiser, bank, state, log)
+        _finish_epoch(config, assembly, optimiser, bank, state, log, checkpoints, total_steps)
+    _write_final(run, config, assembly, state)
+    return state
+
+
+def _finish_epoch(
+    config: Config,
+    assembly: Assembly,
+    optimiser: torch.optim.Optimizer,
+    bank: Tensor | None,
+    state: TrainState,
+    log: _MetricsLog,
+    checkpoints: Path,
+    total_steps: int,
+) -> None:
+    """Moves on to the next epoch; looks at validation where it is due; decides on stopping."""
+    settings = config.training
+    state.epoch, state.batch = state.epoch + 1, 0
+    ended = state.step >= total_steps or state.epoch >= settings.max_epochs
+    if assembly.validation is not None and (ended or state.epoch % settings.evaluate_every == 0):
+        looked = validate(assembly, precision=settings.precision)
+        if bank is not None and looked.content is not None:
+            bank.copy_(looked.content[torch.from_numpy(assembly.item_index_of).to(bank.device)])
+        value = stopping_value(looked, settings.stop_on)
+        log.write({"step": state.step, "epoch": state.epoch, "validation": looked.metrics})
+        logger.info("epoch %d: %s", state.epoch, looked.line())
+        if state.best_value is None or value > state.best_value:
+            state.best_value, state.best_step, state.looks_without_gain = value, state.step, 0
+            _write_best(checkpoints, assembly, bank, state)
+        else:
+            state.looks_without_gain += 1
+            ended = ended or state.looks_without_gain >= settings.patience
+    state.finished = ended
+    _save(checkpoints, assembly, optimiser, bank, state, log)
+
+
+def stopping_value(looked: Validation, stop_on: str) -> float:
+    """NDCG@10 of the slices that stop_on names (`warm`, `warm+cold`, …), their mean.
+
+    Raises:
+        CheckpointMismatch: validation has no such slice.
+    """
+    values = []
+    for name in stop_on.split("+"):
+        metrics = looked.metrics.get(name)
+        if metrics is None:
+            having = ", ".join(key for key, value in looked.metrics.items() if value)
+            raise CheckpointMismatch(
+                f"training.stop_on is '{stop_on}' but validation has no slice '{name}'; "
+                f"it has {having}"
+            )
+        values.append(metrics["ndcg@10"])
+    return sum(values) / len(values)
+
+
+def _save(
+    checkpoints: Path,
+    assembly: Assembly,
+    optimiser: torch.optim.Optimizer,
+    bank: Tensor | None,
+    state: TrainState,
+    log: _MetricsLog,
+) -> None:
+    state.metrics_bytes = log.flush()
+    save_checkpoint(checkpoints, model=assembly.model, optimiser=optimiser, bank=bank, state=state)
+
+
+def _write_best(
+    checkpoints: Path, assembly: Assembly, bank: Tensor | None, state: TrainState
+) -> None:
+    tensors: dict[str, Any] = {"model": assembly.model.state_dict()}
+    if bank is not None:
+        tensors["bank"] = {"content": bank}
+    write_folder(checkpoints / f"best-{state.best_step:08d}", tensors, {"schema": SCHEMA})
+
+
+def _trained_content(assembly: Assembly) -> Tensor:
+    assert assembly.source is not None
+    return encode_content(assembly.model, assembly.source, assembly.item_index_of)
+
+
+def _write_final(run: Path, config: Config, assembly: Assembly, state: TrainState) -> None:
+    """The best weights, the offset chosen for items without events, and every item's content."""
+    checkpoints = run / "checkpoints"
+    if state.best_step is not None:
+        load_model(checkpoints / f"best-{state.best_step:08d}", assembly.model)
+    tensors: dict[str, Any] = {}
+    curve: list[dict[str, float]] = []
+    if assembly.validation is not None:
+        looked = validate(assembly, precision="fp32")
+        offset, curve = choose_offset(assembly, looked, max_cost=config.evaluation.warm_cost)
+        assembly.model.offset.fill_(offset)
+    content = assembly.all_content()
+    if content is not None:
+        tensors["content"] = {"content": content}
+    tensors["model"] = assembly.model.state_dict()
+    write_folder(
+        checkpoints / "final",
+        tensors,
+        {
+            "schema": SCHEMA,
+            "step": state.best_step if state.best_step is not None else state.step,
+            "steps_trained": state.step,
+            "epochs_trained": state.epoch,
+            "seconds": round(state.seconds, 3),
+            "offset": float(assembly.model.offset),
+            "offset_curve": curve,
+            "data_hash": assembly.data.data_hash,
+            "split_hash": assembly.split.hash,
+            "item_ids": [assembly.data.items.item_ids[i] for i in assembly.item_index_of],
+            "parameters": assembly.model.parameter_counts(),
+            "encoders": assembly.encoder_documents,
+            "cache_dtypes": assembly.cache_dtypes,
+        },
+    )
+
+
+class _MetricsLog:
+    """metrics.jsonl, cut back to what the checkpoint had written."""
+
+    def __init__(self, path: Path, *, keep_bytes: int) -> None:
+        self.path = path
+        path.touch()
+        os.truncate(path, min(keep_bytes, path.stat().st_size))
+        self.file = open(path, "a", encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+
+    def flush(self) -> int:
+        """Bytes written, all of them on disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return self.path.stat().st_size
+
+
+def _open_run(run: Path, config: Config, resume: bool) -> None:
+    """Creates the run folder, or checks that it holds this run."""
+    path, text = run / "config.yaml", dump_config(config)
+    if path.exists():
+        if not resume:
+            raise CheckpointMismatch(
+                f"{run}: holds a run already; add --resume to go on with it, or name a new folder"
+            )
+        if path.read_text(encoding="utf-8") != text:
+            raise CheckpointMismatch(
+                f"{path}: differs from the settings given; resume with the run's own config.yaml"
+            )
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _bind_data(run: Path, assembly: Assembly) -> None:
+    """Writes data.json, or checks that the run was begun on this data."""
+    path = run / "data.json"
+    document = {
+        "schema": SCHEMA,
+        "path": str(assembly.data.path.resolve()),
+        "data_hash": assembly.data.data_hash,
+        "split": assembly.split.name,
+        "split_hash": assembly.split.hash,
+    }
+    if path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("data_hash", "split_hash"):
+            if known[key] != document[key]:
+                raise CheckpointMismatch(
+                    f"{assembly.data.path}: {key} is {document[key][:12]}, the run in {run} was "
+                    f"begun on {known[key][:12]}; give --data the folder it was begun on"
+                )
+        return
+    aside = path.with_suffix(".partial")
+    aside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, path)

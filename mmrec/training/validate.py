@@ -1,0 +1,81 @@
+"""One look at validation: every item encoded, every case ranked, metrics by slice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmrec.evaluation.evaluate import slice_metrics
+from mmrec.evaluation.ranking import Ranking, VectorScorer, rank_cases
+from mmrec.vectors import item_vectors, score_vectors, user_vectors
+
+if TYPE_CHECKING:
+    from mmrec.build import Assembly
+    from mmrec.evaluation.protocol import Cases
+    from mmrec.model import RecommenderModel
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What one look gives.
+
+    metrics: slice -> metric -> value; None for a slice without targets.
+    content: (N, D) content of every item; None for a model of ids.
+    users: (U, D + 1) and items: (C, D + 1), whose products are the scores.
+    """
+
+    metrics: dict[str, dict[str, float] | None]
+    content: Tensor | None
+    users: Tensor
+    items: Tensor
+
+    def line(self) -> str:
+        """One line for a person: HR@10 and NDCG@10 of each slice."""
+        return ", ".join(
+            f"{name} hr@10 {values['hr@10']:.4f} ndcg@10 {values['ndcg@10']:.4f}"
+            for name, values in self.metrics.items()
+            if values
+        )
+
+
+def case_vectors(
+    model: RecommenderModel,
+    cases: Cases,
+    content: Tensor | None,
+    item_index_of: np.ndarray[tuple[int], np.dtype[np.int64]],
+    *,
+    precision: str = "fp32",
+) -> tuple[Tensor, Tensor]:
+    """Users (U, D + 1) of cases and vectors (C, D + 1) of their candidates."""
+    items = item_vectors(model, content, item_index_of, num_items=cases.num_items)
+    users = user_vectors(model, items.embedding, cases.history, precision=precision)
+    user_side, item_side = score_vectors(model, users, items)
+    return user_side, item_side[torch.from_numpy(cases.candidates).to(item_side.device)]
+
+
+def validate(assembly: Assembly, *, precision: str) -> Validation:
+    """Ranks the validation cases with the model as it is.
+
+    Args:
+        assembly: the run's parts; its validation cases must exist.
+        precision: of the user model's products; content too.
+    """
+    cases = assembly.validation
+    assert cases is not None
+    content = assembly.all_content(precision)
+    users, items = case_vectors(
+        assembly.model, cases, content, assembly.item_index_of, precision=precision
+    )
+    ranking = rank(cases, users, items)
+    return Validation(
+        slice_metrics(ranking, cases, popularity=assembly.popularity), content, users, items
+    )
+
+
+def rank(cases: Cases, users: Tensor, items: Tensor) -> Ranking:
+    """Ranks of the targets under vectors of cases and candidates."""
+    return rank_cases(VectorScorer(users, items), cases, device=users.device)
