@@ -11,7 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from data_prep.prepare import prepare
+from data_prep.shards import PreparedData
 from mmrec.data.ragged import Ragged
+from mmrec.evaluation.baselines import fit_baselines
 from mmrec.evaluation.evaluate import (
     RANK_COLUMNS,
     SLICES,
@@ -22,7 +25,13 @@ from mmrec.evaluation.evaluate import (
     user_values,
     write_evaluation,
 )
-from mmrec.evaluation.protocol import Cases
+from mmrec.evaluation.protocol import (
+    Cases,
+    load_cases,
+    protocol_document,
+    training_histories,
+    training_popularity,
+)
 
 USER_IDS = ["u0", "u1", "u2"]
 ITEM_IDS = [f"i{item}" for item in range(6)]
@@ -161,3 +170,73 @@ def test_progress_names_the_model() -> None:
         progress=lambda name, done, total: calls.append((name, done, total)),
     )
     assert calls == [("mmrec", 3, 3)]
+
+
+def test_from_tables_to_figures(tmp_path: Path) -> None:
+    """A prepared folder with cold items, through the protocol and the baselines."""
+    generator = np.random.default_rng(0)
+    source = tmp_path / "source"
+    source.mkdir()
+    names = [f"film {item}" for item in range(40)]
+    pl.DataFrame({"id": names, "title": names}).write_csv(source / "items.csv")
+    rows = [
+        (f"user {user}", names[item], place)
+        for user in range(60)
+        for place, item in enumerate(generator.permutation(35)[: generator.integers(3, 25)])
+    ]
+    log = pl.DataFrame(rows, schema=["user", "item", "place"], orient="row")
+    log.write_csv(source / "log.csv")
+    (tmp_path / "catalogue.yaml").write_text(
+        "name: films\nkind: video\nrepeats: forbid\n"
+        "items: {table: items.csv, id: id, text: [title]}\n"
+        "interactions: {table: log.csv, user: user, item: item, order: place}\n"
+        "split: {protocol: leave_one_out, cold_validation: 0.1, cold_test: 0.2, seed: 0}\n"
+    )
+    prepare(tmp_path / "catalogue.yaml", source, tmp_path / "data", num_workers=1)
+    data = PreparedData.open(tmp_path / "data")
+    split = data.split()
+    cases = load_cases(data, split, "test")
+    roles = split.items.sort("item_index")["role"].to_numpy()
+    train = training_histories(split)
+    assert set(roles[cases.history.values]) == set(roles[train.values]) == {"warm"}
+    assert len(cases.candidates) == 35 and cases.candidate_is_cold.sum() == 7
+    for case, name in enumerate(cases.slice):
+        user = data.user_ids[cases.user_index[case]]
+        whole = [data.items.index_of(item) for item in log.filter(user=user)["item"]]
+        target = int(cases.targets[case][0])
+        before = whole[: whole.index(target)]
+        assert roles[target] == {"warm": "warm", "cold": "cold_test"}[name]
+        assert cases.history[case].tolist() == [item for item in before if roles[item] == "warm"]
+        assert set(cases.seen[case].tolist()) == set(before)
+
+    scorers = fit_baselines(
+        ["random", "popularity", "ease", "markov"],
+        cases,
+        train_users=split.train.user_index,
+        train=train,
+    )
+    evaluation = evaluate_scorers(scorers, cases, popularity=training_popularity(split))
+    document = metrics_document(
+        evaluation,
+        split=split.name,
+        protocol=protocol_document(split, "test", repeats=data.catalogue.repeats),
+        data_hash=data.data_hash,
+        checkpoint=None,
+        seed=0,
+    )
+    write_evaluation(
+        tmp_path / "run",
+        "test",
+        evaluation,
+        document,
+        user_ids=data.user_ids,
+        item_ids=data.items.item_ids,
+    )
+    read = json.loads((tmp_path / "run" / "metrics-test.json").read_text())
+    assert read["split"] == "leave_one_out-cold" and len(read["protocol"]["hash"]) == 64
+    for slices in read["models"].values():
+        assert slices["warm"]["num_targets"] == cases.slice.count("warm")
+        assert slices["cold"]["num_targets"] == cases.slice.count("cold") > 0
+        assert slices["cold_among_cold"]["hr@10"] == 1.0  # seven cold candidates
+    ranks = pl.read_parquet(tmp_path / "run" / "ranks-test.parquet")
+    assert set(ranks["item_id"]) <= set(names)

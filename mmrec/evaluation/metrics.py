@@ -193,4 +193,4 @@ def paired_test(
     for _ in range(num_samples):
         signs = generator.integers(2, size=len(difference), dtype=np.int8) * 2.0 - 1.0
         extreme += abs(signs @ difference) >= observed - 1e-12
-    return (extreme + 1) / (num_samples + 1)
+    return float((extreme + 1) / (num_samples + 1))
