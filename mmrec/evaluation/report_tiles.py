@@ -18,10 +18,15 @@ _MAX_SOUND_BYTES = 120_000
 
 @dataclass(frozen=True)
 class Tile:
-    """One item as shown: `picture` and `sound` are data URIs or None; `hit` is a test target."""
+    """One item as shown.
+
+    `words` are all its texts, shown under the pointer; `picture` and `sound` are data URIs or None;
+    `hit` is a test target.
+    """
 
     item_id: str
     title: str
+    words: str
     picture: str | None
     sound: str | None
     hit: bool
@@ -46,6 +51,7 @@ def make_tile(data: PreparedData, item_index: int, *, with_sound: bool, hit: boo
     return Tile(
         item_id=item_id,
         title=next(iter(texts.values()), "") or item_id,
+        words=" · ".join([*texts.values(), item_id]),
         picture=_thumbnail(data.items.read(images[0])) if images else None,
         sound=sound,
         hit=hit,
