@@ -21,7 +21,6 @@ from encoders.tokens import Tokens, masked, pool_tokens
 SAMPLE_RATE_HZ = 16_000
 WINDOW = 400  # samples, 25 ms
 HOP = 160  # samples, 10 ms
-NUM_MELS = 64
 # The resampler rolls off just below 8 kHz: above 7.6 kHz a sound depends on its first rate.
 LOWEST_HZ, HIGHEST_HZ = 20.0, 7_600.0
 FLOOR = 1e-5  # of the mel energy: about the noise of 16-bit samples
@@ -31,25 +30,27 @@ NUM_WINDOWS = 4
 class AudioTransform:
     """Mixes to mono, resamples to 16 kHz and takes the logarithm of 64 mel bands.
 
-    Of a sound longer than `max_duration_s`, four windows are taken at even distances from its
+    Of a sound longer than `max_seconds`, four windows are taken at even distances from its
     start to its end: a song's middle alone would miss how it begins and ends.
     """
 
-    def __init__(self, *, max_duration_s: float = 10.0) -> None:
+    def __init__(self, *, max_seconds: float = 10.0, num_mels: int = 64) -> None:
         """Set how much of a sound is heard.
 
         Args:
-            max_duration_s: seconds in all, at least 0.2.
+            max_seconds: in all, at least 0.2.
+            num_mels: bands.
 
         Raises:
             ValueError: it is shorter.
         """
-        if max_duration_s < 0.2:
-            raise ValueError(f"max_duration_s must be at least 0.2 seconds, got {max_duration_s}")
-        self.max_duration_s = max_duration_s
+        if max_seconds < 0.2:
+            raise ValueError(f"max_seconds must be at least 0.2, got {max_seconds}")
+        self.max_seconds = max_seconds
+        self.num_mels = num_mels
         self._mel = MelSpectrogram(
             SAMPLE_RATE_HZ, n_fft=512, win_length=WINDOW, hop_length=HOP, center=False,
-            f_min=LOWEST_HZ, f_max=HIGHEST_HZ, n_mels=NUM_MELS,
+            f_min=LOWEST_HZ, f_max=HIGHEST_HZ, n_mels=num_mels,
         )  # fmt: skip
 
     def __call__(self, medium: tuple[NDArray[np.float32], int]) -> Tensor | None:
@@ -74,7 +75,7 @@ class AudioTransform:
         return torch.cat(windows)
 
     def _cut(self, mono: Tensor, sample_rate_hz: int) -> list[Tensor]:
-        longest = round(self.max_duration_s * sample_rate_hz)
+        longest = round(self.max_seconds * sample_rate_hz)
         if len(mono) <= longest:
             return [mono]
         length = longest // NUM_WINDOWS
@@ -97,7 +98,7 @@ class AudioTransform:
             mel (M, F, 64) float32, mask (M, F) bool, present (M,) bool.
         """
         longest = max((len(sample) for sample in samples if sample is not None), default=1)
-        mel = torch.zeros(len(samples), longest, NUM_MELS)
+        mel = torch.zeros(len(samples), longest, self.num_mels)
         mask = torch.zeros(len(samples), longest, dtype=torch.bool)
         for row, sample in enumerate(samples):
             if sample is not None:
@@ -107,13 +108,13 @@ class AudioTransform:
 
     def fingerprint(self) -> str:
         """Return the sha256 of all settings."""
-        constants = (SAMPLE_RATE_HZ, WINDOW, HOP, NUM_MELS, LOWEST_HZ, HIGHEST_HZ, FLOOR)
+        constants = (SAMPLE_RATE_HZ, WINDOW, HOP, self.num_mels, LOWEST_HZ, HIGHEST_HZ, FLOOR)
         return fingerprint(
             {
                 "transform": "audio",
                 "constants": constants,
                 "windows": NUM_WINDOWS,
-                "max_duration_s": self.max_duration_s,
+                "max_seconds": self.max_seconds,
             }
         )
 
@@ -127,21 +128,30 @@ class AudioEncoder(nn.Module):
 
     modality = "audio"
 
-    def __init__(self, *, width: int = 128, num_tokens: int = 16) -> None:
+    def __init__(self, *, num_mels: int = 64, width: int = 128, num_tokens: int = 16) -> None:
         """Make random weights from torch's generator.
 
         Args:
+            num_mels: bands of the transform, a multiple of 16.
             width: of a token, a multiple of 4.
             num_tokens: tokens kept of a sound.
+
+        Raises:
+            ValueError: num_mels is no multiple of 16, or width none of 4.
         """
         super().__init__()
+        if num_mels % 16 or width % 4:
+            raise ValueError(
+                f"an audio encoder needs num_mels a multiple of 16 and width one of 4, "
+                f"got {num_mels} and {width}"
+            )
         self.width = self.state_width = width
         self.num_tokens = num_tokens
         widths = (1, width // 4, width // 2, 3 * width // 4, width)
         self.blocks = nn.ModuleList(
             AudioBlock(before, after) for before, after in zip(widths[:-1], widths[1:], strict=True)
         )
-        self.join = nn.Linear(width * (NUM_MELS // 16), width)
+        self.join = nn.Linear(width * (num_mels // 16), width)
         self.head = nn.LayerNorm(width)
 
     def below(self, inputs: Inputs) -> Tokens:

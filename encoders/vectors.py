@@ -51,10 +51,10 @@ class VectorTransform:
 class VectorEncoder(nn.Module):
     """Gives each vector as one token; it has no weights, fusion scales and projects."""
 
-    def __init__(self, *, name: str, width: int) -> None:
-        """Set the column's name and the width of its vectors."""
+    def __init__(self, width: int, *, name: str | None = None) -> None:
+        """Set the width of the column's vectors, and its name."""
         super().__init__()
-        self.modality = f"vector.{name}"
+        self.modality = f"vector.{name}" if name else "vector"
         self.width = self.state_width = width
         self.num_tokens = 1
 

@@ -1,8 +1,11 @@
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from scipy.signal import resample_poly
 
 from encoders.audio import AudioEncoder, AudioTransform
 from encoders.encoder import find_unused_parameters
@@ -63,7 +66,7 @@ def test_two_sample_rates_of_a_sound_agree(
 
 
 def test_long_sounds_give_windows_from_start_to_end() -> None:
-    transform = AudioTransform(max_duration_s=2.0)
+    transform = AudioTransform(max_seconds=2.0)
     rate = 8000
     parts = [tone([frequency], 5.0, rate) for frequency in (200.0, 600.0, 1500.0, 3500.0)]
     sample = transform((np.concatenate(parts), rate))
@@ -77,8 +80,10 @@ def test_bad_sounds_are_refused(transform: AudioTransform) -> None:
         transform((np.zeros(5, np.float32), 16000))
     with pytest.raises(ValueError, match="not finite"):
         transform((np.full((500, 1), np.nan, np.float32), 16000))
-    with pytest.raises(ValueError, match="max_duration_s"):
-        AudioTransform(max_duration_s=0.0)
+    with pytest.raises(ValueError, match="max_seconds"):
+        AudioTransform(max_seconds=0.0)
+    with pytest.raises(ValueError, match="num_mels a multiple of 16"):
+        AudioEncoder(num_mels=50)
 
 
 def test_transform_pickles_and_its_fingerprint_follows_the_duration() -> None:
@@ -87,7 +92,7 @@ def test_transform_pickles_and_its_fingerprint_follows_the_duration() -> None:
     medium = (tone([440.0], 0.4, 22050), 22050)
     assert torch.equal(copy(medium), transform(medium))
     assert copy.fingerprint() == transform.fingerprint()
-    assert AudioTransform(max_duration_s=5.0).fingerprint() != transform.fingerprint()
+    assert AudioTransform(max_seconds=5.0).fingerprint() != transform.fingerprint()
 
 
 def test_padding_and_neighbours_do_not_matter(encoder: AudioEncoder) -> None:
@@ -149,3 +154,19 @@ def test_a_probe_tells_pitches_apart(transform: AudioTransform, encoder: AudioEn
     weights = torch.linalg.lstsq(vectors[:40], targets[:40], driver="gelsd").solution
     right = (vectors[40:] @ weights).argmax(dim=1) == torch.tensor(labels[40:])
     assert float(right.float().mean()) > 0.7
+
+
+@pytest.mark.realdata
+def test_real_sounds_at_two_rates_agree(
+    shared_data: Path, transform: AudioTransform, encoder: AudioEncoder
+) -> None:
+    files = sorted(p for p in (shared_data / "stamps").rglob("*") if p.suffix in (".ogg", ".wav"))
+    samples = []
+    for file in files[:8]:
+        wave, rate = soundfile.read(file, dtype="float32", always_2d=True)
+        halved = resample_poly(wave, 16000, rate, axis=0).astype(np.float32)
+        samples += [transform((wave, rate)), transform((halved, 16000))]
+    with torch.no_grad():
+        vectors = encoder.pooled(encoder(transform.collate(samples)))
+    similarity = torch.cosine_similarity(vectors[0::2], vectors[1::2])
+    assert len(similarity) == 8 and float(similarity.min()) > 0.99

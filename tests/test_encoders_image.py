@@ -15,12 +15,12 @@ from torch import nn
 
 from encoders.encoder import find_unused_parameters
 from encoders.image import ImageEncoder, ImageTransform, SmallImageEncoder, pool_grid
+from encoders.image_timm import timm_transform
 from encoders.image_towers import (
     build_open_clip,
     build_timm,
     build_torchvision,
     load_image_encoder,
-    timm_transform,
 )
 
 CLIP_VIT = {

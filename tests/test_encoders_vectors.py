@@ -6,7 +6,7 @@ from encoders.vectors import VectorEncoder, VectorTransform
 
 
 def test_a_vector_is_one_token_and_a_missing_one_none() -> None:
-    transform, encoder = VectorTransform(3), VectorEncoder(name="clip", width=3)
+    transform, encoder = VectorTransform(3), VectorEncoder(3, name="clip")
     assert encoder.modality == "vector.clip"
     samples = [transform(np.array([1.0, 2.0, 3.0])), None]
     inputs = transform.collate(samples)
@@ -29,5 +29,5 @@ def test_wrong_vectors_are_refused() -> None:
 
 def test_fingerprints_follow_the_arguments() -> None:
     assert VectorTransform(3).fingerprint() != VectorTransform(4).fingerprint()
-    one, two = VectorEncoder(name="a", width=3), VectorEncoder(name="b", width=3)
+    one, two = VectorEncoder(3, name="a"), VectorEncoder(3, name="b")
     assert one.fingerprint() != two.fingerprint()
