@@ -139,6 +139,7 @@ class MeanFusion(nn.Module):
         self, token_widths: Mapping[str, int], num_tokens: Mapping[str, int], *, width: int
     ) -> None:
         super().__init__()
+        self.width = width
         self.modalities = tuple(sorted(token_widths))
         self.projections = _projections(token_widths, num_tokens, width)
         self.null = nn.Parameter(torch.zeros(width))
@@ -163,6 +164,7 @@ class ConcatFusion(nn.Module):
         self, token_widths: Mapping[str, int], num_tokens: Mapping[str, int], *, width: int
     ) -> None:
         super().__init__()
+        self.width = width
         self.modalities = tuple(sorted(token_widths))
         self.projections = _projections(token_widths, num_tokens, width)
         self.missing = nn.Parameter(torch.zeros(len(self.modalities), width))
@@ -216,7 +218,7 @@ def _pooled(
 ) -> tuple[Tensor, Tensor]:
     """Projected mean tokens (M, modalities, D) and their presence (M, modalities) bool."""
     first = next(iter(tokens.values()))
-    M, width = first.values.shape[0], next(iter(fusion.projections.values())).position.shape[1]
+    M, width = first.values.shape[0], fusion.width
     pooled, present = [], []
     for modality in fusion.modalities:
         if modality not in tokens:

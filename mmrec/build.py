@@ -26,7 +26,7 @@ from mmrec.data.batch import BatchStream, ModalityInput, TargetRule
 from mmrec.data.cache import StateCache, round_states
 from mmrec.data.fill import fill_cache
 from mmrec.data.histories import EpochPlan, IntArray
-from mmrec.data.items import ItemInputs
+from mmrec.data.items import Broken, ItemInputs
 from mmrec.encoder_parts import Document, EncoderParts, make_encoder, rebuild_encoder
 from mmrec.errors import CheckpointMismatch, ConfigError, MediaError
 from mmrec.evaluation.protocol import Cases, load_cases, training_popularity
@@ -151,7 +151,8 @@ def assemble(config: Config, data_folder: Path) -> Assembly:
     }
     torch.manual_seed(config.training.seed)
     model = make_model(config, parts, counts).to(device)
-    source, dtypes = None, {}
+    source: ModelInputs | None = None
+    dtypes: dict[str, str] = {}
     if parts:
         source, dtypes = _make_source(config, data, parts, model, device)
     row_of = np.full(len(data.items), -1, np.int64)
@@ -275,7 +276,9 @@ def _make_source(
     device: torch.device,
 ) -> tuple[ModelInputs, dict[str, str]]:
     """Caches of the frozen encoders, filled, and raw inputs of the others."""
-    caches, broken, media = {}, [], 0
+    caches: dict[str, StateCache] = {}
+    broken: list[Broken] = []
+    media = 0
     for name in sorted(model.cached):
         inputs = ItemInputs(data, {name: parts[name].transform})
         cache, report = fill_cache(
@@ -293,7 +296,7 @@ def _make_source(
             f"{first.modality}: {first.reason}"
         )
     raw = {name: each.transform for name, each in parts.items() if name not in model.cached}
-    dtypes = {name: cache.spec.dtype for name, cache in caches.items()}
+    dtypes: dict[str, str] = {name: cache.spec.dtype for name, cache in caches.items()}
     return ModelInputs(caches, ItemInputs(data, raw) if raw else None), dtypes
 
 

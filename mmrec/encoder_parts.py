@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from encoders.encoder import Transform
 from mmrec.config import EncoderConfig
 from mmrec.errors import ConfigError, WeightsError
@@ -32,7 +30,7 @@ class EncoderParts:
     """An encoder with the transform that prepares its inputs."""
 
     transform: Transform
-    encoder: nn.Module
+    encoder: Any
     document: Document
 
 

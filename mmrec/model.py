@@ -1,7 +1,7 @@
 """The recommender's network: item embeddings from content and id, users from their histories.
 
     media ─ encoders ─► tokens ─ fusion ─► content c ─ (+ id part) ─► item e ─┐
-                                                                             ├─ <u, e> / tau + beta(n)
+                                                                             ├─ <u, e> / tau + beta
     history of item embeddings ─ history encoder ─────────────────► user u ──┘
 
 Legend: B users · P events of their histories · M items encoded · R items in training, one row
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -179,7 +179,7 @@ class RecommenderModel(nn.Module):
         return content
 
     def embeddings(self, content: Tensor | None, dropped: Tensor | None = None) -> Tensor:
-        """e of every row: (R, D) content (None for ids alone) -> (R, D) unit vectors."""
+        """Embeddings e of every row: (R, D) content (None for ids alone) -> (R, D) unit vectors."""
         if self.id_part is None:
             assert content is not None
             return content
@@ -225,6 +225,6 @@ class RecommenderModel(nn.Module):
             if part is not None
         }
 
-    def encoder(self, modality: str) -> nn.Module:
+    def encoder(self, modality: str) -> Any:
         """The encoder of a modality."""
         return self.encoders[modality.replace(".", "_")]

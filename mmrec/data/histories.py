@@ -21,6 +21,7 @@ import numpy.typing as npt
 from data_prep.shards import History
 
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 
 
 class HistorySource(Protocol):
@@ -74,7 +75,7 @@ def stretches(
     """
     targets = lengths[histories] - 1
     # a draw for every history, so that one user's length never shifts another's draw
-    draw = random.random(histories.shape[0])
+    draw: FloatArray = random.random((histories.shape[0],))
     first = np.where(
         targets > max_length, 1 + (draw * max_length).astype(np.int64), np.maximum(targets, 0)
     )

@@ -1,7 +1,7 @@
 """Checkpoints: folders of safetensors and JSON, written aside and renamed.
 
     RUN/checkpoints/step-00000480/   model · optimiser · bank · state.json   (the newest is kept)
-    RUN/checkpoints/best-00000432/   model · bank                            (the best on validation)
+    RUN/checkpoints/best-00000432/   model · bank                            (best on validation)
     RUN/checkpoints/final/           what `mmrec.recommender` loads
 
 Nothing is pickled. A folder without state.json is not a checkpoint.
@@ -75,7 +75,7 @@ def write_folder(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], docume
 
 
 def optimiser_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state by the names of its parameters: `NAME/exp_avg`, …"""
+    """The optimiser's state by the names of its parameters: `NAME/exp_avg` and so on."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         f"{names[id(parameter)]}/{key}": value

@@ -313,7 +313,7 @@ def _open_run(run: Path, config: Config, resume: bool) -> None:
 def _bind_data(run: Path, assembly: Assembly) -> None:
     """Writes data.json, or checks that the run was begun on this data."""
     path = run / "data.json"
-    document = {
+    document: dict[str, Any] = {
         "schema": SCHEMA,
         "path": str(assembly.data.path.resolve()),
         "data_hash": assembly.data.data_hash,
