@@ -348,6 +348,18 @@ def _target_rule(data: PreparedData) -> TargetRule:
     )
 
 
+def open_source(loaded: LoadedRun) -> ModelInputs | None:
+    """The media of a loaded run's catalogue, as the model reads them; None for a model of ids.
+
+    States that are not in the cache (a cache that was deleted, data that moved) are made again.
+    """
+    if not loaded.parts:
+        return None
+    assert loaded.data is not None
+    source, _ = _make_source(loaded.config, loaded.data, loaded.parts, loaded.model, loaded.device)
+    return source
+
+
 @dataclass
 class LoadedRun:
     """A trained model with what it needs to be used.
