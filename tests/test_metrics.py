@@ -101,7 +101,8 @@ def test_ndcg_equals_scikit_learn() -> None:
         assert ours[f"ndcg@{k}"] == pytest.approx(ndcg_score(relevance, scores, k=k)), k
 
 
-@pytest.mark.slow  # ranx compiles its metrics on first use, about half a minute
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # ranx compiles on first use: half a minute of processor time
 def test_equals_ranx() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
