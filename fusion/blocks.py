@@ -14,30 +14,53 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+# Kernels for bf16 on a CPU are made and kept for every new shape: with P as it comes a run grew by
+# 10 GB in an hour. Rows are filled up to a multiple of this, so that shapes return.
+ROW_MULTIPLE = 256
+LENGTH_MULTIPLE = 8
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The least multiple that is not below a number."""
+    return -(-number // multiple) * multiple
+
+
 class Packing:
     """Where each event of packed histories stands in the padded rectangle.
 
     Args:
         offsets: (B + 1,) int64, start of each history in the packed rows; the last is P.
+
+    Attributes:
+        num_rows: P filled up to a multiple of ROW_MULTIPLE; the rows after P belong to nobody.
+        longest: L, events of the longest history, filled up to a multiple of LENGTH_MULTIPLE.
     """
 
     def __init__(self, offsets: Tensor) -> None:
         lengths = offsets[1:] - offsets[:-1]
         self.num_histories = lengths.shape[0]
-        self.longest = max(int(lengths.max()), 1) if lengths.numel() else 1
+        self.num_events = int(offsets[-1])
+        self.num_rows = round_up(max(self.num_events, 1), ROW_MULTIPLE)
+        self.longest_history = int(lengths.max()) if lengths.numel() else 0
+        self.longest = round_up(max(self.longest_history, 1), LENGTH_MULTIPLE)
         history = torch.repeat_interleave(lengths)
         self.position = torch.arange(history.shape[0], device=offsets.device) - offsets[history]
         self.place = history * self.longest + self.position
 
+    def fill(self, packed: Tensor) -> Tensor:
+        """(P, D) -> (num_rows, D), zeros after the last event."""
+        return F.pad(packed, (0, 0, 0, self.num_rows - self.num_events))
+
     def pad(self, packed: Tensor) -> Tensor:
-        """(P, D) -> (B, L, D), zeros after the last event."""
+        """(num_rows, D) -> (B, L, D), zeros after the last event of each history."""
         padded = packed.new_zeros(self.num_histories * self.longest, packed.shape[1])
-        padded = padded.index_copy(0, self.place, packed)
+        padded = padded.index_copy(0, self.place, packed[: self.num_events])
         return padded.view(self.num_histories, self.longest, -1)
 
     def unpad(self, padded: Tensor) -> Tensor:
-        """(B, L, D) -> (P, D)."""
-        return padded.reshape(self.num_histories * self.longest, -1).index_select(0, self.place)
+        """(B, L, D) -> (num_rows, D)."""
+        flat = padded.reshape(self.num_histories * self.longest, -1)
+        return self.fill(flat.index_select(0, self.place))
 
 
 class CausalAttention(nn.Module):
@@ -54,7 +77,7 @@ class CausalAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, events: Tensor, packing: Packing) -> Tensor:
-        """(P, D) -> (P, D)."""
+        """(num_rows, D) -> (num_rows, D)."""
         B, L, H = packing.num_histories, packing.longest, self.num_heads
         padded = packing.pad(self.query_key_value(events))  # (B, L, 3 D)
         query, key, value = padded.view(B, L, 3, H, -1).permute(2, 0, 3, 1, 4)  # (B, H, L, D / H)
@@ -81,7 +104,7 @@ class GatedBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, events: Tensor, packing: Packing) -> Tensor:
-        """(P, D) -> (P, D)."""
+        """(num_rows, D) -> (num_rows, D)."""
         branch = self.attention(self.attention_norm(events), packing)
         events = events + self.dropout(torch.sigmoid(self.attention_gate(events)) * branch)
         value, switch = self.feed_forward_in(self.feed_forward_norm(events)).chunk(2, dim=-1)
@@ -105,7 +128,7 @@ class PlainBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, events: Tensor, packing: Packing) -> Tensor:
-        """(P, D) -> (P, D)."""
+        """(num_rows, D) -> (num_rows, D)."""
         events = events + self.dropout(self.attention(self.attention_norm(events), packing))
         hidden = F.gelu(self.feed_forward_in(self.feed_forward_norm(events)))
         return events + self.dropout(self.feed_forward_out(self.dropout(hidden)))

@@ -69,15 +69,17 @@ class HistoryEncoder(nn.Module):
             ValueError: a history is longer than max_length.
         """
         packing = Packing(offsets)
-        if packing.longest > self.max_length:
+        if packing.longest_history > self.max_length:
             raise ValueError(
-                f"history of {packing.longest} events: at most {self.max_length} "
+                f"history of {packing.longest_history} events: at most {self.max_length} "
                 "(data.max_history) can be encoded"
             )
         events = self.dropout(items * self.scale + self.position(packing.position))
+        events = packing.fill(events)
         for block in self.blocks:
             events = block(events, packing)
-        return F.normalize(self.out(self.norm(events)).float(), dim=-1)
+        states = self.out(self.norm(events))[: packing.num_events]
+        return F.normalize(states.float(), dim=-1)
 
     def query(self, items: Tensor, offsets: Tensor) -> Tensor:
         """The last state of each history: (P, D), (B + 1,) -> (B, D); no history may be empty."""

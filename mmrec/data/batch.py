@@ -86,9 +86,9 @@ def draw_fresh(
 ) -> tuple[IntArray, npt.NDArray[np.float32]]:
     """Chooses the items that a step encodes with gradient.
 
-    Half are drawn from the batch's distinct targets, half uniformly from all items, each without
-    replacement; an item in both counts once. So pi = 1 - (1 - a) (1 - b) with a the share of the
-    targets drawn (0 for other items) and b the share of all items drawn.
+    Half are drawn uniformly from the batch's distinct targets, the rest uniformly from all items
+    that were not drawn. So pi = a + (1 - a) b with a the share of the targets drawn (0 for other
+    items) and b the share of the others drawn. M is the same in every step: new shapes cost memory.
 
     Args:
         targets: rows of the batch's targets.
@@ -97,7 +97,7 @@ def draw_fresh(
         random: drawn from (seed, epoch, batch).
 
     Returns:
-        Ascending rows (at most M) and their 1 / pi.
+        M ascending rows and their 1 / pi.
     """
     if size is None or size >= num_items:
         return np.arange(num_items), np.ones(num_items, np.float32)
@@ -105,11 +105,14 @@ def draw_fresh(
     from_targets = min(size - size // 2, distinct.shape[0])
     from_all = size - from_targets
     drawn = random.choice(distinct, from_targets, replace=False)
-    uniform = random.choice(num_items, from_all, replace=False)
-    fresh = np.unique(np.concatenate([drawn, uniform]))
+    others = np.ones(num_items, np.bool_)
+    others[drawn] = False
+    uniform = random.choice(np.flatnonzero(others), from_all, replace=False)
+    fresh = np.sort(np.concatenate([drawn, uniform]))
     share = np.zeros(num_items)
     share[distinct] = from_targets / max(distinct.shape[0], 1)
-    probability = 1 - (1 - share[fresh]) * (1 - from_all / num_items)
+    share = share[fresh]
+    probability = share + (1 - share) * from_all / (num_items - from_targets)
     return fresh, (1 / probability).astype(np.float32)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Logits held at a time. 2 Mi floats stay in a CPU's cache: on 25,600 x 3,416 at width 128 chunks
@@ -133,10 +134,14 @@ class _ChunkedSoftmax(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias)
         loss = users.new_zeros((), dtype=torch.float64 if users.dtype == torch.float64 else None)
         rows = max(chunk_elements // max(N, 1), min(MIN_CHUNK_ROWS, max(P, 1)))
+        rows -= rows % MIN_CHUNK_ROWS if rows > MIN_CHUNK_ROWS else 0
         with torch.autocast(users.device.type, enabled=False):
             for start in range(0, P, rows):
                 stop = min(start + rows, P)
-                logits = (users_low[start:stop] @ table.T).to(users.dtype).add_(bias)
+                # the last chunk is filled up: a new shape each step would cost memory for good
+                spare = -(stop - start) % MIN_CHUNK_ROWS
+                part_users = F.pad(users_low[start:stop], (0, 0, 0, spare))
+                logits = (part_users @ table.T)[: stop - start].to(users.dtype).add_(bias)
                 target = targets[start:stop, None]
                 positive = logits.gather(1, target)
                 if excluded is not None:
@@ -156,10 +161,10 @@ class _ChunkedSoftmax(torch.autograd.Function):
                     1, target, probability.new_full((), smoothing - 1).expand_as(target)
                 )
                 loss = loss + part
-                low = probability.to(dtype)
-                grad_users[start:stop] = low @ table
+                low = F.pad(probability.to(dtype), (0, 0, 0, spare))
+                grad_users[start:stop] = (low @ table)[: stop - start]
                 # fp32 sums: thousands of chunks added in bf16 would lose the small ones
-                grad_items += (low.T @ users_low[start:stop]).to(items.dtype)
+                grad_items += (low.T @ part_users).to(items.dtype)
                 grad_bias += probability.sum(0)
         scale = 1.0 / max(P, 1)
         ctx.save_for_backward(grad_users, grad_items, grad_bias)
