@@ -153,7 +153,7 @@ def build_items(
                 media.append((f"{slot.member}.{result.medium.extension}", result.medium.data))
                 signatures += [result.signature] if result.signature else []
             vectors = list(_read_vectors(row, catalogue, quarantine, place))
-            summary.num_media += len(catalogue.items.vectors)
+            summary.num_media += sum(row[c] is not None for c in catalogue.items.vectors.values())
             texts = {name: row[name] for name in catalogue.items.text if row[name]}
             present = _present_modalities(catalogue, texts, media + vectors)
             if not any(present):

@@ -22,7 +22,7 @@ from typing import Any
 
 import polars as pl
 
-from data_prep.build_items import MEDIA_KINDS, ItemsSummary, Progress, build_items, media_slots
+from data_prep.build_items import MEDIA_KINDS, ItemsSummary, Progress, build_items
 from data_prep.build_splits import IndexedLog, build_split, index_events, write_users
 from data_prep.catalogue import Catalogue, load_catalogue
 from data_prep.errors import DataError, ShardError
@@ -292,6 +292,7 @@ def _counts(items: ItemsSummary, log: IndexedLog) -> dict[str, Any]:
         "users": len(log.user_ids),
         "users_with_events": events["user_index"].n_unique(),
         "interactions": len(events),
+        "distinct_pairs": events.select("user_index", "item_index").n_unique(),
         "media": items.num_media,
         "media_bytes": items.media_bytes,
         "exact_duplicates": items.exact_duplicates,
@@ -347,11 +348,13 @@ def _one_writer(out: Path) -> Iterator[Path]:
 
 
 def _explain_write_error(error: Exception, out: Path) -> Exception:
-    """A full disk is the user's to mend: one line; anything else goes on as it is."""
+    """What the system refuses is the user's to mend: one line; anything else goes on as it is."""
     number = error.errno if isinstance(error, OSError) else None
-    text = str(error).lower()
-    if number in (errno.ENOSPC, errno.EDQUOT) or "no space left" in text:
-        return DataError(f"--out {out}: the disk is full; nothing was changed there, make room")
+    # polars keeps the text of the system's error only
+    if number in (errno.ENOSPC, errno.EDQUOT) or "no space left" in str(error).lower():
+        return DataError(f"--out {out}: the disk is full; make room and run again")
+    if isinstance(error, OSError) and number is not None:
+        return DataError(f"--out {out}: {error.strerror}: {error.filename or 'while writing'}")
     return error
 
 
@@ -367,6 +370,3 @@ def _install(staging: Path, out: Path) -> None:
         (staging / name).rename(old)
     (staging / "manifest.json").rename(out / "manifest.json")
     staging.rmdir()
-
-
-__all__ = ["PrepareSummary", "media_slots", "prepare"]

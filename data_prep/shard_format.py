@@ -162,9 +162,23 @@ def check_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def hash_manifest(manifest: Mapping[str, Any]) -> str:
-    """sha256 of a root manifest without the `split` section of its catalogue."""
-    catalogue = {name: part for name, part in manifest["catalogue"].items() if name != "split"}
-    content = {**manifest, "catalogue": catalogue}
+    """sha256 of what a root manifest stands for: items, media, users and the log; no split.
+
+    Counts, the quarantine and the names of tables describe the data and are left out.
+    """
+    log = manifest["catalogue"]["interactions"]
+    content = {
+        "schema": manifest["schema"],
+        "modalities": manifest["modalities"],
+        "event_types": manifest["event_types"],
+        "log": {name: value for name, value in log.items() if name not in ("table", "targets")},
+        "log_sha256": manifest["source"]["tables"][log["table"]],
+        "files": {
+            name: record["sha256"]
+            for name, record in manifest["files"].items()
+            if name != "quarantine.jsonl"
+        },
+    }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

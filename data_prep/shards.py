@@ -312,7 +312,7 @@ class PreparedData:
 
     @cached_property
     def data_hash(self) -> str:
-        """sha256 of the manifest, splits apart: which items, media, users and log these are."""
+        """sha256 that says which items, media, users and log these are; no split is in it."""
         return hash_manifest(self.manifest)
 
     @cached_property
