@@ -133,8 +133,6 @@ class TrainingConfig(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 is autocast; parameters and optimiser stay fp32."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    alignment_weight: float = Field(0.0, ge=0)
-    """Weight of the InfoNCE between the content of an item and its id part."""
     evaluate_every: int = Field(1, ge=1)
     """Epochs between two looks at validation."""
     patience: int = Field(5, ge=1)
@@ -250,7 +248,12 @@ def _apply(document: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"override {override!r}: {name} is a value, not a section")
         node = child
-    node[field] = yaml.safe_load(value)
+    try:
+        node[field] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"override {override!r}: not YAML: {' '.join(str(error).split())}"
+        ) from None
 
 
 def _split_key(key: str) -> list[str]:

@@ -17,7 +17,8 @@ from mmrec.training.validate import Validation, rank
 if TYPE_CHECKING:
     from mmrec.build import Assembly
 
-NUM_OFFSETS = 25
+NUM_COARSE = 17
+NUM_FINE = 11
 
 
 def choose_offset(
@@ -44,9 +45,8 @@ def choose_offset(
     counts = torch.zeros(cases.num_items, device=looked.items.device)
     counts[torch.from_numpy(assembly.item_index_of).to(counts.device)] = assembly.model.counts
     unseen = counts[torch.from_numpy(cases.candidates).to(counts.device)] == 0
-    curve = []
-    # cosines differ by at most 2; an offset beyond half of that puts every cold item first or last
-    for cosine in torch.linspace(-0.25, 0.75, NUM_OFFSETS).tolist():
+
+    def look(cosine: float) -> dict[str, float]:
         offset = cosine / tau
         items = looked.items.clone()
         items[unseen, -1] += (offset - present) * tau
@@ -55,16 +55,25 @@ def choose_offset(
         )
         warm, among = metrics["warm"], metrics["cold"]
         assert warm is not None and among is not None
-        curve.append(
-            {
-                "offset": offset,
-                "warm_ndcg@10": warm["ndcg@10"],
-                "warm_hr@10": warm["hr@10"],
-                "cold_ndcg@10": among["ndcg@10"],
-                "cold_hr@10": among["hr@10"],
-            }
-        )
+        return {
+            "offset": offset,
+            "warm_ndcg@10": warm["ndcg@10"],
+            "warm_hr@10": warm["hr@10"],
+            "cold_ndcg@10": among["ndcg@10"],
+            "cold_hr@10": among["hr@10"],
+        }
+
+    def best_of(points: list[dict[str, float]]) -> dict[str, float]:
+        within = [point for point in points if point["warm_ndcg@10"] >= (1 - max_cost) * base]
+        return max(within, key=lambda point: (point["cold_ndcg@10"], -abs(point["offset"])))
+
+    # few users and items are told apart by more than 0.8 of cosine: the ends put cold items last
+    # and first
+    coarse = torch.linspace(-0.2, 0.6, NUM_COARSE).tolist()
+    curve = [look(cosine) for cosine in coarse]
     base = min(curve, key=lambda point: abs(point["offset"]))["warm_ndcg@10"]
-    within = [point for point in curve if point["warm_ndcg@10"] >= (1 - max_cost) * base]
-    best = max(within, key=lambda point: (point["cold_ndcg@10"], -abs(point["offset"])))
-    return best["offset"], curve
+    centre = best_of(curve)["offset"] * tau
+    step = coarse[1] - coarse[0]
+    curve += [look(c) for c in torch.linspace(centre - step, centre + step, NUM_FINE).tolist()]
+    curve.sort(key=lambda point: point["offset"])
+    return best_of(curve)["offset"], curve
