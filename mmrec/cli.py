@@ -236,7 +236,13 @@ def evaluate(
     """Rank every target among the whole catalogue, beside the baselines; write a report."""
     from mmrec.evaluation.command import evaluate_run
 
-    metrics = evaluate_run(run, split=split.value, data=data)
+    with progress_bar() as report:
+        metrics = evaluate_run(
+            run,
+            split="validation" if split is Which.validation else "test",
+            data=data,
+            progress=report,
+        )
     if as_json:
         print_json(metrics)
     else:

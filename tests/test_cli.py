@@ -228,7 +228,8 @@ def test_metrics_table(
     }
     seen: dict[str, Any] = {}
 
-    def evaluate_run(run: Path, *, split: str, data: Path | None) -> dict[str, Any]:
+    def evaluate_run(run: Path, *, split: str, data: Path | None, progress: Any) -> dict[str, Any]:
+        progress("mmrec", 1, 2)
         seen.update(run=run, split=split, data=data)
         return metrics
 
