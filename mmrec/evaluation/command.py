@@ -253,14 +253,14 @@ def user_strips(loaded: LoadedRun, cases: Cases, users: Tensor, items: Tensor) -
         score = (users[first] @ items.T).cpu().numpy()
         column = {int(item): i for i, item in enumerate(cases.candidates)}
         score[[column[int(item)] for item in cases.seen[first] if int(item) in column]] = -np.inf
-        order = np.argsort(-score, kind="stable")
-        cold = [i for i in order if cases.candidate_is_cold[i] and np.isfinite(score[i])]
+        order = [i for i in np.argsort(-score, kind="stable") if np.isfinite(score[i])]
+        cold = [i for i in order if cases.candidate_is_cold[i]]
         strips.append(
             UserStrip(
                 user_id=loaded.data.user_ids[int(cases.user_index[first])],
                 met=cases.history[first][-STRIP_LENGTH:].tolist(),
-                recommended=cases.candidates[order[:STRIP_LENGTH]].tolist(),
-                cold=cases.candidates[np.array(cold[:STRIP_LENGTH], int)].tolist(),
+                recommended=[int(cases.candidates[i]) for i in order[:STRIP_LENGTH]],
+                cold=[int(cases.candidates[i]) for i in cold[:STRIP_LENGTH]],
                 targets=[int(item) for row in rows for item in cases.targets[row]],
             )
         )

@@ -15,6 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def train(
     """
     torch.use_deterministic_algorithms(config.training.deterministic)
     # no result here reads memory it has not written; filling it costs a tenth of a step
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(config.training.seed)
     _open_run(run, config, resume)
     assembly = assemble(config, data_folder)
@@ -105,58 +106,57 @@ def train(
         logger.info("resumed at step %d (epoch %d, batch %d)", state.step, state.epoch, state.batch)
     elif bank is not None:
         bank.copy_(_trained_content(assembly))
-    log = _MetricsLog(run / "metrics.jsonl", keep_bytes=state.metrics_bytes)
-
-    while not state.finished:
-        loader = batch_loader(
-            assembly.stream,
-            epoch=state.epoch,
-            first_batch=state.batch,
-            num_workers=config.data.num_workers,
-        )
-        for batch in loader:
-            started = time.perf_counter()
-            factor = rate_at(
-                state.step,
-                total_steps=total_steps,
-                warmup_steps=settings.warmup_steps,
-                min_rate=settings.min_rate,
+    with closing(_MetricsLog(run / "metrics.jsonl", keep_bytes=state.metrics_bytes)) as log:
+        while not state.finished:
+            loader = batch_loader(
+                assembly.stream,
+                epoch=state.epoch,
+                first_batch=state.batch,
+                num_workers=config.data.num_workers,
             )
-            for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
-                group["lr"] = rate * factor
-            output = train_step(
-                model,
-                batch.to(assembly.device),
-                optimiser,
-                bank,
-                settings,
-                id_dropout=config.model.id_dropout if config.model.item == "both" else 0.0,
-                modality_dropout=config.model.fusion.modality_dropout,
-                repeats_forbidden=assembly.repeats_forbidden,
-            )
-            state.step, state.batch = state.step + 1, batch.index + 1
-            state.seconds += time.perf_counter() - started
-            if state.step % settings.log_every == 0 or state.step == total_steps:
-                loss = float(output.loss)
-                log.write(
-                    {
-                        "step": state.step,
-                        "epoch": state.epoch,
-                        "loss": loss,
-                        "grad_norm": float(output.grad_norm),
-                        "learning_rate": settings.learning_rate * factor,
-                        "temperature": float(model.temperature.detach()),
-                        "num_targets": output.num_targets,
-                    }
+            for batch in loader:
+                started = time.perf_counter()
+                factor = rate_at(
+                    state.step,
+                    total_steps=total_steps,
+                    warmup_steps=settings.warmup_steps,
+                    min_rate=settings.min_rate,
                 )
-                if progress is not None:
-                    left = state.seconds / state.step * (total_steps - state.step)
-                    progress(Progress(state.step, total_steps, state.epoch, loss, left))
-            if state.step >= total_steps:
-                break
-            if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
-                _save(checkpoints, assembly, optimiser, bank, state, log)
-        _finish_epoch(config, assembly, optimiser, bank, state, log, checkpoints, total_steps)
+                for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
+                    group["lr"] = rate * factor
+                output = train_step(
+                    model,
+                    batch.to(assembly.device),
+                    optimiser,
+                    bank,
+                    settings,
+                    id_dropout=config.model.id_dropout if config.model.item == "both" else 0.0,
+                    modality_dropout=config.model.fusion.modality_dropout,
+                    repeats_forbidden=assembly.repeats_forbidden,
+                )
+                state.step, state.batch = state.step + 1, batch.index + 1
+                state.seconds += time.perf_counter() - started
+                if state.step % settings.log_every == 0 or state.step == total_steps:
+                    loss = float(output.loss)
+                    log.write(
+                        {
+                            "step": state.step,
+                            "epoch": state.epoch,
+                            "loss": loss,
+                            "grad_norm": float(output.grad_norm),
+                            "learning_rate": settings.learning_rate * factor,
+                            "temperature": float(model.temperature.detach()),
+                            "num_targets": output.num_targets,
+                        }
+                    )
+                    if progress is not None:
+                        left = state.seconds / state.step * (total_steps - state.step)
+                        progress(Progress(state.step, total_steps, state.epoch, loss, left))
+                if state.step >= total_steps:
+                    break
+                if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
+                    _save(checkpoints, assembly, optimiser, bank, state, log)
+            _finish_epoch(config, assembly, optimiser, bank, state, log, checkpoints, total_steps)
     _write_final(run, config, assembly, state)
     return state
 
@@ -285,6 +285,9 @@ class _MetricsLog:
     def write(self, record: dict[str, Any]) -> None:
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
 
     def flush(self) -> int:
         """Bytes written, all of them on disk."""
