@@ -1,0 +1,226 @@
+"""The Python API: load a run or a bundle, then recommend, score, embed, and find similar items.
+
+recommender = Recommender.load("runs/ml-1m")
+recommender.recommend(user_id="42", k=10)
+recommender.recommend(history=["2571", ("260", None, 978300760)])
+recommender.similar(image="poster.jpg")
+recommender.score(recommender.new_items("new.csv", source="media"), users=["42"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from torch import Tensor
+
+from mmrec.data.items import Media, NewItems
+from mmrec.errors import UserError
+from mmrec.retrieval.cold import score_frame
+from mmrec.retrieval.content import encode_new, encode_query, new_items
+from mmrec.retrieval.load import load_retriever
+from mmrec.retrieval.recommend import Recommendation, most_similar, recommend_next
+from mmrec.retrieval.retriever import HistoryEvent, Retriever
+
+FloatArray = npt.NDArray[np.float32]
+AnyPath = str | PathLike[str]
+
+__all__ = ["HistoryEvent", "ItemEmbeddings", "Recommendation", "Recommender"]
+
+
+@dataclass(frozen=True)
+class ItemEmbeddings:
+    """Vectors of items, as `export` writes them.
+
+    Attributes:
+        item_ids: n ids.
+        content: (n, D) unit; None for a model of ids.
+        embedding: (n, D) unit; of an item without training events its content, or zeros where
+            the model knows no media.
+    """
+
+    item_ids: list[str]
+    content: FloatArray | None
+    embedding: FloatArray
+
+
+class Recommender:
+    """A trained model in use. Nothing it is asked changes it."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        self.retriever = retriever
+
+    @classmethod
+    def load(cls, run_or_bundle: AnyPath, data: AnyPath | None = None) -> Recommender:
+        """Loads a finished run with its data, or a bundle.
+
+        Args:
+            run_or_bundle: folder that `train` or `export --bundle` wrote.
+            data: the prepared folder where it has moved.
+
+        Raises:
+            CheckpointMismatch: no finished run, other data, or a bundle that was changed.
+            ShardError: the data cannot be opened.
+        """
+        return cls(load_retriever(Path(run_or_bundle), None if data is None else Path(data)))
+
+    @property
+    def model_hash(self) -> str:
+        """Says in which space the vectors live; those of two hashes are never compared."""
+        return self.retriever.model_hash
+
+    def recommend(
+        self,
+        user_id: str | None = None,
+        *,
+        history: Sequence[HistoryEvent] | None = None,
+        k: int = 10,
+    ) -> list[Recommendation]:
+        """The next items of a stored user, or of one who comes with his history.
+
+        Without either, or where the history is empty, the list holds the most popular items and
+        says so in `basis`.
+
+        Args:
+            user_id: of the log the model was trained on.
+            history: ids or (id, event, Unix seconds), oldest first; unknown items are dropped.
+            k: how many; fewer are returned where no more candidates are left.
+
+        Raises:
+            ItemNotFound: the user is not known, or no item of the history.
+            UserError: both are given, or k is below 1.
+        """
+        if user_id is not None and history is not None:
+            raise UserError("user_id and history are both given, allowed is one of them")
+        if user_id is not None:
+            rows, _ = self.retriever.stored_users([user_id])
+            asked = self.retriever.stored_user(rows[0])
+        else:
+            asked = self.retriever.given_user(history or ())
+        return recommend_next(self.retriever, asked, k)
+
+    def similar(
+        self,
+        item_id: str | None = None,
+        *,
+        image: AnyPath | None = None,
+        text: str | None = None,
+        audio: AnyPath | None = None,
+        k: int = 10,
+    ) -> list[Recommendation]:
+        """The items whose content is nearest to an item's, a picture's, a text's or a sound's.
+
+        Whatever is asked, contents are compared: what users did has no part. An item is never in
+        its own list.
+
+        Raises:
+            ItemNotFound: the item is not known.
+            UserError: not exactly one question, one the model cannot answer, or k is below 1.
+            DataError: the file is no picture or sound.
+        """
+        given = {"item_id": item_id, "image": image, "text": text, "audio": audio}
+        asked = [name for name, value in given.items() if value is not None]
+        if len(asked) != 1:
+            raise UserError(
+                f"{' and '.join(asked) or 'nothing'} given, allowed is one of {', '.join(given)}"
+            )
+        if item_id is None:
+            query = text if text is not None else Path(image or audio or "")
+            return most_similar(self.retriever, encode_query(self.retriever, asked[0], query), k)
+        self.retriever.require_media("similar items")
+        row = self.retriever.item_index(item_id)
+        if not self.retriever.items.any_medium[row]:
+            raise UserError(
+                f"item '{item_id}' has none of the media that the model encodes: "
+                f"{', '.join(self.retriever.transforms)}"
+            )
+        assert self.retriever.content is not None
+        return most_similar(self.retriever, self.retriever.content[row], k, without=row)
+
+    def new_items(self, table: AnyPath, source: AnyPath) -> NewItems:
+        """Opens a table (csv, jsonl, parquet) of items that the prepared folder does not hold.
+
+        Args:
+            table: with columns of the catalogue; of those of media any subset.
+            source: folder that the paths of media start from and stay under.
+
+        Raises:
+            DataError: no such table or id column, a duplicate id, a value of a wrong type.
+            UserError: it has no column of media, or the model knows no media.
+        """
+        return new_items(self.retriever, Path(table), Path(source))
+
+    def score(
+        self,
+        items: Media,
+        *,
+        users: Sequence[str] | None = None,
+        histories: Sequence[Sequence[HistoryEvent]] | None = None,
+    ) -> pl.DataFrame:
+        """Scores new items from their media alone, for stored users or given histories.
+
+        Args:
+            items: as `new_items` gives them.
+            users: ids; None with no histories means every stored user.
+            histories: instead of users; their `user_id` in the result is their place.
+
+        Returns:
+            user_id, item_id, score (cosine), rank (among the user's unseen candidates and this
+            item, from 1), modalities; best first for each user. Items without a usable medium
+            have no row. The whole table is in memory: `score_file` streams.
+
+        Raises:
+            ItemNotFound: no user is known, or no item of a history.
+            UserError: both users and histories are given, or the model knows no media.
+        """
+        if users is not None and histories is not None:
+            raise UserError("users and histories are both given, allowed is one of them")
+        retriever = self.retriever
+        if histories is not None:
+            asked = [retriever.given_user(each, str(row)) for row, each in enumerate(histories)]
+        elif users is not None:
+            asked = [retriever.stored_user(row) for row in retriever.stored_users(users)[0]]
+        else:
+            num_users = len(retriever.users.user_ids)
+            asked = [retriever.stored_user(row) for row in range(num_users)]
+        return score_frame(retriever, encode_new(retriever, items), asked)
+
+    def embed_items(self, items: Sequence[str] | Media) -> ItemEmbeddings:
+        """Vectors of items of the catalogue by their ids, or of new items by their media.
+
+        Raises:
+            ItemNotFound: an id is not known.
+            UserError: new items, and the model knows no media.
+        """
+        if isinstance(items, Sequence):
+            rows = [self.retriever.item_index(item_id) for item_id in items]
+            chosen = torch.tensor(rows, dtype=torch.int64, device=self.retriever.device)
+            content = self.retriever.content
+            return ItemEmbeddings(
+                item_ids=[str(item_id) for item_id in items],
+                content=None if content is None else _to_numpy(content[chosen]),
+                embedding=_to_numpy(self.retriever.vectors.embedding[chosen]),
+            )
+        new = encode_new(self.retriever, items)
+        vectors = _to_numpy(new.content)
+        return ItemEmbeddings(item_ids=new.item_ids, content=vectors, embedding=vectors)
+
+    def embed_users(self, histories: Sequence[Sequence[HistoryEvent]]) -> FloatArray:
+        """Unit vectors (U, D) of users behind histories; zeros for an empty history.
+
+        Raises:
+            ItemNotFound: items were given and none of a history is known.
+        """
+        asked = [self.retriever.given_user(each) for each in histories]
+        return _to_numpy(self.retriever.user_vectors(asked))
+
+
+def _to_numpy(vectors: Tensor) -> FloatArray:
+    array: FloatArray = vectors.float().cpu().numpy()
+    return array

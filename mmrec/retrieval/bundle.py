@@ -1,0 +1,197 @@
+"""A bundle: one folder that serves like a run, without the run and without the prepared data.
+
+    bundle.json               schema, hashes, catalogue, settings of media, sha256 of every file
+    config.yaml state.json    settings; tokenisers and encoders' architecture are in the state
+    model.safetensors content.safetensors
+    items.parquet             item_id, title, modalities and what may be recommended, by item_index
+    users.parquet             user_id by user_index
+    history-items.npy history-offsets.npy      complete histories, memory-mapped when read
+
+It is written into a folder that its caller renames once whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors.torch import load_file
+
+from data_prep.catalogue import parse_catalogue
+from mmrec.build import make_model, pick_device
+from mmrec.config import load_config
+from mmrec.data.ragged import IntArray
+from mmrec.encoder_parts import rebuild_encoder
+from mmrec.errors import CheckpointMismatch
+from mmrec.retrieval.retriever import Items, Retriever, Users
+from mmrec.training.checkpoint import load_model
+
+BUNDLE_FILE = "bundle.json"
+SCHEMA = "mmrec-bundle/1"
+
+
+def write_bundle(retriever: Retriever, folder: Path) -> None:
+    """Writes all that `load_bundle` needs.
+
+    Args:
+        retriever: of a run, or of another bundle.
+        folder: a new folder.
+    """
+    folder.mkdir(parents=True)
+    for name, path in retriever.files.items():
+        shutil.copyfile(path, folder / name)
+    items = retriever.items
+    num_items = len(items.item_ids)
+    pl.DataFrame(
+        {
+            "item_id": list(items.item_ids),
+            "title": [items.titles[row] for row in range(num_items)],
+            "modalities": [items.modalities(row) for row in range(num_items)],
+            "deleted": items.deleted,
+            "is_candidate": items.is_candidate,
+            "held_out": items.held_out,
+        },
+        schema_overrides={"title": pl.String, "modalities": pl.List(pl.String)},
+    ).write_parquet(folder / "items.parquet")
+    user_ids = list(retriever.users.user_ids)
+    pl.DataFrame({"user_id": user_ids}, schema={"user_id": pl.String}).write_parquet(
+        folder / "users.parquet"
+    )
+    _write_histories(retriever.users, len(user_ids), folder)
+    document = {
+        "schema": SCHEMA,
+        "model_hash": retriever.model_hash,
+        "source": dict(retriever.source),
+        "catalogue": retriever.catalogue.document(),
+        "image_side": retriever.image_side,
+        "files": {path.name: file_record(path) for path in sorted(folder.iterdir())},
+    }
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    (folder / BUNDLE_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def load_bundle(folder: Path) -> Retriever:
+    """Loads a bundle; every file is checked against its sha256.
+
+    Raises:
+        CheckpointMismatch: of another schema, or a file is absent or was changed.
+    """
+    path = folder / BUNDLE_FILE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointMismatch(f"{path}: not readable as a bundle: {error}") from None
+    if document.get("schema") != SCHEMA:
+        raise CheckpointMismatch(
+            f"{path}: schema {document.get('schema')!r} is not known; this version reads {SCHEMA!r}"
+        )
+    check_files(folder, document["files"])
+    config = load_config(folder / "config.yaml")
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    device = pick_device()
+    parts = {name: rebuild_encoder(each) for name, each in state["encoders"].items()}
+    model = make_model(config, parts, torch.zeros(len(state["item_ids"]))).to(device)
+    load_model(folder, model)
+    model.eval()
+    content = None
+    if "content.safetensors" in document["files"]:
+        content = load_file(folder / "content.safetensors")["content"].to(device)
+    table = pl.read_parquet(folder / "items.parquet")
+    items = Items(
+        item_ids=table["item_id"].to_list(),
+        titles=table["title"].to_list(),
+        has={name: table["modalities"].list.contains(name).to_numpy() for name in parts},
+        deleted=table["deleted"].to_numpy(),
+        is_candidate=table["is_candidate"].to_numpy(),
+        held_out=table["held_out"].to_numpy(),
+    )
+    item_index_of = np.array([items.rows[item_id] for item_id in state["item_ids"]], np.int64)
+    return Retriever(
+        path=folder,
+        files={name: folder / name for name in document["files"] if _is_model_file(name)},
+        config=config,
+        state=state,
+        model=model,
+        transforms={name: each.transform for name, each in parts.items()},
+        catalogue=parse_catalogue(document["catalogue"]),
+        image_side=int(document["image_side"]),
+        items=items,
+        users=_BundledUsers(folder),
+        content=content,
+        item_index_of=item_index_of,
+        source=document["source"],
+        device=device,
+    )
+
+
+def file_record(path: Path) -> dict[str, str | int]:
+    """Size and sha256 of a file, for a manifest."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size": path.stat().st_size, "sha256": digest}
+
+
+def check_files(folder: Path, files: dict[str, dict[str, str | int]]) -> None:
+    """Compares files with their records.
+
+    Raises:
+        CheckpointMismatch: one is absent or was changed.
+    """
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointMismatch(f"{path}: the file is missing; export again")
+        if file_record(path) != expected:
+            raise CheckpointMismatch(f"{path}: was changed since it was written; export again")
+
+
+class _BundledUsers:
+    """Users of a bundle; histories stay on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self._ids = pl.read_parquet(folder / "users.parquet")["user_id"]
+        self._values = np.load(folder / "history-items.npy", mmap_mode="r", allow_pickle=False)
+        self._offsets = np.load(folder / "history-offsets.npy", mmap_mode="r", allow_pickle=False)
+
+    @cached_property
+    def user_ids(self) -> Sequence[str]:
+        return self._ids.to_list()
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {user_id: row for row, user_id in enumerate(self.user_ids)}
+
+    def index_of(self, user_id: str) -> int | None:
+        return self._rows.get(user_id)
+
+    def complete(self, user_index: int) -> IntArray:
+        start, stop = self._offsets[user_index : user_index + 2]
+        return np.array(self._values[start:stop], dtype=np.int64)
+
+
+def _write_histories(users: Users, num_users: int, folder: Path) -> None:
+    """Two passes over the users, so that all histories are never in memory at once."""
+    offsets = np.zeros(num_users + 1, np.int64)
+    for row in range(num_users):
+        offsets[row + 1] = offsets[row] + len(users.complete(row))
+    np.save(folder / "history-offsets.npy", offsets, allow_pickle=False)
+    if offsets[-1] == 0:  # an empty file cannot be mapped
+        np.save(folder / "history-items.npy", np.zeros(0, np.int64), allow_pickle=False)
+        return
+    values = np.lib.format.open_memmap(
+        folder / "history-items.npy", mode="w+", dtype=np.int64, shape=(int(offsets[-1]),)
+    )
+    for row in range(num_users):
+        values[offsets[row] : offsets[row + 1]] = users.complete(row)
+    values.flush()
+
+
+def _is_model_file(name: str) -> bool:
+    return name == "config.yaml" or name.startswith(("state.", "model.", "content."))

@@ -1,0 +1,169 @@
+"""Content of items that no prepared folder holds: a table of new items, or one medium in hand.
+
+    files ─ NewItems ─┐
+                      ├─ normalise ─ transform ─ below ─ round ─ above ─ fusion ─► content
+    QueryMedium ──────┘
+
+It is the way that training and export took, so the same media give the same vector.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_prep.media import decode_audio, decode_image, normalise
+from encoders.tokens import Tokens
+from mmrec.build import LiveInputs
+from mmrec.data.batch import ModalityInput
+from mmrec.data.items import Broken, ItemInputs, Media, NewItems
+from mmrec.data.ragged import IntArray
+from mmrec.errors import UserError
+from mmrec.retrieval.retriever import Retriever
+from mmrec.vectors import encode_content
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NewContent:
+    """New items as the model sees them.
+
+    Attributes:
+        item_ids: n ids.
+        content: (n, D) unit vectors; an item without events is its content.
+        modalities: of each item, those its content is made of.
+        refused: ids of items that have no medium the model can use; they are not among the n.
+        broken: media that could not be used.
+    """
+
+    item_ids: list[str]
+    content: Tensor
+    modalities: list[list[str]]
+    refused: list[str]
+    broken: list[Broken]
+
+
+class QueryMedium:
+    """One item that has one medium and nothing else, as `Media`."""
+
+    state = None
+
+    def __init__(self, modality: str, medium: Any) -> None:
+        self.modality, self.medium = modality, medium
+
+    def __len__(self) -> int:
+        return 1
+
+    def item_id(self, item_index: int) -> str:
+        """A name for messages."""
+        return "query"
+
+    def digest(self, item_index: int, modality: str) -> str | None:
+        """None: a question is not cached."""
+        return None
+
+    def load(self, item_index: int, modality: str) -> Any | None:
+        """The medium, where its modality is asked for."""
+        return self.medium if modality == self.modality else None
+
+
+def new_items(retriever: Retriever, table: Path, source: Path) -> NewItems:
+    """Opens a table of new items with the columns of the run's catalogue; a subset will do.
+
+    Raises:
+        DataError: no such table or id column, a duplicate id, a value of a wrong type.
+        UserError: the table has no column of media, or the model knows no media.
+    """
+    retriever.require_media(str(table))
+    return NewItems.from_file(table, retriever.catalogue, source, image_side=retriever.image_side)
+
+
+def encode_new(retriever: Retriever, media: Media) -> NewContent:
+    """Encodes new items from whatever media they have.
+
+    Args:
+        retriever: a model that knows media.
+        media: the items; broken media are named and their items go without them.
+
+    Raises:
+        UserError: the model knows no media, or a ready-made vector is of another width.
+    """
+    retriever.require_media("new items")
+    inputs = ItemInputs(media, retriever.transforms)
+    noticing = _Noticing(LiveInputs(inputs, retriever.model, retriever.dtypes))
+    try:
+        content = encode_content(
+            retriever.model, noticing, np.arange(len(media), dtype=np.int64), tile=64
+        )
+    except ValueError as error:  # a transform refuses what no decoder could have judged
+        raise UserError(f"new items: {error}; the model was trained on other input") from None
+    modalities = noticing.modalities(len(media))
+    usable = [row for row, names in enumerate(modalities) if names]
+    return NewContent(
+        item_ids=[media.item_id(row) for row in usable],
+        content=content[torch.tensor(usable, dtype=torch.int64, device=content.device)],
+        modalities=[modalities[row] for row in usable],
+        refused=[media.item_id(row) for row, names in enumerate(modalities) if not names],
+        broken=inputs.broken,
+    )
+
+
+def encode_query(retriever: Retriever, modality: str, query: Path | str) -> Tensor:
+    """Content (D,) of one medium: a text, or the path of a picture or a sound.
+
+    Raises:
+        UserError: the model does not encode this modality, or there is nothing in the text.
+        BrokenMedium: the file cannot be used.
+        DataError: there is no such file.
+    """
+    retriever.require_media(f"a query by {modality}")
+    if modality not in retriever.transforms:
+        raise UserError(
+            f"a query by {modality}: the model in {retriever.path} encodes "
+            f"{', '.join(retriever.transforms)}; ask with one of these"
+        )
+    found = encode_new(retriever, QueryMedium(modality, _load_query(modality, query, retriever)))
+    if found.refused:
+        raise UserError(f"a query by {modality}: there is nothing in {str(query)!r} to encode")
+    return found.content[0]
+
+
+def _load_query(modality: str, query: Path | str, retriever: Retriever) -> Any:
+    if modality == "text":
+        return {"text": str(query)}
+    path = Path(query)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if modality == "image":
+        medium = normalise(data, kind="image", image_side=retriever.image_side)
+        return decode_image(medium.data)
+    return decode_audio(normalise(data, kind="audio").data)
+
+
+class _Noticing:
+    """Passes inputs on and notes which modalities each item brought."""
+
+    def __init__(self, source: LiveInputs) -> None:
+        self._source = source
+        self._present: dict[str, list[Tensor]] = {}
+
+    def collate(self, item_index: IntArray) -> dict[str, ModalityInput]:
+        media = self._source.collate(item_index)
+        for name, each in media.items():
+            there = each.mask.any(1) if isinstance(each, Tokens) else each["present"]
+            self._present.setdefault(name, []).append(there.cpu())
+        return media
+
+    def modalities(self, num_items: int) -> list[list[str]]:
+        """Of each item, in the order they were asked for."""
+        present = {name: torch.cat(parts).tolist() for name, parts in self._present.items()}
+        return [[name for name, there in present.items() if there[row]] for row in range(num_items)]

@@ -1,0 +1,94 @@
+"""Loads a run with its prepared folder, or a bundle, as a `Retriever`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.shards import PreparedData, Split
+from mmrec.build import load_run
+from mmrec.data.ragged import IntArray
+from mmrec.retrieval.bundle import BUNDLE_FILE, load_bundle
+from mmrec.retrieval.retriever import MODEL_FILES, Items, Retriever
+
+
+def load_retriever(path: Path, data: Path | None = None) -> Retriever:
+    """Loads a run or a bundle; both serve alike.
+
+    Args:
+        path: folder of a finished run, or a bundle that `export --bundle` wrote.
+        data: the prepared folder where it has moved; a bundle needs none and looks at none.
+
+    Raises:
+        CheckpointMismatch: no finished run, the data are others, or a bundle was changed.
+        ShardError: the data cannot be opened.
+    """
+    path = Path(path)
+    if (path / BUNDLE_FILE).is_file():
+        return load_bundle(path)
+    loaded = load_run(path, None if data is None else Path(data))
+    prepared, split = loaded.data, loaded.split
+    assert prepared is not None and split is not None
+    roles = split.items.sort("item_index")["role"].to_numpy().astype(str)
+    deleted = np.asarray(prepared.items.deleted)
+    final = path / "checkpoints" / "final"
+    files = {name: final / name for name in MODEL_FILES if (final / name).is_file()}
+    return Retriever(
+        path=path,
+        files={"config.yaml": path / "config.yaml", **files},
+        config=loaded.config,
+        state=loaded.state,
+        model=loaded.model,
+        transforms={name: each.transform for name, each in loaded.parts.items()},
+        catalogue=prepared.catalogue,
+        image_side=int(prepared.manifest["settings"]["image_side"]),
+        items=Items(
+            item_ids=loaded.item_ids,
+            titles=_Titles(prepared),
+            has={name: prepared.items.has(name) for name in loaded.parts},
+            deleted=deleted,
+            is_candidate=(roles != "no_events") & ~deleted,
+            held_out=np.char.startswith(roles, "cold"),
+        ),
+        users=_PreparedUsers(prepared, split),
+        content=loaded.content,
+        item_index_of=loaded.item_index_of,
+        source={"data_hash": prepared.data_hash, "split": split.name, "split_hash": split.hash},
+        device=loaded.device,
+    )
+
+
+class _PreparedUsers:
+    """Users of a prepared folder; a history is read from its shard when asked for."""
+
+    def __init__(self, data: PreparedData, split: Split) -> None:
+        self._data, self._full = data, split.full
+
+    @property
+    def user_ids(self) -> Sequence[str]:
+        return self._data.user_ids
+
+    def index_of(self, user_id: str) -> int | None:
+        return self._data.user_index_of(user_id)
+
+    def complete(self, user_index: int) -> IntArray:
+        row = int(np.searchsorted(self._full.user_index, user_index))
+        if row == len(self._full) or self._full.user_index[row] != user_index:
+            return np.zeros(0, np.int64)
+        return self._full.read(row).item_index
+
+
+class _Titles(Sequence[str | None]):
+    """The first text of each item, read from its shard when asked for."""
+
+    def __init__(self, data: PreparedData) -> None:
+        self._items = data.items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, item_index: Any) -> Any:
+        return next(iter(self._items.text(int(item_index)).values()), None)

@@ -1,0 +1,309 @@
+"""A trained model with its catalogue and users, from a run or a bundle: what every use starts from.
+
+    RUN + prepared folder ─┐
+                           ├─► Retriever ─► recommend, similar, score, export
+    bundle ────────────────┘
+
+`mmrec.retrieval.load` makes one.
+
+Legend: N items of the catalogue · C candidates · D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from data_prep.catalogue import Catalogue
+from encoders.encoder import Transform
+from mmrec.config import Config
+from mmrec.data.ragged import IntArray, Ragged
+from mmrec.errors import ItemNotFound, UserError
+from mmrec.model import RecommenderModel
+from mmrec.vectors import ItemVectors, item_vectors, score_vectors, user_vectors
+
+logger = logging.getLogger(__name__)
+
+BoolArray = npt.NDArray[np.bool_]
+HistoryEvent = str | int | tuple[str | int, str | None, float | None]
+"""An item id, or (item id, event type, Unix seconds); the last two may be None."""
+
+MODEL_FILES = ("state.json", "model.safetensors", "content.safetensors")
+
+
+class Users(Protocol):
+    """The users whose histories are stored."""
+
+    @property
+    def user_ids(self) -> Sequence[str]:
+        """By user_index."""
+
+    def index_of(self, user_id: str) -> int | None:
+        """Row of an id, None where it is not known."""
+
+    def complete(self, user_index: int) -> IntArray:
+        """Every event of a user as item_index (n,), oldest first; empty where there is none."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """What is known of the N items beside their vectors.
+
+    Attributes:
+        item_ids: by item_index.
+        titles: first text of each item or None; a sequence that may read it when asked.
+        has: (N,) bool by modality that the model encodes, True = the item has it.
+        deleted: (N,) bool, True = withdrawn.
+        is_candidate: (N,) bool, True = may be recommended: it is in the log and not withdrawn.
+        held_out: (N,) bool, True = a cold item of the split: no input of a stored user's vector.
+    """
+
+    item_ids: Sequence[str]
+    titles: Sequence[str | None]
+    has: Mapping[str, BoolArray]
+    deleted: BoolArray
+    is_candidate: BoolArray
+    held_out: BoolArray
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """item_index by id."""
+        return {item_id: row for row, item_id in enumerate(self.item_ids)}
+
+    @cached_property
+    def candidates(self) -> IntArray:
+        """(C,) item_index of the candidates, ascending."""
+        return np.flatnonzero(self.is_candidate).astype(np.int64)
+
+    @cached_property
+    def any_medium(self) -> BoolArray:
+        """(N,) bool: the model encodes at least one medium of the item."""
+        found = np.zeros(len(self.item_ids), np.bool_)
+        for has in self.has.values():
+            found |= has
+        return found
+
+    def modalities(self, item_index: int) -> list[str]:
+        """Modalities that the item's content is made of."""
+        return [name for name, has in self.has.items() if has[item_index]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One user as the model is asked about him.
+
+    Attributes:
+        user_id: his id, or the place of a history that was given.
+        history: (n,) item_index, the model's input, oldest first; may be empty.
+        seen: (s,) item_index that no list may show again where repeats are forbidden.
+        num_unknown: events dropped because their item is not known.
+    """
+
+    user_id: str
+    history: IntArray
+    seen: IntArray
+    num_unknown: int = 0
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """A trained model with everything it is used with.
+
+    Attributes:
+        files: path of config.yaml and of what MODEL_FILES names, as far as they exist.
+        state: the checkpoint's state.json.
+        transforms: by modality that the model encodes; empty for a model of ids.
+        content: (N, D) unit; None for a model of ids.
+        item_index_of: (R,) item_index of each row of the model's id table.
+        source: hashes of the data and the split, and its name.
+    """
+
+    path: Path
+    files: Mapping[str, Path]
+    config: Config
+    state: Mapping[str, Any]
+    model: RecommenderModel
+    transforms: Mapping[str, Transform]
+    catalogue: Catalogue
+    image_side: int
+    items: Items
+    users: Users
+    content: Tensor | None
+    item_index_of: IntArray
+    source: Mapping[str, str]
+    device: torch.device
+
+    @property
+    def knows_media(self) -> bool:
+        """False for a model of ids."""
+        return self.content is not None
+
+    @property
+    def dtypes(self) -> dict[str, Any]:
+        """Types that states are rounded to at the cut, by cached modality."""
+        return dict(self.state.get("cache_dtypes", {}))
+
+    @cached_property
+    def counts(self) -> IntArray:
+        """(N,) training events of each item."""
+        counts = np.zeros(len(self.items.item_ids), np.int64)
+        counts[self.item_index_of] = self.model.counts.cpu().numpy().astype(np.int64)
+        return counts
+
+    @cached_property
+    def vectors(self) -> ItemVectors:
+        """Content, embedding and popularity of every item."""
+        num_items = len(self.items.item_ids)
+        return item_vectors(self.model, self.content, self.item_index_of, num_items=num_items)
+
+    @property
+    def repeats_forbidden(self) -> bool:
+        """Whether a list leaves out what the user has met."""
+        return self.catalogue.repeats == "forbid"
+
+    @cached_property
+    def model_hash(self) -> str:
+        """sha256 of the weights and of what turns a medium into their input.
+
+        Vectors of two hashes live in two spaces and are never mixed.
+        """
+        with open(self.files["model.safetensors"], "rb") as file:
+            weights = hashlib.file_digest(file, "sha256").hexdigest()
+        names = ("encoders", "cache_dtypes", "item_ids")
+        described = {name: self.state.get(name) for name in names}
+        return _sha256({"weights": weights, **described})
+
+    @cached_property
+    def preprocessing_hash(self) -> str:
+        """sha256 of all that happens to a medium before the first weight."""
+        prints = {name: each.fingerprint() for name, each in sorted(self.transforms.items())}
+        dtypes = dict(sorted(self.dtypes.items()))
+        return _sha256({"transforms": prints, "image_side": self.image_side, "dtypes": dtypes})
+
+    @cached_property
+    def has_vector(self) -> BoolArray:
+        """(N,) bool: False for the items of a model of ids that training never met."""
+        return np.ones(len(self.counts), np.bool_) if self.knows_media else self.counts > 0
+
+    @cached_property
+    def item_side(self) -> Tensor:
+        """(N, D + 1) [e, popularity]: its product with [u, 1] is the score, in units of cosine."""
+        none = self.vectors.embedding.new_zeros(0, self.vectors.embedding.shape[1])
+        return score_vectors(self.model, none, self.vectors)[1]
+
+    @cached_property
+    def candidate_side(self) -> Tensor:
+        """(C, D + 1) of the candidates."""
+        return self.item_side[torch.from_numpy(self.items.candidates).to(self.device)]
+
+    @property
+    def popularity_of_new(self) -> float:
+        """What an item without events gets beside <u, e>, in units of cosine."""
+        none = torch.zeros(1, device=self.device)
+        with torch.no_grad():
+            return float(self.model.bias(none) * self.model.temperature)
+
+    def user_vectors(self, asked: Sequence[Asked]) -> Tensor:
+        """(U, D) unit vectors; zeros for an empty history."""
+        histories = Ragged.from_rows([each.history for each in asked])
+        return user_vectors(self.model, self.vectors.embedding, histories)
+
+    def stored_user(self, user_index: int) -> Asked:
+        """A stored user: his complete history, without the items the split holds out."""
+        complete = self.users.complete(user_index)
+        kept = self.has_vector[complete] & ~self.items.held_out[complete]
+        return Asked(self.users.user_ids[user_index], complete[kept], np.unique(complete))
+
+    def stored_users(self, user_ids: Iterable[str]) -> tuple[list[int], list[str]]:
+        """Rows of known users in the order given, once each, and the ids that are not known.
+
+        Raises:
+            ItemNotFound: none of them is known.
+        """
+        rows = {user_id: self.users.index_of(user_id) for user_id in map(str, user_ids)}
+        known = [row for row in rows.values() if row is not None]
+        unknown = [user_id for user_id, row in rows.items() if row is None]
+        if not known:
+            raise ItemNotFound(
+                f"no known user among {_some(unknown)}; {self.path} knows "
+                f"{len(self.users.user_ids):,} users, {_some(self.users.user_ids[:3])} among them"
+            )
+        return known, unknown
+
+    def given_user(self, history: Sequence[HistoryEvent], user_id: str = "") -> Asked:
+        """A history that comes with the question; no stored user is needed.
+
+        Unknown items are dropped and counted. Events come oldest first; where every one carries
+        a time they are put in its order, ties as given. Items that a split held out are used like
+        any other, since their content is known.
+
+        Raises:
+            ItemNotFound: items were given and none is known.
+        """
+        rows = [self.items.rows.get(item_id) for item_id in _in_order(history)]
+        known = np.array([row for row in rows if row is not None], np.int64)
+        if len(rows) and not len(known):
+            raise ItemNotFound(
+                f"no known item among {_some(_in_order(history))}; ids are those of "
+                f"the catalogue, such as {_some(self.items.item_ids[:3])}"
+            )
+        num_unknown = len(rows) - len(known)
+        if num_unknown:
+            logger.warning("%d of %d items of the history are not known", num_unknown, len(rows))
+        return Asked(user_id, known[self.has_vector[known]], np.unique(known), num_unknown)
+
+    def item_index(self, item_id: str) -> int:
+        """Row of an item.
+
+        Raises:
+            ItemNotFound: it is not in the catalogue.
+        """
+        row = self.items.rows.get(str(item_id))
+        if row is None:
+            raise ItemNotFound(
+                f"item '{item_id}' is not in the catalogue of {len(self.items.item_ids):,} items; "
+                f"ids are such as {_some(self.items.item_ids[:3])}"
+            )
+        return row
+
+    def require_media(self, what: str) -> None:
+        """Refuses a question about content where the model has none.
+
+        Raises:
+            UserError: `item: id`.
+        """
+        if not self.knows_media:
+            raise UserError(
+                f"{what}: the model in {self.path} knows ids only (model.item is 'id'); train one "
+                "with model.item=both or content"
+            )
+
+
+def _in_order(history: Sequence[HistoryEvent]) -> list[str]:
+    """Item ids, oldest first."""
+    times = [event[2] if isinstance(event, tuple) else None for event in history]
+    ids = [str(event[0] if isinstance(event, tuple) else event) for event in history]
+    known = [time for time in times if time is not None]
+    if len(known) < len(times):
+        return ids
+    return [ids[row] for row in np.argsort(np.array(known), kind="stable")]
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    return f"{shown} and {len(names) - 3:,} more" if len(names) > 3 else shown
+
+
+def _sha256(document: Any) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
