@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 # Kernels for bf16 on a CPU are made and kept for every new shape: with P as it comes a run grew by
 # 10 GB in an hour. Rows are filled up to a multiple of this, so that shapes return.
 ROW_MULTIPLE = 256

@@ -129,7 +129,7 @@ class LatentFusion(nn.Module):
         latents = self.latents.expand(M, -1, -1)
         for layer in self.layers:
             latents = layer(latents, merged, mask)
-        return F.normalize(self.out(self.norm(latents.flatten(1))).float(), dim=-1)
+        return _unit(self.out, self.norm(latents.flatten(1)))
 
 
 class MeanFusion(nn.Module):
@@ -143,6 +143,7 @@ class MeanFusion(nn.Module):
         self.modalities = tuple(sorted(token_widths))
         self.projections = _projections(token_widths, num_tokens, width)
         self.null = nn.Parameter(torch.zeros(width))
+        self.out = nn.Linear(width, width)
         nn.init.normal_(self.null, std=0.02)
 
     def forward(self, tokens: Mapping[str, Tokens]) -> Tensor:
@@ -151,7 +152,7 @@ class MeanFusion(nn.Module):
         total = (pooled * present[..., None]).sum(1)
         count = present.sum(1, keepdim=True)
         mean = total / count.clamp(min=1)
-        return F.normalize(torch.where(count > 0, mean, self.null).float(), dim=-1)
+        return _unit(self.out, torch.where(count > 0, mean, self.null))
 
 
 class ConcatFusion(nn.Module):
@@ -168,18 +169,48 @@ class ConcatFusion(nn.Module):
         self.modalities = tuple(sorted(token_widths))
         self.projections = _projections(token_widths, num_tokens, width)
         self.missing = nn.Parameter(torch.zeros(len(self.modalities), width))
-        self.mlp = nn.Sequential(
-            nn.Linear(len(self.modalities) * width, 2 * width),
-            nn.GELU(),
-            nn.Linear(2 * width, width),
-        )
+        self.hidden = nn.Linear(len(self.modalities) * width, 2 * width)
+        self.out = nn.Linear(2 * width, width)
         nn.init.normal_(self.missing, std=0.02)
 
     def forward(self, tokens: Mapping[str, Tokens]) -> Tensor:
         """As LatentFusion.forward."""
         pooled, present = _pooled(self, tokens)
         pooled = torch.where(present[..., None], pooled, self.missing.to(pooled.dtype))
-        return F.normalize(self.mlp(pooled.flatten(1)).float(), dim=-1)
+        return _unit(self.out, F.gelu(self.hidden(pooled.flatten(1))))
+
+
+def _unit(out: nn.Linear, hidden: Tensor) -> Tensor:
+    """The last layer and the norm, in fp32 where the weights are: the bank compares these."""
+    return F.normalize(out(hidden).float(), dim=-1)
+
+
+@torch.no_grad()
+def spread(out: nn.Linear, contents: Tensor, *, ridge: float = 0.01) -> None:
+    """Changes a fusion's last layer so that given contents are centred and point everywhere.
+
+    A fusion with fresh weights gives every item nearly the same vector: on MovieLens-1M the mean
+    cosine of two items was .99, and still .99 after four epochs, since the gradient through the
+    norm is as small as the differences are. After this it starts near 0, as random ids do.
+
+    Args:
+        out: the last layer, before the norm.
+        contents: (n, D) its outputs for items of the catalogue, before the norm.
+        ridge: share of the mean variance added to every direction, so that directions which only
+            noise tells apart are not blown up.
+    """
+    contents = contents.double()
+    mean = contents.mean(0)
+    centred = contents - mean
+    covariance = centred.T @ centred / max(contents.shape[0] - 1, 1)
+    values, vectors = torch.linalg.eigh(covariance)
+    values = values.clamp(min=0)
+    scale = (values + ridge * values.mean()).clamp(min=1e-12).rsqrt()
+    whiten = vectors @ torch.diag(scale) @ vectors.T
+    weight = whiten @ out.weight.double()
+    bias = whiten @ (out.bias.double() - mean)
+    out.weight.copy_(weight)
+    out.bias.copy_(bias)
 
 
 def drop_modalities(tokens: Mapping[str, Tokens], keep: Mapping[str, Tensor]) -> dict[str, Tokens]:

@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fusion.item import spread
 from mmrec.build import Assembly, assemble
 from mmrec.config import Config, dump_config
 from mmrec.data.batch import batch_loader
@@ -43,6 +45,9 @@ from mmrec.training.validate import Validation, validate
 from mmrec.vectors import encode_content
 
 logger = logging.getLogger(__name__)
+
+# Items whose contents say how the fusion's last layer starts: enough for any width in use.
+SPREAD_ITEMS = 16_384
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ def train(
         state = load_checkpoint(found, model=model, optimiser=optimiser, bank=bank)
         logger.info("resumed at step %d (epoch %d, batch %d)", state.step, state.epoch, state.batch)
     elif bank is not None:
+        _spread_content(assembly)
         bank.copy_(_trained_content(assembly))
     with closing(_MetricsLog(run / "metrics.jsonl", keep_bytes=state.metrics_bytes)) as log:
         while not state.finished:
@@ -230,6 +236,22 @@ def _write_best(
     if bank is not None:
         tensors["bank"] = {"content": bank}
     write_folder(checkpoints / f"best-{state.best_step:08d}", tensors, {"schema": SCHEMA})
+
+
+def _spread_content(assembly: Assembly) -> None:
+    """Starts contents apart from each other; see `fusion.item.spread`."""
+    fusion: Any = assembly.model.fusion
+    assert fusion is not None and assembly.source is not None
+    random = np.random.default_rng((assembly.config.training.seed, 7))
+    size = min(assembly.num_rows, SPREAD_ITEMS)
+    chosen = np.sort(random.choice(assembly.item_index_of, size, replace=False))
+    outputs: list[Tensor] = []
+    hook = fusion.out.register_forward_hook(lambda _, __, output: outputs.append(output.float()))
+    try:
+        encode_content(assembly.model, assembly.source, chosen)
+    finally:
+        hook.remove()
+    spread(fusion.out, torch.cat(outputs))
 
 
 def _trained_content(assembly: Assembly) -> Tensor:
