@@ -69,9 +69,13 @@ def write_folder(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], docume
         json.dump(document, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
+    # moved away before it is deleted: a kill in between must not leave half a folder of this name
+    old = path.parent / f".{path.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
     if path.exists():
-        shutil.rmtree(path)
+        os.replace(path, old)
     os.replace(aside, path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def optimiser_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -92,8 +96,8 @@ def restore_optimiser(
     for key, value in tensors.items():
         name, _, kind = key.rpartition("/")
         parameter = parameters[name]
-        placed = value if kind == "step" else value.to(parameter.device)
-        optimiser.state[parameter][kind] = placed
+        # the count of steps too: a fused optimiser keeps it beside the parameter
+        optimiser.state[parameter][kind] = value.to(parameter.device)
 
 
 def save_checkpoint(
