@@ -13,7 +13,7 @@ from torch import Tensor
 from mmrec.training.losses import ExcludedPairs, catalogue_softmax, met_before
 
 P, N, D = 150, 37, 8
-CHUNKS = pytest.mark.parametrize("chunk_elements", [1, 70 * N, 10**6], ids=["64", "70", "all"])
+CHUNKS = pytest.mark.parametrize("chunk_elements", [1, 130 * N, 10**6], ids=["64", "128", "all"])
 SMOOTHING = pytest.mark.parametrize("smoothing", [0.0, 0.1], ids=["plain", "smoothed"])
 
 
