@@ -1,0 +1,136 @@
+"""The rate's schedule, what decays, and one step of AdamW against its formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from mmrec.config import Config, parse_config
+from mmrec.encoder_parts import make_encoder
+from mmrec.model import RecommenderModel
+from mmrec.training.optimiser import make_optimiser, parameter_groups, rate_at
+
+TEXTS = ["the quiet river", "a red storm at night", "the old garden"]
+
+
+def make_config(**training: float) -> Config:
+    return parse_config(
+        {
+            "encoders": {
+                "text": {
+                    "num_tokens": 4,
+                    "trainable_blocks": "all",
+                    "learning_rate": 3e-4,
+                    "options": {"width": 16, "num_layers": 1, "num_heads": 2},
+                },
+                "audio": {
+                    "num_tokens": 2,
+                    "trainable_blocks": "all",
+                    "options": {"width": 16},
+                },
+                "image": {"num_tokens": 4, "options": {"width": 32, "size": 32}},
+            },
+            "model": {"width": 16, "fusion": {"num_latents": 2, "num_heads": 2}},
+            "training": {"learning_rate": 0.01, "weight_decay": 0.1, **training},
+        }
+    )
+
+
+def build(config: Config) -> RecommenderModel:
+    from mmrec.build import make_model
+
+    torch.manual_seed(0)
+    parts = {
+        name: make_encoder(name, each, texts=lambda: TEXTS, vector_width=lambda _: 4)
+        for name, each in config.encoders.items()
+    }
+    return make_model(config, parts, torch.tensor([3, 1, 4]))
+
+
+def test_schedule() -> None:
+    def factor(step: int) -> float:
+        return rate_at(step, total_steps=110, warmup_steps=10, min_rate=0.05)
+
+    assert factor(0) == pytest.approx(0.1)  # the first step moves
+    assert factor(4) == pytest.approx(0.5)
+    assert factor(9) == 1.0
+    assert factor(10) == 1.0
+    assert factor(60) == pytest.approx((1 + 0.05) / 2)
+    assert factor(110) == factor(500) == pytest.approx(0.05)
+    assert all(factor(step) > factor(step + 1) for step in range(10, 110))
+
+
+def test_schedule_without_warm_up_or_decay() -> None:
+    assert rate_at(0, total_steps=5, warmup_steps=0, min_rate=0.0) == 1.0
+    constant = [rate_at(s, total_steps=5, warmup_steps=2, min_rate=1.0) for s in range(2, 6)]
+    assert constant == [1.0] * 4
+    assert rate_at(3, total_steps=3, warmup_steps=9, min_rate=0.0) == pytest.approx(4 / 9)
+
+
+def test_decay_is_on_weights_of_layers_alone() -> None:
+    config = make_config()
+    model = build(config)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, others = set(), set()
+    for group in parameter_groups(model, config):
+        wanted = decayed if group["weight_decay"] else others
+        assert group["weight_decay"] in (0.0, 0.1)
+        parameters = group["params"]
+        assert isinstance(parameters, list)
+        wanted.update(names[id(parameter)] for parameter in parameters)
+    matrices = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, _ConvNd)) and module.weight.requires_grad
+    }
+    assert decayed == matrices
+    for name in (
+        "id_part.table.weight",
+        "history.position.weight",
+        "fusion.latents",
+        "fusion.null_token",
+        "fusion.projections.text.position",
+        "fusion.projections.text.modality",
+        "fusion.token_norm.weight",
+        "history.blocks.0.attention_gate.bias",
+        "popularity.coefficients",
+        "log_temperature",
+    ):
+        assert name in others, name
+    trainable = {name for name, each in model.named_parameters() if each.requires_grad}
+    assert decayed | others == trainable and not decayed & others
+    assert not any("encoders.image" in name for name in trainable)  # frozen below the cut
+    assert any("encoders.text" in name for name in decayed)
+
+
+def test_each_encoder_has_its_rate() -> None:
+    config = make_config()
+    rates = {
+        (str(group["name"]).partition(",")[0], group["lr"])
+        for group in parameter_groups(build(config), config)
+    }
+    assert rates == {("new", 0.01), ("text", 3e-4), ("audio", 0.01)}
+
+
+def test_one_step_equals_the_formula() -> None:
+    config = make_config()
+    model = build(config)
+    optimiser = make_optimiser(model, config)
+    layer = model.history.blocks[0].get_submodule("attention_gate")
+    assert isinstance(layer, nn.Linear)
+    random = torch.Generator().manual_seed(1)
+    before, grads = {}, {}
+    for name, parameter in (("weight", layer.weight), ("bias", layer.bias)):
+        before[name] = parameter.detach().clone()
+        grads[name] = torch.randn(parameter.shape, generator=random)
+        parameter.grad = grads[name].clone()
+    optimiser.step()
+    # at step 1 the corrected moments are g and g squared
+    for name, decay in (("weight", 0.1), ("bias", 0.0)):
+        update = grads[name] / (grads[name].abs() + 1e-8)
+        wanted = before[name] - 0.01 * (update + decay * before[name])
+        torch.testing.assert_close(getattr(layer, name), wanted, rtol=1e-5, atol=1e-7)
+    other = model.history.position.weight
+    assert other.grad is None and id(other) not in {id(each) for each in optimiser.state}
