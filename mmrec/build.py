@@ -165,6 +165,7 @@ def assemble(config: Config, data_folder: Path) -> Assembly:
         shuffle_window=config.data.shuffle_window,
         bucket_batches=config.data.bucket_batches,
         seed=config.training.seed,
+        windows=config.data.windows,
     )
     stream = BatchStream(
         plan,

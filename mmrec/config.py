@@ -30,6 +30,9 @@ class DataConfig(Section):
     """Name of the split; null where the folder holds one only."""
     max_history: int = Field(200, ge=2)
     """Events a history window holds. 200 is the setting that works on ML-1M."""
+    windows: Literal["all", "last"] = "all"
+    """Of a longer history: `all` makes every event a target once an epoch, `last` the newest only.
+    Figures are means over users, and `all` gives long histories more of the loss."""
     num_workers: int = Field(0, ge=0)
     """Processes that prepare batches; any number gives the same batches."""
     shuffle_window: int = Field(16, ge=1)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +89,18 @@ def stretches(
     return Samples(history, start, stop)
 
 
+def last_stretches(lengths: IntArray, histories: IntArray, *, max_length: int) -> Samples:
+    """The newest max_length targets of each history, one sample a history.
+
+    Args:
+        lengths: (U,) events of each history; fewer than two give no sample.
+        histories: which histories to cut.
+        max_length: most targets of a sample.
+    """
+    kept = histories[lengths[histories] > 1]
+    return Samples(kept, np.maximum(lengths[kept] - 1 - max_length, 0), lengths[kept].copy())
+
+
 class EpochPlan:
     """Which samples form which global batch.
 
@@ -100,6 +112,7 @@ class EpochPlan:
         shuffle_window: shards among which samples are permuted.
         bucket_batches: batches that are sorted by length together.
         seed: of the run.
+        windows: `all` cuts a long history into stretches, `last` takes its newest events.
     """
 
     def __init__(
@@ -112,7 +125,9 @@ class EpochPlan:
         shuffle_window: int,
         bucket_batches: int,
         seed: int,
+        windows: Literal["all", "last"] = "all",
     ) -> None:
+        self.windows = windows
         self.lengths, self.shard_of = lengths, shard_of
         self.batch_size, self.max_length = batch_size, max_length
         self.shuffle_window, self.bucket_batches = shuffle_window, bucket_batches
@@ -146,13 +161,18 @@ class EpochPlan:
         for begin in range(0, shards.shape[0], self.shuffle_window):
             chosen = np.sort(shards[begin : begin + self.shuffle_window])
             histories = np.concatenate([order[bounds[s] : bounds[s + 1]] for s in chosen])
-            samples = stretches(
-                self.lengths,
-                histories.astype(np.int64),
-                max_length=self.max_length,
-                random=np.random.default_rng((self.seed, epoch, 1, begin)),
-            )
+            samples = self._cut(histories.astype(np.int64), epoch, begin)
             yield samples.take(random.permutation(len(samples)))
+
+    def _cut(self, histories: IntArray, epoch: int, window: int) -> Samples:
+        if self.windows == "last":
+            return last_stretches(self.lengths, histories, max_length=self.max_length)
+        return stretches(
+            self.lengths,
+            histories,
+            max_length=self.max_length,
+            random=np.random.default_rng((self.seed, epoch, 1, window)),
+        )
 
     def _bucket(self, samples: Samples, epoch: int, place: tuple[int, int]) -> Iterator[Samples]:
         """Batches of like length, in random order; the short one stays last."""
