@@ -102,8 +102,8 @@ class LatentFusion(nn.Module):
         self.layers = nn.ModuleList(
             LatentLayer(width, num_heads=num_heads, dropout=dropout) for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(num_latents * width)
-        self.out = nn.Linear(num_latents * width, width)
+        self.norm = nn.LayerNorm(width)
+        self.out = Output(width, width)
         nn.init.normal_(self.null_token, std=0.02)
         nn.init.normal_(self.latents, std=0.02)
 
@@ -129,7 +129,8 @@ class LatentFusion(nn.Module):
         latents = self.latents.expand(M, -1, -1)
         for layer in self.layers:
             latents = layer(latents, merged, mask)
-        return _unit(self.out, self.norm(latents.flatten(1)))
+        content: Tensor = self.out(self.norm(latents).mean(1))
+        return content
 
 
 class MeanFusion(nn.Module):
@@ -143,7 +144,7 @@ class MeanFusion(nn.Module):
         self.modalities = tuple(sorted(token_widths))
         self.projections = _projections(token_widths, num_tokens, width)
         self.null = nn.Parameter(torch.zeros(width))
-        self.out = nn.Linear(width, width)
+        self.out = Output(width, width)
         nn.init.normal_(self.null, std=0.02)
 
     def forward(self, tokens: Mapping[str, Tokens]) -> Tensor:
@@ -152,7 +153,8 @@ class MeanFusion(nn.Module):
         total = (pooled * present[..., None]).sum(1)
         count = present.sum(1, keepdim=True)
         mean = total / count.clamp(min=1)
-        return _unit(self.out, torch.where(count > 0, mean, self.null))
+        content: Tensor = self.out(torch.where(count > 0, mean, self.null))
+        return content
 
 
 class ConcatFusion(nn.Module):
@@ -170,47 +172,72 @@ class ConcatFusion(nn.Module):
         self.projections = _projections(token_widths, num_tokens, width)
         self.missing = nn.Parameter(torch.zeros(len(self.modalities), width))
         self.hidden = nn.Linear(len(self.modalities) * width, 2 * width)
-        self.out = nn.Linear(2 * width, width)
+        self.out = Output(2 * width, width)
         nn.init.normal_(self.missing, std=0.02)
 
     def forward(self, tokens: Mapping[str, Tokens]) -> Tensor:
         """As LatentFusion.forward."""
         pooled, present = _pooled(self, tokens)
         pooled = torch.where(present[..., None], pooled, self.missing.to(pooled.dtype))
-        return _unit(self.out, F.gelu(self.hidden(pooled.flatten(1))))
+        content: Tensor = self.out(F.gelu(self.hidden(pooled.flatten(1))))
+        return content
 
 
-def _unit(out: nn.Linear, hidden: Tensor) -> Tensor:
-    """The last layer and the norm, in fp32 where the weights are: the bank compares these."""
-    return F.normalize(out(hidden).float(), dim=-1)
+class Output(nn.Module):
+    """Last layer of a fusion: projection, centring, unit length.
 
+        c = normalise(x - m),   x = W h + b
 
-@torch.no_grad()
-def spread(out: nn.Linear, contents: Tensor, *, ridge: float = 0.01) -> None:
-    """Changes a fusion's last layer so that given contents are centred and point everywhere.
-
-    A fusion with fresh weights gives every item nearly the same vector: on MovieLens-1M the mean
-    cosine of two items was .99, and still .99 after four epochs, since the gradient through the
-    norm is as small as the differences are. After this it starts near 0, as random ids do.
+    All items share most of what a fresh fusion computes, and what they share says nothing: a
+    softmax does not see it. Yet the shared part grew until every item had the same vector (mean
+    cosine .99 on MovieLens-1M after a hundred steps, and no further learning to speak of). So m
+    follows the mean output of the catalogue, as the running mean of BatchNorm does, and the
+    gradient's mean over the items of a step is taken out. The result for an item never depends on
+    its neighbours: m is what earlier steps left, and the second change touches gradients alone.
 
     Args:
-        out: the last layer, before the norm.
-        contents: (n, D) its outputs for items of the catalogue, before the norm.
-        ridge: share of the mean variance added to every direction, so that directions which only
-            noise tells apart are not blown up.
+        width_in: width of h.
+        width: D.
+        momentum: share of m that a step keeps.
     """
-    contents = contents.double()
-    mean = contents.mean(0)
-    centred = contents - mean
-    covariance = centred.T @ centred / max(contents.shape[0] - 1, 1)
-    values, vectors = torch.linalg.eigh(covariance)
-    values = values.clamp(min=0)
-    scale = (values + ridge * values.mean()).clamp(min=1e-12).rsqrt()
-    whiten = vectors @ torch.diag(scale) @ vectors.T
-    weight = whiten @ out.weight.double()
-    bias = whiten @ (out.bias.double() - mean)
-    out.weight.copy_(weight)
-    out.bias.copy_(bias)
+
+    mean: Tensor
+
+    def __init__(self, width_in: int, width: int, *, momentum: float = 0.9) -> None:
+        super().__init__()
+        self.projection = nn.Linear(width_in, width)
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(width))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(M, width_in) -> (M, D) unit vectors in fp32."""
+        output = self.projection(hidden).float()
+        centred = output - self.mean
+        if self.training and output.shape[0] > 1:
+            mean = output.mean(0)
+            centred = centred - (mean - mean.detach())
+            self.mean = self.momentum * self.mean + (1 - self.momentum) * mean.detach()
+        return F.normalize(centred, dim=-1)
+
+    @torch.no_grad()
+    def spread(self, hidden: Tensor, *, ridge: float = 0.1) -> None:
+        """Starts contents apart: centred, and about equally long in every direction.
+
+        Args:
+            hidden: (n, width_in) of items of the catalogue, with fresh weights.
+            ridge: share of the mean variance added to every direction, so that directions which
+                only noise tells apart are not blown up.
+        """
+        output = self.projection(hidden).double()
+        mean = output.mean(0)
+        centred = output - mean
+        values, vectors = torch.linalg.eigh(centred.T @ centred / max(output.shape[0] - 1, 1))
+        values = values.clamp(min=0)
+        scale = (values + ridge * values.mean()).clamp(min=1e-12).rsqrt()
+        whiten = vectors @ torch.diag(scale) @ vectors.T
+        self.projection.weight.copy_(whiten @ self.projection.weight.double())
+        self.projection.bias.copy_(whiten @ (self.projection.bias.double() - mean))
+        self.mean.zero_()
 
 
 def drop_modalities(tokens: Mapping[str, Tokens], keep: Mapping[str, Tensor]) -> dict[str, Tokens]:

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion.item import spread
 from mmrec.build import Assembly, assemble
 from mmrec.config import Config, dump_config
 from mmrec.data.batch import batch_loader
@@ -239,19 +238,19 @@ def _write_best(
 
 
 def _spread_content(assembly: Assembly) -> None:
-    """Starts contents apart from each other; see `fusion.item.spread`."""
+    """Starts contents apart from each other; see `fusion.item.Output`."""
     fusion: Any = assembly.model.fusion
     assert fusion is not None and assembly.source is not None
     random = np.random.default_rng((assembly.config.training.seed, 7))
     size = min(assembly.num_rows, SPREAD_ITEMS)
     chosen = np.sort(random.choice(assembly.item_index_of, size, replace=False))
-    outputs: list[Tensor] = []
-    hook = fusion.out.register_forward_hook(lambda _, __, output: outputs.append(output.float()))
+    hidden: list[Tensor] = []
+    hook = fusion.out.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0].float()))
     try:
         encode_content(assembly.model, assembly.source, chosen)
     finally:
         hook.remove()
-    spread(fusion.out, torch.cat(outputs))
+    fusion.out.spread(torch.cat(hidden))
 
 
 def _trained_content(assembly: Assembly) -> Tensor:
