@@ -1,0 +1,350 @@
+"""Blocks, item fusion and the history encoder: parity with torch, and what must not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations, pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from encoders.tokens import Tokens, masked
+from fusion.blocks import CausalAttention, GatedBlock, MaskedAttention, Packing
+from fusion.history import HistoryEncoder, truncate
+from fusion.item import ConcatFusion, LatentFusion, MeanFusion, drop_modalities
+
+D, HEADS = 16, 2
+OFFSETS = torch.tensor([0, 5, 6, 6, 13])
+WIDTHS = {"text": 6, "image": 10, "vector.clip": 4}
+TOKENS = {"text": 5, "image": 4, "vector.clip": 1}
+Fusion = LatentFusion | MeanFusion | ConcatFusion
+KINDS = ("latents", "mean", "concat")
+
+
+def make_fusion(kind: str, *, dropout: float = 0.0) -> Fusion:
+    torch.manual_seed(0)
+    if kind == "mean":
+        return MeanFusion(WIDTHS, TOKENS, width=D)
+    if kind == "concat":
+        return ConcatFusion(WIDTHS, TOKENS, width=D)
+    sizes = {"width": D, "num_latents": 3, "num_layers": 2, "num_heads": HEADS}
+    return LatentFusion(WIDTHS, TOKENS, **sizes, dropout=dropout)
+
+
+def make_tokens(num_items: int = 7) -> dict[str, Tokens]:
+    """Tokens of which about a third are masked; the first of each modality is real."""
+    random = torch.Generator().manual_seed(3)
+    made = {}
+    for name, width in WIDTHS.items():
+        mask = torch.rand(num_items, TOKENS[name], generator=random) < 0.7
+        mask[:, 0] = True
+        values = torch.randn(num_items, TOKENS[name], width, generator=random)
+        made[name] = masked(values, mask)
+    return made
+
+
+def make_history(block: str = "gated", *, max_length: int = 8) -> HistoryEncoder:
+    torch.manual_seed(1)
+    history = HistoryEncoder(
+        D,
+        max_length=max_length,
+        num_blocks=2,
+        num_heads=HEADS,
+        dropout=0.3,
+        block=block,  # type: ignore[arg-type]
+    )
+    return history.eval()
+
+
+def unit_rows(count: int, seed: int = 4) -> Tensor:
+    return F.normalize(torch.randn(count, D, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def as_torch(query: nn.Linear, key_value: nn.Linear, out: nn.Linear) -> nn.MultiheadAttention:
+    """torch's own attention on the same weights."""
+    theirs = nn.MultiheadAttention(D, HEADS, batch_first=True)
+    theirs.load_state_dict(
+        {
+            "in_proj_weight": torch.cat([query.weight, key_value.weight]),
+            "in_proj_bias": torch.cat([query.bias, key_value.bias]),
+            "out_proj.weight": out.weight,
+            "out_proj.bias": out.bias,
+        }
+    )
+    return theirs.eval()
+
+
+# blocks
+
+
+def test_packing_round_trip() -> None:
+    packing = Packing(OFFSETS)
+    rows = packing.fill(unit_rows(13))
+    padded = packing.pad(rows)
+    assert rows.shape == (packing.num_rows, D) and not rows[13:].any()
+    assert padded.shape == (4, packing.longest, D)
+    assert packing.longest >= packing.longest_history == 7
+    assert packing.position.tolist() == [0, 1, 2, 3, 4, 0, 0, 1, 2, 3, 4, 5, 6]
+    assert torch.equal(padded[3, :7], rows[6:13])
+    assert not padded[0, 5:].any() and not padded[2].any()
+    assert torch.equal(packing.unpad(padded), rows)
+
+
+def test_causal_attention_equals_torchs() -> None:
+    torch.manual_seed(0)
+    ours = CausalAttention(D, num_heads=HEADS)
+    theirs = nn.MultiheadAttention(D, HEADS, batch_first=True)
+    theirs.load_state_dict(
+        {
+            "in_proj_weight": ours.query_key_value.weight,
+            "in_proj_bias": ours.query_key_value.bias,
+            "out_proj.weight": ours.out.weight,
+            "out_proj.bias": ours.out.bias,
+        }
+    )
+    packing = Packing(OFFSETS)
+    events = packing.fill(torch.randn(13, D))
+    mixed = ours(events, packing)
+    for start, stop in pairwise(OFFSETS.tolist()):
+        if start == stop:
+            continue
+        one = events[start:stop][None]
+        blocked = torch.ones(stop - start, stop - start).triu(1).bool()  # torch: True = blocked
+        wanted, _ = theirs(one, one, one, attn_mask=blocked)
+        torch.testing.assert_close(mixed[start:stop], wanted[0], rtol=1e-5, atol=1e-6)
+
+
+def test_masked_attention_equals_torchs() -> None:
+    torch.manual_seed(0)
+    ours = MaskedAttention(D, num_heads=HEADS)
+    theirs = as_torch(ours.query, ours.key_value, ours.out)
+    queries, tokens = torch.randn(4, 3, D), torch.randn(4, 6, D)
+    mask = torch.rand(4, 6) < 0.6
+    mask[:, 2] = True
+    wanted, _ = theirs(queries, tokens, tokens, key_padding_mask=~mask)
+    torch.testing.assert_close(ours(queries, tokens, mask), wanted, rtol=1e-5, atol=1e-6)
+    wanted, _ = theirs(queries, tokens, tokens)
+    torch.testing.assert_close(ours(queries, tokens), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_gates_shut_and_open_their_branch() -> None:
+    block = GatedBlock(D, num_heads=HEADS, dropout=0.0)
+    packing = Packing(OFFSETS)
+    events = packing.fill(torch.randn(13, D))
+
+    def with_gates(attention: float, feed_forward: float) -> Tensor:
+        with torch.no_grad():
+            gates = (block.attention_gate, attention), (block.feed_forward_gate, feed_forward)
+            for gate, size in gates:
+                gate.weight.zero_()
+                gate.bias.fill_(size)
+        result: Tensor = block(events, packing)
+        return result
+
+    assert torch.equal(with_gates(-200.0, -200.0), events)
+    attended = events + block.attention(block.attention_norm(events), packing)
+    torch.testing.assert_close(with_gates(200.0, -200.0), attended)
+    value, switch = block.feed_forward_in(block.feed_forward_norm(events)).chunk(2, dim=-1)
+    fed = events + block.feed_forward_out(value * F.silu(switch))
+    torch.testing.assert_close(with_gates(-200.0, 200.0), fed)
+
+
+# history
+
+
+@pytest.mark.parametrize("block", ["gated", "plain"])
+def test_future_changes_no_past_state(block: str) -> None:
+    history = make_history(block)
+    items = unit_rows(13)
+    states = history(items, OFFSETS)
+    for changed in (3, 5, 9):
+        other = items.clone()
+        other[changed] = unit_rows(1, seed=99)[0]
+        stop = int(OFFSETS[OFFSETS > changed].min())
+        after = history(other, OFFSETS)
+        assert torch.equal(after[:changed], states[:changed])  # bit for bit
+        assert torch.equal(after[stop:], states[stop:])  # other histories neither
+        assert not torch.isclose(after[changed:stop], states[changed:stop]).all(1).any()
+
+
+@pytest.mark.parametrize("block", ["gated", "plain"])
+def test_packed_equals_each_history_alone(block: str) -> None:
+    history = make_history(block)
+    items = unit_rows(13)
+    together = history(items, OFFSETS)
+    torch.testing.assert_close(together.norm(dim=-1), torch.ones(13))
+    for start, stop in pairwise(OFFSETS.tolist()):
+        alone = history(items[start:stop], torch.tensor([0, stop - start]))
+        torch.testing.assert_close(together[start:stop], alone, rtol=0, atol=1e-6)
+
+
+def test_number_of_histories_and_events_sets_few_shapes() -> None:
+    shapes = {
+        (packing.num_rows, packing.longest)
+        for length in range(1, 65)
+        for packing in [Packing(torch.tensor([0, 64, 64 + length, 128 + length]))]
+    }
+    assert len(shapes) == 1  # what a CPU keeps for every new shape would fill its memory
+
+
+def test_query_is_the_last_state() -> None:
+    history, items = make_history(), unit_rows(6)
+    offsets = torch.tensor([0, 2, 6])
+    assert torch.equal(history.query(items, offsets), history(items, offsets)[[1, 5]])
+
+
+def test_order_of_a_history_matters() -> None:
+    history, items = make_history(), unit_rows(5)
+    offsets = torch.tensor([0, 5])
+    turned = items[[1, 0, 3, 2, 4]]
+    assert not torch.allclose(history.query(items, offsets), history.query(turned, offsets))
+
+
+def test_too_long_history_is_refused() -> None:
+    with pytest.raises(ValueError, match="9 events: at most 8.*max_history"):
+        make_history()(unit_rows(9), torch.tensor([0, 9]))
+
+
+def test_truncate_keeps_the_last_events() -> None:
+    rows, offsets = truncate(torch.tensor([0, 5, 5, 7, 8]), 3)
+    assert rows.tolist() == [2, 3, 4, 5, 6, 7]
+    assert offsets.tolist() == [0, 3, 3, 5, 6]
+
+
+# item fusion
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_order_of_modalities_does_not_matter(kind: str) -> None:
+    fusion, tokens = make_fusion(kind).eval(), make_tokens()
+    turned = {name: tokens[name] for name in reversed(list(tokens))}
+    assert torch.equal(fusion(tokens), fusion(turned))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masked_values_do_not_matter(kind: str) -> None:
+    fusion, tokens = make_fusion(kind).eval(), make_tokens()
+    filled = {
+        name: Tokens(torch.where(each.mask[..., None], each.values, 1e3 * (i + 1)), each.mask)
+        for i, (name, each) in enumerate(tokens.items())
+    }
+    assert torch.equal(fusion(tokens), fusion(filled))  # bit for bit
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_subset_is_finite_and_of_length_one(kind: str) -> None:
+    fusion, tokens = make_fusion(kind).eval(), make_tokens()
+    contents = []
+    for size in range(1, len(WIDTHS) + 1):
+        for names in combinations(WIDTHS, size):
+            content = fusion({name: tokens[name] for name in names})
+            torch.testing.assert_close(content.norm(dim=-1), torch.ones(7))
+            contents.append(content)
+    assert len(contents) == 2 ** len(WIDTHS) - 1
+    for one, other in combinations(contents, 2):  # each modality adds something
+        assert not torch.isclose(one, other).all(1).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_missing_modality_equals_leaving_it_out(kind: str) -> None:
+    fusion, tokens = make_fusion(kind).eval(), make_tokens()
+    keep = {name: torch.full((7,), name != "image") for name in tokens}
+    left_out = {name: each for name, each in tokens.items() if name != "image"}
+    torch.testing.assert_close(
+        fusion(drop_modalities(tokens, keep)), fusion(left_out), rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_item_without_any_medium_is_finite(kind: str) -> None:
+    fusion, tokens = make_fusion(kind).eval(), make_tokens()
+    nothing = {name: Tokens(each.values, each.mask & False) for name, each in tokens.items()}
+    content = fusion(nothing)
+    torch.testing.assert_close(content.norm(dim=-1), torch.ones(7))
+    assert torch.equal(content[0], content[6])  # the same for every such item
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_content_does_not_depend_on_the_batch(kind: str) -> None:
+    fusion, tokens = make_fusion(kind, dropout=0.5).eval(), make_tokens()
+    together = fusion(tokens)
+    for item in (0, 3, 6):
+        alone = fusion(
+            {
+                name: Tokens(each.values[item : item + 1], each.mask[item : item + 1])
+                for name, each in tokens.items()
+            }
+        )
+        torch.testing.assert_close(together[item : item + 1], alone, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_reaches_every_parameter(kind: str) -> None:
+    fusion, tokens = make_fusion(kind), make_tokens()
+    keep = {name: torch.ones(7, dtype=torch.bool) for name in tokens}
+    for name in tokens:
+        keep[name][0] = False  # one item has nothing, two have no picture
+    keep["image"][1] = keep["image"][2] = False
+    keep["text"][3] = keep["vector.clip"][4] = False
+    content = fusion(drop_modalities(tokens, keep))
+    torch.autograd.backward((content * unit_rows(7)).sum())
+    for name, parameter in fusion.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+
+
+XOR_WIDTHS, XOR_TOKENS = {"text": 6, "image": 10}, {"text": 3, "image": 2}
+
+
+def make_xor(seed: int, num_items: int = 192) -> tuple[dict[str, Tokens], Tensor]:
+    """Items whose label is the exclusive or of a sign in the text and a sign in the image.
+
+    The sign stands in a random token of its modality, the other tokens are noise.
+    """
+    random = torch.Generator().manual_seed(seed)
+    signs = torch.randint(2, (num_items, 2), generator=random)
+    made = {}
+    for column, name in enumerate(XOR_WIDTHS):
+        shape = num_items, XOR_TOKENS[name], XOR_WIDTHS[name]
+        values = 0.1 * torch.randn(shape, generator=random)
+        place = torch.randint(XOR_TOKENS[name], (num_items,), generator=random)
+        values[torch.arange(num_items), place, 0] = 4.0 * signs[:, column].float() - 2.0
+        made[name] = Tokens(values, torch.ones(shape[:2], dtype=torch.bool))
+    return made, (signs[:, 0] != signs[:, 1]).float()
+
+
+def xor_accuracy(modalities: Sequence[str]) -> float:
+    """Share of labels of new items that a head on the content gets right after a short training."""
+    torch.manual_seed(0)
+    fusion = LatentFusion(
+        {name: XOR_WIDTHS[name] for name in modalities},
+        XOR_TOKENS,
+        width=D,
+        num_latents=4,
+        num_layers=1,
+        num_heads=HEADS,
+        dropout=0.0,
+    )
+    head = nn.Linear(D, 1)
+
+    def logits(tokens: Mapping[str, Tokens]) -> Tensor:
+        content = fusion({name: tokens[name] for name in modalities})
+        return 5 * head(content)[:, 0]  # contents are of length 1
+
+    optimiser = torch.optim.Adam([*fusion.parameters(), *head.parameters()], lr=0.01)
+    for step in range(150):
+        tokens, label = make_xor(seed=100 + step)
+        loss = F.binary_cross_entropy_with_logits(logits(tokens), label)
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        optimiser.step()
+    tokens, label = make_xor(seed=8, num_items=512)
+    with torch.no_grad():
+        return float(((logits(tokens) > 0) == (label > 0.5)).float().mean())
+
+
+def test_latents_learn_what_no_modality_shows_alone() -> None:
+    assert xor_accuracy(["text", "image"]) > 0.95
+    assert xor_accuracy(["text"]) == pytest.approx(0.5, abs=0.1)
+    assert xor_accuracy(["image"]) == pytest.approx(0.5, abs=0.1)
