@@ -88,14 +88,10 @@ class ShardReader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._files: dict[str, int] = {}
+        self._files: dict[str, _OpenFile] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ShardReader, (self.folder,)
-
-    def __del__(self) -> None:
-        for descriptor in getattr(self, "_files", {}).values():
-            os.close(descriptor)
 
     def read(self, member: Member, key: str) -> bytes:
         """Bytes of a member.
@@ -104,24 +100,38 @@ class ShardReader:
             ShardError: the shard is absent, ends early, or the bytes are not those written.
         """
         path = self.folder / member.shard
-        data = os.pread(self._open(member.shard, path), member.size, member.offset)
+        file = self._open(member.shard, path)
+        data = os.pread(file.descriptor, member.size, member.offset)
         if len(data) != member.size:
             raise ShardError(f"{path}: truncated: {key}.{member.name} is not there in full")
         if hashlib.sha256(data).digest() != member.sha256:
             raise ShardError(f"{path}: wrong sha256 of {key}.{member.name}: the shard was changed")
         return data
 
-    def _open(self, shard: str, path: Path) -> int:
-        descriptor = self._files.get(shard)
-        if descriptor is None:
+    def _open(self, shard: str, path: Path) -> _OpenFile:
+        file = self._files.get(shard)
+        if file is None:
             if len(self._files) >= _MAX_OPEN_SHARDS:
-                os.close(self._files.pop(next(iter(self._files))))
+                self._files.pop(list(self._files)[0], None)
             try:
-                descriptor = os.open(path, os.O_RDONLY)
+                file = _OpenFile(os.open(path, os.O_RDONLY))
             except OSError as error:
                 raise ShardError(f"{path}: cannot open the shard: {error.strerror}") from error
-            self._files[shard] = descriptor
-        return descriptor
+            self._files[shard] = file
+        return file
+
+
+class _OpenFile:
+    """A descriptor that is closed when the last one who reads from it lets go.
+
+    The reader forgets its oldest shard where many are open; another thread may be reading it.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
 
 
 def read_manifest(path: Path, schema: str) -> dict[str, Any]:

@@ -116,6 +116,10 @@ class ItemTable:
         """(N,) bool: True = the item was withdrawn."""
         return column_as_numpy(self._items, "deleted", np.bool_)
 
+    def is_deleted(self, item_index: int) -> bool:
+        """Whether one item was withdrawn, without reading the column of all."""
+        return bool(self._items.column("deleted")[item_index].as_py())
+
     @property
     def duplicate_groups(self) -> NDArray[np.int64]:
         """(N,) int64: near-duplicates share a number, the smallest item_index among them."""
@@ -161,8 +165,7 @@ class ItemTable:
 
     def text(self, item_index: int) -> dict[str, str]:
         """Texts of an item by field name, in the catalogue's order; empty where there is none."""
-        value: dict[str, str] = json.loads(self._read_named(item_index, "text.json") or b"{}")
-        return value
+        return decode_text(self._read_named(item_index, "text.json") or b"{}")
 
     def media(self, item_index: int, kind: Literal["image", "audio", "video"]) -> list[Member]:
         """Members of one kind, first column of the catalogue first."""
@@ -171,16 +174,25 @@ class ItemTable:
     def vector(self, item_index: int, name: str) -> NDArray[np.float32] | None:
         """A ready-made vector (D,) float32, None where the item has none of that name."""
         data = self._read_named(item_index, f"vector.{name}.npy")
-        if data is None:
-            return None
-        vector: NDArray[np.float32] = np.load(io.BytesIO(data), allow_pickle=False)
-        return vector
+        return None if data is None else decode_vector(data)
 
     def _read_named(self, item_index: int, name: str) -> bytes | None:
         for member in self.members(item_index):
             if member.name == name:
                 return self._shards.read(member, sample_key(item_index))
         return None
+
+
+def decode_text(data: bytes) -> dict[str, str]:
+    """Bytes of KEY.text.json -> texts by field name."""
+    texts: dict[str, str] = json.loads(data)
+    return texts
+
+
+def decode_vector(data: bytes) -> NDArray[np.float32]:
+    """Bytes of KEY.vector.NAME.npy -> (D,) float32."""
+    vector: NDArray[np.float32] = np.load(io.BytesIO(data), allow_pickle=False)
+    return vector
 
 
 class HistoryIndex:

@@ -155,8 +155,11 @@ def _build_small_text(document: Document, _folder: Path | None) -> EncoderParts:
 
 def _build_transformers(document: Document, folder: Path | None) -> EncoderParts:
     from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging as transformers_logging
 
     from encoders.text import TextEncoder, TextTransform
+
+    transformers_logging.disable_progress_bar()  # a bar a folder, among our own lines
 
     options = dict(document["options"])
     transform = TextTransform(document["tokenizer"], max_length=int(options.pop("max_length", 256)))

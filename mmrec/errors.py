@@ -1,13 +1,13 @@
 """What can go wrong, as a tree; the command line turns every UserError into one line and status 2.
 
-    MmrecError
-    ├── UserError              the caller's fault: the message is the one line shown
-    │   ├── ConfigError        a setting is unknown, of a wrong type or contradicts another
-    │   ├── ItemNotFound       none of the ids given is known
-    │   ├── CheckpointMismatch a run, its data and the request do not belong together
-    │   ├── WeightsError       weights are missing, damaged or not of a known kind
-    │   └── MediaError         too many media cannot be read
-    └── NonFiniteLoss          training met NaN or infinity
+MmrecError
+├── UserError              the caller's fault: the message is the one line shown
+│   ├── ConfigError        a setting is unknown, of a wrong type or contradicts another
+│   ├── ItemNotFound       none of the ids given is known
+│   ├── CheckpointMismatch a run, its data and the request do not belong together
+│   ├── WeightsError       weights are missing, damaged or not of a known kind
+│   └── MediaError         too many media cannot be read
+└── NonFiniteLoss          training met NaN or infinity
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from data_prep.build_items import media_slots, resolve_medium
 from data_prep.errors import BrokenMedium, DataError
 from data_prep.interactions import read_items
 from data_prep.media import IMAGE_SIDE, MediumKind, decode_audio, decode_image, normalise
-from data_prep.shards import PreparedData
+from data_prep.shards import PreparedData, decode_text, decode_vector
 from encoders.encoder import Inputs, Transform
 from mmrec.errors import UserError
 
@@ -110,15 +110,16 @@ class PreparedMedia:
         member = self._member(item_index, modality)
         if member is None:
             return None
+        data = self._items.read(member)
         if modality == "text":
-            return self._items.text(item_index)
+            return decode_text(data)
         if modality.startswith(VECTOR_PREFIX):
-            return self._items.vector(item_index, modality.removeprefix(VECTOR_PREFIX))
-        return _DECODERS[modality](self._items.read(member))
+            return decode_vector(data)
+        return _DECODERS[modality](data)
 
     def _member(self, item_index: int, modality: str) -> Member | None:
         """The file that stands for the modality; of several pictures or sounds the first."""
-        if self._items.deleted[item_index]:
+        if self._items.is_deleted(item_index):
             return None
         members = self._items.members(item_index)
         if modality in MEDIA:
