@@ -1,0 +1,358 @@
+"""The step and the loop: what gets gradients, what a run repeats, when it stops and refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mmrec.build import Assembly, assemble
+from mmrec.config import Config, dump_config, load_config, parse_config
+from mmrec.data.batch import Batch
+from mmrec.errors import CheckpointMismatch, MmrecError, NonFiniteLoss
+from mmrec.training import train as training
+from mmrec.training.optimiser import make_optimiser
+from mmrec.training.step import draw_kept_modalities, encode, train_step
+from mmrec.training.train import Progress, stopping_value, train
+from mmrec.training.validate import Validation
+
+pytest_plugins = ["tiny_run"]
+
+ROOT = Path(__file__).resolve().parent.parent
+MODES = pytest.mark.parametrize("blocks", [0, "all"], ids=["cached", "all"])
+
+
+@pytest.fixture(autouse=True)
+def restored_torch() -> Iterator[None]:
+    """Training sets torch to deterministic algorithms, and golden figures need one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+def configure(item: str = "both", blocks: int | str = 0, **settings: Any) -> Config:
+    """Settings of the tiny run with some of `training` changed; every step is logged."""
+    from tiny_run import tiny_config  # at the top it would be imported before pytest's plug-in is
+
+    document = tiny_config(item, blocks).model_dump(mode="json")
+    document["training"] |= {"log_every": 1, **settings}
+    return parse_config(document)
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    return {
+        f"{path.relative_to(folder)}/{name}": value
+        for path in sorted(folder.rglob("*.safetensors"))
+        for name, value in load_file(path).items()
+    }
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Every tensor of every checkpoint (optimiser and bank too) and every byte of the log."""
+    mine, theirs = tensors_of(one / "checkpoints"), tensors_of(other / "checkpoints")
+    assert list(mine) == list(theirs)
+    different = [name for name in mine if not torch.equal(mine[name], theirs[name])]
+    assert not different
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    for path in (one / "checkpoints").glob("*/state.json"):
+        twin = other / path.relative_to(one)
+        states = [json.loads(each.read_text()) for each in (path, twin)]
+        assert {**states[0], "seconds": 0} == {**states[1], "seconds": 0}, path.parent.name
+
+
+def losses_of(run: Path) -> list[float]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+
+
+# one step
+
+
+def first_step(assembly: Assembly, bank: Tensor | None, **changes: Any) -> Batch:
+    """Trains on the first batch of epoch 0 and returns it."""
+    batch = next(iter(assembly.stream))
+    settings = {"id_dropout": 0.0, "modality_dropout": 0.0, "repeats_forbidden": True, **changes}
+    optimiser = make_optimiser(assembly.model, assembly.config)
+    train_step(assembly.model, batch, optimiser, bank, assembly.config.training, **settings)
+    return batch
+
+
+def make_bank(assembly: Assembly) -> Tensor:
+    content = assembly.all_content()
+    assert content is not None
+    return content[torch.from_numpy(assembly.item_index_of)]
+
+
+@MODES
+def test_gradient_reaches_all_that_trains_and_nothing_else(
+    tiny_data: Path, blocks: int | str
+) -> None:
+    assembly = assemble(configure(blocks=blocks, fresh_items=None), tiny_data)
+    model = assembly.model
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    assert not before["id_part.table.weight"].any()  # learned vectors start at zero and yet learn
+    batch = first_step(assembly, make_bank(assembly))
+    frozen = 0
+    for name, parameter in model.named_parameters():
+        moved = not torch.equal(parameter, before[name])
+        if not parameter.requires_grad:
+            frozen += 1
+            assert parameter.grad is None and not moved, name
+            assert name.startswith("encoders.")
+            continue
+        assert parameter.grad is not None and parameter.grad.any() and moved, name
+    assert (frozen > 0) == (blocks == 0)
+    # rows of the table: the softmax runs over all items, so that every row has its gradient
+    table = model.get_parameter("id_part.table.weight").grad
+    assert table is not None and table.any(dim=1).all()
+    # positions that no history of this batch reaches are the one part without a gradient
+    positions = model.history.position.weight.grad
+    assert positions is not None
+    longest = int(batch.offsets.diff().max())
+    assert positions[:longest].any(dim=1).all() and not positions[longest:].any()
+
+
+def test_item_treated_as_never_met_gives_its_vector_no_gradient(tiny_data: Path) -> None:
+    assembly = assemble(configure(), tiny_data)
+    first_step(assembly, make_bank(assembly), id_dropout=0.999999)
+    table = assembly.model.get_parameter("id_part.table.weight").grad
+    assert table is not None and not table.any()
+
+
+def test_bank_takes_the_fresh_items_content_as_it_is_used(tiny_data: Path) -> None:
+    assembly = assemble(configure(blocks="all", fresh_items=4), tiny_data)
+    bank = make_bank(assembly)
+    before = bank.clone()
+    batch = first_step(assembly, bank, modality_dropout=0.9)
+    fresh = torch.zeros(bank.shape[0], dtype=torch.bool)
+    fresh[batch.fresh] = True
+    assert fresh.sum() == 4
+    assert torch.equal(bank[~fresh], before[~fresh])
+    # after the update, without dropout, with every modality
+    torch.testing.assert_close(bank[batch.fresh], encode(assembly.model, batch.media))
+    assert not torch.isclose(bank[fresh], before[fresh]).all(1).any()
+
+
+def test_step_that_is_not_finite_names_epoch_and_batch(tiny_data: Path) -> None:
+    assembly = assemble(configure("id"), tiny_data)
+    with torch.no_grad():
+        assembly.model.history.out.bias[0] = math.nan
+    with pytest.raises(NonFiniteLoss, match="epoch 0, batch 0 is nan.*learning_rate") as caught:
+        first_step(assembly, None)
+    assert isinstance(caught.value, MmrecError) and "\n" not in str(caught.value)
+
+
+def test_dropped_modalities_leave_each_item_one_of_its_own(tiny_data: Path) -> None:
+    assembly = assemble(configure(fresh_items=None), tiny_data)
+    batch = next(iter(assembly.stream))
+    names = sorted(batch.media)
+    present = torch.stack([batch.media[name].mask.any(1) for name in names], 1)  # type: ignore[union-attr]
+    assert not present.all()
+    kept = np.zeros(present.shape)
+    for seed in range(300):
+        random = np.random.default_rng(seed)
+        keep = draw_kept_modalities(batch, chance=0.4, random=random)
+        assert keep is not None
+        chosen = torch.stack([keep[name] for name in names], 1)
+        assert not (chosen & ~present).any()
+        assert torch.equal(chosen.any(1), present.any(1))
+        kept += chosen.numpy()
+    whole = present.all(1).numpy()
+    # 0.6, and a third of the cases in which all three were lost
+    assert np.mean(kept[whole] / 300) == pytest.approx(0.6 + 0.4**3 / 3, abs=0.03)
+    assert draw_kept_modalities(batch, chance=0.0, random=np.random.default_rng(0)) is None
+
+
+# the loop
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing after it runs."""
+
+
+def train_until(config: Config, data: Path, run: Path, step: int, *, resume: bool = True) -> None:
+    def stop(at: Progress) -> None:
+        if at.step == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config, data, run, resume=resume, progress=stop)
+
+
+@MODES
+def test_broken_and_resumed_equals_unbroken(
+    tiny_data: Path, tmp_path: Path, blocks: int | str
+) -> None:
+    config = configure(blocks=blocks, max_steps=10, checkpoint_every=5, max_epochs=9)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    state = train(config, tiny_data, whole)
+    assert (state.step, state.finished) == (10, True)
+    assert len(losses_of(whole)) == 10
+    train_until(config, tiny_data, broken, 3, resume=False)  # before the first checkpoint
+    train_until(config, tiny_data, broken, 7)  # after that of step 5, in the midst of an epoch
+    assert (broken / "checkpoints" / "step-00000005").is_dir()
+    train(config, tiny_data, broken, resume=True)
+    assert_same_run(whole, broken)
+    train(config, tiny_data, broken, resume=True)  # a finished run stays as it is
+    assert_same_run(whole, broken)
+
+
+def test_one_seed_gives_one_model(tiny_data: Path, tmp_path: Path) -> None:
+    for name, seed in (("one", 1), ("same", 1), ("other", 2)):
+        train(configure(blocks="all", max_steps=3, seed=seed), tiny_data, tmp_path / name)
+    assert_same_run(tmp_path / "one", tmp_path / "same")
+    one, other = (tensors_of(tmp_path / name / "checkpoints/final") for name in ("one", "other"))
+    weights = [name for name in one if name.endswith("weight") and "norm" not in name]
+    assert not any(torch.equal(one[name], other[name]) for name in weights)
+
+
+def test_metrics_are_numbers_with_their_step(tiny_run: Path) -> None:
+    records = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    looks = [record for record in records if "validation" in record]
+    assert [record["epoch"] for record in looks] == [1, 2]
+    assert all({"hr@10", "ndcg@10", "mrr"} <= set(each["validation"]["warm"]) for each in looks)
+    assert [record["step"] for record in records] == sorted(record["step"] for record in records)
+
+
+def looks_at(values: list[float]) -> Any:
+    """Stands for `validate` and finds the given NDCG@10, one after the other."""
+    given = iter(values)
+
+    def look(assembly: Assembly, *, precision: str) -> Validation:
+        metrics: dict[str, dict[str, float] | None] = {"warm": {"ndcg@10": next(given, 0.0)}}
+        metrics["warm"]["hr@10"] = 0.0  # type: ignore[index]
+        return Validation(metrics, None, torch.zeros(0), torch.zeros(0))
+
+    return look
+
+
+def test_patience_stops_and_the_best_weights_are_kept(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "validate", looks_at([0.1, 0.3, 0.3, 0.2, 0.9]))
+    state = train(configure("id", max_epochs=9, patience=2), tiny_data, tmp_path)
+    assert (state.epoch, state.best_value, state.looks_without_gain) == (4, 0.3, 2)
+    per_epoch = state.step // 4
+    assert state.best_step == 2 * per_epoch
+    checkpoints = tmp_path / "checkpoints"
+    final = load_file(checkpoints / "final" / "model.safetensors")
+    best = load_file(checkpoints / f"best-{state.best_step:08d}" / "model.safetensors")
+    last = load_file(checkpoints / f"step-{state.step:08d}" / "model.safetensors")
+    assert all(torch.equal(final[name], best[name]) for name in final)
+    assert not torch.equal(final["id_part.table.weight"], last["id_part.table.weight"])
+    document = json.loads((checkpoints / "final" / "state.json").read_text())
+    assert document["step"] == state.best_step and document["steps_trained"] == state.step
+
+
+def test_looks_are_as_rare_as_asked(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "validate", looks_at([0.1, 0.2, 0.3]))
+    train(configure("id", max_epochs=5, evaluate_every=2), tiny_data, tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [each["epoch"] for each in records if "validation" in each] == [2, 4, 5]
+
+
+def test_slices_that_decide() -> None:
+    metrics: dict[str, dict[str, float] | None] = {
+        "warm": {"ndcg@10": 0.2},
+        "cold": {"ndcg@10": 0.1},
+        "new_users": None,
+    }
+    looked = Validation(metrics, None, torch.zeros(0), torch.zeros(0))
+    assert stopping_value(looked, "warm") == 0.2
+    assert stopping_value(looked, "warm+cold") == pytest.approx(0.15)
+    for unknown in ("new_users", "warm+lukewarm"):
+        with pytest.raises(CheckpointMismatch, match="stop_on is.*it has warm, cold$") as caught:
+            stopping_value(looked, unknown)
+        assert "\n" not in str(caught.value)
+
+
+def test_folder_of_another_run_is_refused(
+    tiny_data: Path, tiny_run_id: Path, tmp_path: Path
+) -> None:
+    log = (tiny_run_id / "metrics.jsonl").read_bytes()
+    with pytest.raises(CheckpointMismatch, match="holds a run already; add --resume"):
+        train(configure("id"), tiny_data, tiny_run_id)
+    with pytest.raises(CheckpointMismatch, match=r"config\.yaml: differs from the settings"):
+        train(configure("id", seed=5), tiny_data, tiny_run_id, resume=True)
+    run = tmp_path / "run"
+    train(configure("id", max_steps=1), tiny_data, run)
+    bound = json.loads((run / "data.json").read_text())
+    for key in ("data_hash", "split_hash"):
+        (run / "data.json").write_text(json.dumps({**bound, key: "0" * 64}))
+        with pytest.raises(CheckpointMismatch, match=f"{key} is .*begun on 000000000000") as caught:
+            train(configure("id", max_steps=1), tiny_data, run, resume=True)
+        assert "\n" not in str(caught.value)
+    assert (tiny_run_id / "metrics.jsonl").read_bytes() == log
+
+
+def test_golden_losses(tiny_data: Path, tmp_path: Path) -> None:
+    train(load_config(ROOT / "configs" / "tiny.yaml"), tiny_data, tmp_path / "run")
+    golden = np.loadtxt(ROOT / "tests" / "golden" / "tiny_loss.txt")
+    assert golden.shape == (10,)
+    np.testing.assert_allclose(losses_of(tmp_path / "run"), golden, rtol=1e-4)
+
+
+# a real process, killed
+
+
+def start(config: Path, data: Path, run: Path, *options: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "mmrec.cli", "train", str(config)]
+    command += ["--data", str(data), "--run", str(run), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=quiet, stderr=quiet)
+
+
+def kill_after(process: subprocess.Popen[bytes], run: Path, step: int, delay_s: float) -> None:
+    """Sends SIGKILL a moment after a step was logged; the run must not have ended."""
+    log = run / "metrics.jsonl"
+    while not log.exists() or log.read_text().count('"loss"') < step:
+        assert process.poll() is None, f"ended before step {step}"
+        time.sleep(0.001)
+    time.sleep(delay_s)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@MODES
+def test_process_killed_three_times_equals_the_unbroken(
+    tiny_data: Path, tmp_path: Path, blocks: int | str
+) -> None:
+    document = configure(
+        blocks=blocks, max_epochs=12, batch_size=4, checkpoint_every=3, patience=99
+    ).model_dump(mode="json")
+    document["data"]["num_workers"] = 2
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(parse_config(document)))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert start(path, tiny_data, whole).wait() == 0
+    steps = len(losses_of(whole))
+    random = np.random.default_rng(steps)
+    options: list[str] = []
+    for third in range(3):
+        step = steps * third // 4 + int(random.integers(2, steps // 5))
+        process = start(path, tiny_data, broken, *options)
+        kill_after(process, broken, step, float(random.uniform(0, 0.02)))
+        assert not (broken / "checkpoints" / "final").exists()
+        options = ["--resume"]
+    assert start(path, tiny_data, broken, *options).wait() == 0
+    assert_same_run(whole, broken)
