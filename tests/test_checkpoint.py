@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmrec.errors import CheckpointMismatch
-from mmrec.training import checkpoint
 from mmrec.training.checkpoint import (
     SCHEMA,
     TrainState,
@@ -149,7 +150,7 @@ def test_death_while_a_folder_is_replaced(
     path = tmp_path / "step-00000001"
     write_folder(path, {"model": {"a": torch.zeros(3)}}, {"value": 0})
     module, _, name = last.partition(".")
-    owner = getattr(checkpoint, module)
+    owner = {"os": os, "shutil": shutil}[module]
     monkeypatch.setattr(owner, name, Dying(getattr(owner, name), calls))
     with suppress(KeyboardInterrupt):
         write_folder(path, {"model": {"a": torch.ones(3)}}, {"value": 1})
@@ -175,7 +176,7 @@ def test_deleting_the_old_folder_is_not_seen(
             deleted.append(folder.name)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", half)
+    monkeypatch.setattr(shutil, "rmtree", half)
     with suppress(KeyboardInterrupt):
         write_folder(path, {"model": {"a": torch.ones(3)}}, {})
     assert deleted and path.name not in deleted

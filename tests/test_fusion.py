@@ -330,7 +330,8 @@ def xor_accuracy(modalities: Sequence[str]) -> float:
 
     def logits(tokens: Mapping[str, Tokens]) -> Tensor:
         content = fusion({name: tokens[name] for name in modalities})
-        return 5 * head(content)[:, 0]  # contents are of length 1
+        logit: Tensor = 5 * head(content)[:, 0]  # contents are of length 1
+        return logit
 
     optimiser = torch.optim.Adam([*fusion.parameters(), *head.parameters()], lr=0.01)
     for step in range(150):

@@ -73,7 +73,8 @@ def test_decay_is_on_weights_of_layers_alone() -> None:
     config = make_config()
     model = build(config)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, others = set(), set()
+    decayed: set[str] = set()
+    others: set[str] = set()
     for group in parameter_groups(model, config):
         wanted = decayed if group["weight_decay"] else others
         assert group["weight_decay"] in (0.0, 0.1)
