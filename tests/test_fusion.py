@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from encoders.tokens import Tokens, masked
 from fusion.blocks import CausalAttention, GatedBlock, MaskedAttention, Packing
 from fusion.history import HistoryEncoder, truncate
-from fusion.item import ConcatFusion, LatentFusion, MeanFusion, drop_modalities
+from fusion.item import ConcatFusion, LatentFusion, MeanFusion, Output, drop_modalities
 
 D, HEADS = 16, 2
 OFFSETS = torch.tensor([0, 5, 6, 6, 13])
@@ -23,14 +23,15 @@ Fusion = LatentFusion | MeanFusion | ConcatFusion
 KINDS = ("latents", "mean", "concat")
 
 
-def make_fusion(kind: str, *, dropout: float = 0.0) -> Fusion:
+def make_fusion(kind: str, *, dropout: float = 0.0, turned: bool = False) -> Fusion:
     torch.manual_seed(0)
+    widths = dict(reversed(WIDTHS.items())) if turned else WIDTHS
     if kind == "mean":
-        return MeanFusion(WIDTHS, TOKENS, width=D)
+        return MeanFusion(widths, TOKENS, width=D)
     if kind == "concat":
-        return ConcatFusion(WIDTHS, TOKENS, width=D)
+        return ConcatFusion(widths, TOKENS, width=D)
     sizes = {"width": D, "num_latents": 3, "num_layers": 2, "num_heads": HEADS}
-    return LatentFusion(WIDTHS, TOKENS, **sizes, dropout=dropout)
+    return LatentFusion(widths, TOKENS, **sizes, dropout=dropout)
 
 
 def make_tokens(num_items: int = 7) -> dict[str, Tokens]:
@@ -45,12 +46,12 @@ def make_tokens(num_items: int = 7) -> dict[str, Tokens]:
     return made
 
 
-def make_history(block: str = "gated", *, max_length: int = 8) -> HistoryEncoder:
+def make_history(block: str = "gated", *, num_blocks: int = 2) -> HistoryEncoder:
     torch.manual_seed(1)
     history = HistoryEncoder(
         D,
-        max_length=max_length,
-        num_blocks=2,
+        max_length=8,
+        num_blocks=num_blocks,
         num_heads=HEADS,
         dropout=0.3,
         block=block,  # type: ignore[arg-type]
@@ -196,7 +197,8 @@ def test_query_is_the_last_state() -> None:
 
 
 def test_order_of_a_history_matters() -> None:
-    history, items = make_history(), unit_rows(5)
+    # in one block only the positions tell in which order the earlier events came
+    history, items = make_history(num_blocks=1), unit_rows(5)
     offsets = torch.tensor([0, 5])
     turned = items[[1, 0, 3, 2, 4]]
     assert not torch.allclose(history.query(items, offsets), history.query(turned, offsets))
@@ -221,6 +223,7 @@ def test_order_of_modalities_does_not_matter(kind: str) -> None:
     fusion, tokens = make_fusion(kind).eval(), make_tokens()
     turned = {name: tokens[name] for name in reversed(list(tokens))}
     assert torch.equal(fusion(tokens), fusion(turned))
+    assert torch.equal(fusion(tokens), make_fusion(kind, turned=True).eval()(turned))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -292,6 +295,37 @@ def test_gradient_reaches_every_parameter(kind: str) -> None:
     torch.autograd.backward((content * unit_rows(7)).sum())
     for name, parameter in fusion.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name
+
+
+def test_output_follows_the_mean_and_never_uses_its_neighbours() -> None:
+    torch.manual_seed(0)
+    out = Output(5, D)
+    out.mean.copy_(torch.randn(D))
+    hidden, before = torch.randn(9, 5), out.mean.clone()
+    wanted = F.normalize(out.projection(hidden) - before, dim=-1)
+    torch.testing.assert_close(out.eval()(hidden), wanted)
+    assert torch.equal(out.mean, before)  # in use it stays
+    torch.testing.assert_close(out.train()(hidden), wanted)  # training changes gradients alone
+    moved = 0.9 * before + 0.1 * out.projection(hidden).mean(0)
+    torch.testing.assert_close(out.mean, moved)
+    loss = (out(hidden) * torch.randn(9, D)).sum()
+    (gradient,) = torch.autograd.grad(loss, out.projection.bias)
+    assert gradient.abs().max() < 1e-5  # what all items share gets no gradient
+
+
+def test_spread_contents_point_everywhere() -> None:
+    torch.manual_seed(0)
+    out = Output(32, D).eval()
+    hidden = 5.0 + torch.randn(400, 32) * torch.linspace(0.1, 1, 32)
+    pairs = torch.ones(400, 400).triu(1).bool()
+
+    def cosines() -> Tensor:
+        content = out(hidden)
+        return (content @ content.T)[pairs]
+
+    assert cosines().mean() > 0.8
+    out.spread(hidden)
+    assert cosines().mean().abs() < 0.01 and cosines().abs().mean() < 0.3
 
 
 XOR_WIDTHS, XOR_TOKENS = {"text": 6, "image": 10}, {"text": 3, "image": 2}

@@ -101,6 +101,19 @@ def test_every_target_comes_once_an_epoch(epoch: int, changes: dict[str, int]) -
     assert count_targets([each for batch in batches for each in batch]) == Counter(wanted)
 
 
+def test_last_windows_are_the_newest_targets_of_every_history() -> None:
+    lengths = make_lengths()
+    plan = make_plan(lengths, windows="last")
+    triples = [each for batch in as_lists(plan, 1) for each in batch]
+    wanted = {
+        (i, event) for i, n in enumerate(lengths.tolist()) for event in range(max(1, n - 10), n)
+    }
+    assert count_targets(triples) == Counter(wanted)
+    histories = [history for history, _, _ in triples]
+    assert sorted(histories) == np.flatnonzero(lengths > 1).tolist()
+    assert as_lists(plan, 2) != as_lists(plan, 1)
+
+
 def test_order_is_a_function_of_seed_and_epoch() -> None:
     plan = make_plan()
     first = as_lists(plan, 2)
