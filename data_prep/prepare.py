@@ -43,6 +43,8 @@ from data_prep.source_state import (
 
 STAGING = ".staging"
 _PARTS = ("items", "users.parquet", "quarantine.jsonl", "splits")
+# What else may lie in a prepared folder: training keeps encoder states there, by content.
+_KEPT = ("manifest.json", STAGING, "cache")
 
 
 @dataclass(frozen=True)
@@ -320,7 +322,7 @@ def _one_writer(out: Path) -> Iterator[Path]:
         raise DataError(f"--out {out}: is a file; give a folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        strangers = sorted({p.name for p in out.iterdir()} - {*_PARTS, "manifest.json", STAGING})
+        strangers = sorted({p.name for p in out.iterdir()} - {*_PARTS, *_KEPT})
         if strangers:
             raise DataError(
                 f"--out {out}: holds {strangers[0]!r}, which no prepared folder has; "

@@ -230,7 +230,9 @@ class TextEncoder(nn.Module):
     def fingerprint(self) -> str:
         """Return the sha256 of configuration and weights."""
         config = self.model.config.to_diff_dict()
-        config.pop("transformers_version", None)
+        # what loading adds and building from a config does not: the weights are the same
+        for name in ("transformers_version", "dtype", "_name_or_path"):
+            config.pop(name, None)
         arguments = {"encoder": "text", "config": config, "tokens": self.num_tokens}
         return fingerprint(arguments, self.state_dict())
 

@@ -75,24 +75,36 @@ class IdPart(nn.Module):
 
 
 class Popularity(nn.Module):
-    """beta(n): the part of the score that depends on an item's number of events alone.
+    """The part of the score that depends on an item's number of events alone.
 
-    A quadratic of x = log(1 + n) / log(1 + largest n), without a constant: an item without
-    events gets exactly 0. Kept out of vector norms, where it would bury new items.
+        beta(n) = a (x - mean x) + b (x^2 - mean x^2),   x = log(1 + n) / log(1 + largest n)
+
+    Centred over the items of training; an item without events gets 0, what the average item gets.
+    It starts at the log of the counts, the best there is before anything is learnt of users: with
+    beta = 0 at the start every content was first drawn to one axis, that of popularity, and stayed
+    there. Kept out of vector norms, where it would bury new items.
+
+    Args:
+        counts: (R,) training events of each row.
     """
+
+    scale: Tensor
+    means: Tensor
 
     def __init__(self, counts: Tensor) -> None:
         super().__init__()
-        largest = float(counts.max()) if counts.numel() else 1.0
-        self.register_buffer("scale", torch.tensor(math.log1p(max(largest, 1.0))))
-        self.coefficients = nn.Parameter(torch.zeros(2))
-
-    scale: Tensor
+        largest = float(counts.max()) if counts.numel() else 0.0
+        scale = math.log1p(max(largest, 1.0))
+        x = torch.log1p(counts.float()) / scale
+        self.register_buffer("scale", torch.tensor(scale))
+        self.register_buffer("means", torch.stack([x.mean(), x.square().mean()]))
+        self.coefficients = nn.Parameter(torch.tensor([scale, 0.0]))
 
     def forward(self, counts: Tensor) -> Tensor:
         """(R,) counts -> (R,) additions to the logits."""
         x = torch.log1p(counts.float()) / self.scale
-        return self.coefficients[0] * x + self.coefficients[1] * x.square()
+        terms = torch.stack([x, x.square()], dim=-1) - self.means
+        return torch.where(counts > 0, terms @ self.coefficients, 0.0)
 
 
 class RecommenderModel(nn.Module):

@@ -191,6 +191,18 @@ def test_folder_round_trips_and_drops_the_pooler(tmp_path: Path, transform: Text
     assert not any("pooler" in name for name, _ in loaded.named_parameters())
 
 
+def test_fingerprint_is_the_same_loaded_or_rebuilt_from_its_config(tmp_path: Path) -> None:
+    """A run is rebuilt from its config, and must find the states that the loaded model made."""
+    encoder = make_bert()
+    encoder.model.save_pretrained(tmp_path)
+    loaded = TextEncoder.from_folder(tmp_path)
+    arguments = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    arguments.pop("model_type")
+    rebuilt = TextEncoder(BertModel(BertConfig(**arguments)))
+    rebuilt.load_state_dict(loaded.state_dict())
+    assert rebuilt.fingerprint() == loaded.fingerprint()
+
+
 def test_what_cannot_be_used_is_refused(tmp_path: Path, transform: TextTransform) -> None:
     with pytest.raises(ValueError, match="no tokenizer.json"):
         TextTransform.from_folder(tmp_path)

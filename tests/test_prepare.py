@@ -494,3 +494,14 @@ def test_movielens_1m(shared_data: Path, tmp_path: Path) -> None:
     assert abs(counts["num_targets"]["test"]["cold"] - 5942) < 60
     assert 0.87 < counts["train_share_of_warm_events"] < 0.91
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2_000_000
+
+
+def test_a_folder_that_was_trained_on_can_be_prepared_again(
+    catalogue: Path, source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    prepare(catalogue, source, out)
+    (out / "cache").mkdir()
+    (out / "cache" / "states").write_bytes(b"kept")
+    assert prepare(catalogue, source, out).unchanged
+    assert (out / "cache" / "states").read_bytes() == b"kept"

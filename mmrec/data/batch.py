@@ -8,6 +8,7 @@ Legend: B histories · P targets of all histories · M fresh items · N items in
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -212,10 +213,21 @@ class TargetRule:
         return passed
 
 
+def available_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def batch_loader(
     stream: BatchStream, *, epoch: int, first_batch: int, num_workers: int
 ) -> DataLoader[Batch]:
-    """A loader over the stream from (epoch, first_batch) on, in order at any number of workers."""
+    """A loader over the stream from (epoch, first_batch) on, in order at any number of workers.
+
+    No more workers than cores are started; the batches are the same.
+    """
+    num_workers = min(num_workers, available_cores())
     stream.epoch, stream.first_batch = epoch, first_batch
     return DataLoader(
         stream,
