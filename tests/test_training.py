@@ -198,7 +198,9 @@ def train_until(config: Config, data: Path, run: Path, step: int, *, resume: boo
 def test_broken_and_resumed_equals_unbroken(
     tiny_data: Path, tmp_path: Path, blocks: int | str
 ) -> None:
-    config = configure(blocks=blocks, max_steps=10, checkpoint_every=5, max_epochs=9)
+    # few of the items are fresh in a step: the others' contents come from the bank
+    changes = {"max_steps": 10, "checkpoint_every": 5, "max_epochs": 9, "fresh_items": 4}
+    config = configure(blocks=blocks, **changes)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     state = train(config, tiny_data, whole)
     assert (state.step, state.finished) == (10, True)
@@ -338,7 +340,7 @@ def test_process_killed_three_times_equals_the_unbroken(
     tiny_data: Path, tmp_path: Path, blocks: int | str
 ) -> None:
     document = configure(
-        blocks=blocks, max_epochs=12, batch_size=4, checkpoint_every=3, patience=99
+        blocks=blocks, max_epochs=12, batch_size=4, fresh_items=4, checkpoint_every=3, patience=99
     ).model_dump(mode="json")
     document["data"]["num_workers"] = 2
     path = tmp_path / "config.yaml"
