@@ -57,7 +57,7 @@ class EncoderConfig(Section):
     num_tokens: int = Field(16, ge=1)
     """Tokens an item keeps of this modality."""
     learning_rate: float | None = Field(None, gt=0)
-    """Rate of this encoder where it trains; null: training.learning_rate."""
+    """Rate of this encoder where it trains; null: training.content_learning_rate."""
     options: dict[str, int | float | str | bool] = {}
     """Arguments of the encoder and its transform (image size, seconds, vocabulary size)."""
 
@@ -126,6 +126,9 @@ class TrainingConfig(Section):
     """Where the catalogue forbids repeats: which other items of the user's own history are no
     candidates of the loss: those met before the position, or all of them."""
     learning_rate: float = Field(1e-3, gt=0)
+    content_learning_rate: float | None = Field(None, gt=0)
+    """Rate of the fusion, and of encoders without a rate of their own; null: learning_rate. Every
+    step moves the contents of all items a little, under a user model that has just met them."""
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = Field(0.05, ge=0)
     """AdamW's, on matrices only: none on norms, biases and embeddings."""

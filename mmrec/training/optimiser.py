@@ -25,18 +25,22 @@ def parameter_groups(model: RecommenderModel, config: Config) -> list[dict[str, 
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = name.split(".")[1] if name.startswith("encoders.") else "new"
+            whole, _, rest = name.partition(".")
+            part = rest.split(".")[0] if whole == "encoders" else whole
+            part = part if whole in ("encoders", "fusion") else "users and ids"
             groups.setdefault((part, id(parameter) in decayed), []).append(parameter)
+    training = config.training
+    content_rate = training.content_learning_rate or training.learning_rate
     rates = {
-        modality.replace(".", "_"): encoder.learning_rate
+        modality.replace(".", "_"): encoder.learning_rate or content_rate
         for modality, encoder in config.encoders.items()
     }
-    training = config.training
+    rates["fusion"] = content_rate
     return [
         {
             "name": f"{part}, {'decayed' if decay else 'not decayed'}",
             "params": parameters,
-            "lr": rates.get(part) or training.learning_rate,
+            "lr": rates.get(part, training.learning_rate),
             "weight_decay": training.weight_decay if decay else 0.0,
         }
         for (part, decay), parameters in groups.items()
