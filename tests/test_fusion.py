@@ -323,7 +323,7 @@ def test_spread_contents_point_everywhere() -> None:
     pairs = torch.ones(400, 400).triu(1).bool()
 
     def cosines() -> Tensor:
-        content = out(hidden)
+        content: Tensor = out(hidden)
         return (content @ content.T)[pairs]
 
     assert cosines().mean() > 0.8

@@ -199,7 +199,12 @@ def test_broken_and_resumed_equals_unbroken(
     tiny_data: Path, tmp_path: Path, blocks: int | str
 ) -> None:
     # few of the items are fresh in a step: the others' contents come from the bank
-    changes = {"max_steps": 10, "checkpoint_every": 5, "max_epochs": 9, "fresh_items": 4}
+    changes: dict[str, Any] = {
+        "max_steps": 10,
+        "checkpoint_every": 5,
+        "max_epochs": 9,
+        "fresh_items": 4,
+    }
     config = configure(blocks=blocks, **changes)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     state = train(config, tiny_data, whole)
