@@ -176,6 +176,7 @@ def assemble(config: Config, data_folder: Path) -> Assembly:
         fresh_items=config.training.fresh_items,
         targets=_target_rule(data),
         seed=config.training.seed,
+        freeze_epochs=config.training.freeze_content_epochs,
     )
     has_targets = split.targets("validation").height > 0
     return Assembly(

@@ -129,6 +129,9 @@ class TrainingConfig(Section):
     content_learning_rate: float | None = Field(None, gt=0)
     """Rate of the fusion, and of encoders without a rate of their own; null: learning_rate. Every
     step moves the contents of all items a little, under a user model that has just met them."""
+    freeze_content_epochs: int = Field(0, ge=0)
+    """Epochs at the start in which contents stay as the fresh fusion gives them, and nothing is
+    encoded: the user model and the ids learn on firm ground first, and cheaply."""
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = Field(0.05, ge=0)
     """AdamW's, on matrices only: none on norms, biases and embeddings."""

@@ -26,6 +26,9 @@ from mmrec.weights import folder_of
 
 logger = logging.getLogger(__name__)
 
+# With fifteen, a thousand items and two thousand users not even ids beat popularity.
+EVENTS_PER_USER = 40
+
 # What takes the place of a small encoder where its weights are installed.
 PRETRAINED = {
     "text": {"kind": "transformers", "weights": "minilm", "num_tokens": 16},
@@ -46,8 +49,8 @@ def demo_config() -> Config:
 def run_demo(
     out: Path,
     *,
-    num_items: int = 1000,
-    num_users: int = 2000,
+    num_items: int = 600,
+    num_users: int = 3000,
     config: Config | None = None,
 ) -> str:
     """Runs every stage and returns what it found, in a few lines.
@@ -62,7 +65,9 @@ def run_demo(
     config = config or demo_config()
     source, data, run = out / "source", out / "data", out / "run"
     with _stage("simulate"):
-        catalogue = simulate(source, num_items=num_items, num_users=num_users)
+        catalogue = simulate(
+            source, num_items=num_items, num_users=num_users, events_per_user=EVENTS_PER_USER
+        )
     with _stage("prepare"):
         prepared = prepare(catalogue, source, data)
     logger.info("%s", prepared.line())

@@ -129,6 +129,7 @@ class BatchStream(IterableDataset[Batch]):
         fresh_items: M, None for all.
         targets: which events may be targets.
         seed: of the run.
+        freeze_epochs: epochs at the start in which no item is encoded.
     """
 
     def __init__(
@@ -142,7 +143,9 @@ class BatchStream(IterableDataset[Batch]):
         fresh_items: int | None,
         targets: TargetRule,
         seed: int,
+        freeze_epochs: int = 0,
     ) -> None:
+        self.freeze_epochs = freeze_epochs
         self.plan, self.histories = plan, histories
         self.row_of, self.item_index_of = row_of, item_index_of
         self.items, self.fresh_items, self.targets, self.seed = items, fresh_items, targets, seed
@@ -171,7 +174,7 @@ class BatchStream(IterableDataset[Batch]):
         media: dict[str, ModalityInput] = {}
         fresh = np.zeros(0, np.int64)
         weight = np.zeros(0, np.float32)
-        if self.items is not None:
+        if self.items is not None and self.epoch >= self.freeze_epochs:
             fresh, weight = draw_fresh(
                 targets,
                 num_items=self.item_index_of.shape[0],

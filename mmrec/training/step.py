@@ -107,12 +107,14 @@ def compute_loss(
     num_items = model.counts.shape[0]
     content, dropped = None, None
     if bank is not None:
-        keep = draw_kept_modalities(
-            batch, chance=modality_dropout, random=step_generator(config.seed, batch, 4)
-        )
-        weight = batch.inverse_probability.clamp(max=config.max_inverse_probability)
-        fresh = scale_gradient(model.content(batch.media, keep), weight)
-        content = bank.index_copy(0, batch.fresh, fresh.to(bank.dtype))
+        content = bank
+        if batch.media:
+            keep = draw_kept_modalities(
+                batch, chance=modality_dropout, random=step_generator(config.seed, batch, 4)
+            )
+            weight = batch.inverse_probability.clamp(max=config.max_inverse_probability)
+            fresh = scale_gradient(model.content(batch.media, keep), weight)
+            content = bank.index_copy(0, batch.fresh, fresh.to(bank.dtype))
         if model.id_part is not None:
             draw = step_generator(config.seed, batch, 5).random(num_items)
             dropped = torch.from_numpy(draw < id_dropout).to(bank.device)
@@ -178,7 +180,7 @@ def train_step(
             f"{float(loss.detach())}: lower training.learning_rate or set training.precision=fp32"
         )
     optimiser.step()
-    if bank is not None:
+    if bank is not None and batch.media:
         with torch.no_grad():
             bank.index_copy_(0, batch.fresh, encode(model, batch.media, config.precision))
     return StepOutput(loss=loss.detach(), grad_norm=grad_norm, num_targets=num_targets)
