@@ -186,7 +186,7 @@ class ConcatFusion(nn.Module):
 class Output(nn.Module):
     """Last layer of a fusion: projection, centring, unit length.
 
-        c = normalise(x - m),   x = W h + b
+        c = normalise(x - m),   x = W h
 
     All items share most of what a fresh fusion computes, and what they share says nothing: a
     softmax does not see it. Yet the shared part grew until every item had the same vector (mean
@@ -205,7 +205,8 @@ class Output(nn.Module):
 
     def __init__(self, width_in: int, width: int, *, momentum: float = 0.9) -> None:
         super().__init__()
-        self.projection = nn.Linear(width_in, width)
+        # no bias: m takes its place, and its gradient would be rounding noise, which Adam scales up
+        self.projection = nn.Linear(width_in, width, bias=False)
         self.momentum = momentum
         self.register_buffer("mean", torch.zeros(width))
 
@@ -236,8 +237,7 @@ class Output(nn.Module):
         scale = (values + ridge * values.mean()).clamp(min=1e-12).rsqrt()
         whiten = vectors @ torch.diag(scale) @ vectors.T
         self.projection.weight.copy_(whiten @ self.projection.weight.double())
-        self.projection.bias.copy_(whiten @ (self.projection.bias.double() - mean))
-        self.mean.zero_()
+        self.mean.copy_(whiten @ mean)
 
 
 def drop_modalities(tokens: Mapping[str, Tokens], keep: Mapping[str, Tensor]) -> dict[str, Tokens]:

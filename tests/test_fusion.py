@@ -311,8 +311,9 @@ def test_output_follows_the_mean_and_never_uses_its_neighbours() -> None:
     torch.testing.assert_close(out.train()(hidden), wanted)  # training changes gradients alone
     moved = 0.9 * before + 0.1 * out.projection(hidden).mean(0)
     torch.testing.assert_close(out.mean, moved)
-    loss = (out(hidden) * torch.randn(9, D)).sum()
-    (gradient,) = torch.autograd.grad(loss, out.projection.bias)
+    shared = torch.zeros(5, requires_grad=True)
+    loss = (out(hidden + shared) * torch.randn(9, D)).sum()
+    (gradient,) = torch.autograd.grad(loss, shared)
     assert gradient.abs().max() < 1e-5  # what all items share gets no gradient
 
 

@@ -89,8 +89,9 @@ def train(
     # no result here reads memory it has not written; filling it costs a tenth of a step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(config.training.seed)
-    _open_run(run, config, resume)
+    _check_run(run, config, resume)
     assembly = assemble(config, data_folder)
+    _open_run(run, config)
     _bind_data(run, assembly)
     checkpoints = run / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
@@ -317,23 +318,27 @@ class _MetricsLog:
         return self.path.stat().st_size
 
 
-def _open_run(run: Path, config: Config, resume: bool) -> None:
-    """Creates the run folder, or checks that it holds this run."""
-    path, text = run / "config.yaml", dump_config(config)
-    if path.exists():
-        if not resume:
-            raise CheckpointMismatch(
-                f"{run}: holds a run already; add --resume to go on with it, or name a new folder"
-            )
-        if path.read_text(encoding="utf-8") != text:
-            raise CheckpointMismatch(
-                f"{path}: differs from the settings given; resume with the run's own config.yaml"
-            )
+def _check_run(run: Path, config: Config, resume: bool) -> None:
+    """Refuses a folder that holds another run; a run that could not begin leaves none."""
+    path = run / "config.yaml"
+    if not path.exists():
         return
+    if not resume:
+        raise CheckpointMismatch(
+            f"{run}: holds a run already; add --resume to go on with it, or name a new folder"
+        )
+    if path.read_text(encoding="utf-8") != dump_config(config):
+        raise CheckpointMismatch(
+            f"{path}: differs from the settings given; resume with the run's own config.yaml"
+        )
+
+
+def _open_run(run: Path, config: Config) -> None:
+    """Creates the run folder with the settings in it."""
     run.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    aside = run / "config.partial"
+    aside.write_text(dump_config(config), encoding="utf-8")
+    os.replace(aside, run / "config.yaml")
 
 
 def _bind_data(run: Path, assembly: Assembly) -> None:
