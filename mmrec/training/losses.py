@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Logits held at a time. 2 Mi floats stay in a CPU's cache: on 25,600 x 3,416 at width 128 chunks
-# of 32 Mi take 1.6 times as long. A large table needs more, or its rows are read too often.
+# of 32 Mi took 2.6 times as long. A large table needs more, or its rows are read too often.
 CHUNK_ELEMENTS = 2**21
 MIN_CHUNK_ROWS = 64
 
