@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data_prep.shards import PreparedData, Split
@@ -31,7 +30,7 @@ from mmrec.encoder_parts import Document, EncoderParts, make_encoder, rebuild_en
 from mmrec.errors import CheckpointMismatch, ConfigError, MediaError
 from mmrec.evaluation.protocol import Cases, load_cases, training_popularity
 from mmrec.model import IdPart, Popularity, RecommenderModel
-from mmrec.training.checkpoint import SCHEMA, load_model
+from mmrec.training.checkpoint import SCHEMA, load_model, read_tensors
 from mmrec.vectors import encode_content
 
 logger = logging.getLogger(__name__)
@@ -400,10 +399,15 @@ def load_run(run: Path, data_folder: Path | None = None) -> LoadedRun:
         raise CheckpointMismatch(
             f"{run}: holds no finished model; run: mmrec train … --run {run} --resume"
         )
-    state = json.loads((final / "state.json").read_text(encoding="utf-8"))
+    state = _read_json(final / "state.json")
     if state.get("schema") != SCHEMA:
         raise CheckpointMismatch(f"{final}: schema {state.get('schema')} is not {SCHEMA}")
-    bound = json.loads((run / "data.json").read_text(encoding="utf-8"))
+    bound = _read_json(run / "data.json")
+    if data_folder is None and not Path(bound["path"]).is_dir():
+        raise CheckpointMismatch(
+            f"{bound['path']}: there is no such folder, {run} was trained on it (data.json); "
+            "give --data the folder where the data are now"
+        )
     data = PreparedData.open(data_folder or Path(bound["path"]))
     if data.data_hash != bound["data_hash"]:
         raise CheckpointMismatch(
@@ -414,7 +418,7 @@ def load_run(run: Path, data_folder: Path | None = None) -> LoadedRun:
     if split.hash != bound["split_hash"]:
         raise CheckpointMismatch(
             f"{data.path}: split {split.name} has hash {split.hash[:12]}, {run} was trained on "
-            f"{bound['split_hash'][:12]}"
+            f"{bound['split_hash'][:12]}; give --data the folder it was trained on"
         )
     config = load_config(run / "config.yaml")
     device = pick_device()
@@ -425,8 +429,8 @@ def load_run(run: Path, data_folder: Path | None = None) -> LoadedRun:
     index_of = data.items.index_of
     item_index_of = np.array([index_of(item_id) for item_id in state["item_ids"]], np.int64)
     content = None
-    if (final / "content.safetensors").is_file():
-        content = load_file(final / "content.safetensors")["content"].to(device)
+    if parts:
+        content = read_tensors(final / "content.safetensors")["content"].to(device)
     return LoadedRun(
         run=run,
         config=config,
@@ -440,3 +444,17 @@ def load_run(run: Path, data_folder: Path | None = None) -> LoadedRun:
         content=content,
         device=device,
     )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A document of a run.
+
+    Raises:
+        CheckpointMismatch: it is absent or no JSON.
+    """
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"is no JSON: {error}"
+        raise CheckpointMismatch(f"{path}: {what}; copy the run again, or train it anew") from None
+    return document

@@ -102,6 +102,8 @@ def score_file(
         raise UserError(f"--by is '{by}': allowed are user, item")
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder; name a parquet file")
+    if users is not None and not users:
+        raise UserError("--users names no id; give ids, comma-separated, or all")
     retriever = load_retriever(run, data)
     table = new_items(retriever, items, source)
     known, unknown = list(range(len(retriever.users.user_ids))), list[str]()

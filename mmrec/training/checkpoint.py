@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -145,9 +146,9 @@ def load_checkpoint(
     if document.pop("schema", None) != SCHEMA:
         raise CheckpointMismatch(f"{path}: schema is not {SCHEMA}; start the run anew")
     load_model(path, model)
-    restore_optimiser(model, optimiser, load_file(path / "optimiser.safetensors"))
+    restore_optimiser(model, optimiser, read_tensors(path / "optimiser.safetensors"))
     if bank is not None:
-        bank.copy_(load_file(path / "bank.safetensors")["content"])
+        bank.copy_(read_tensors(path / "bank.safetensors")["content"])
     return TrainState(**document)
 
 
@@ -155,10 +156,26 @@ def load_model(path: Path, model: nn.Module) -> None:
     """Loads model.safetensors of a checkpoint folder; names and shapes must match.
 
     Raises:
-        CheckpointMismatch: they do not.
+        CheckpointMismatch: they do not, or the file is damaged.
     """
+    tensors = read_tensors(path / "model.safetensors")
     try:
-        model.load_state_dict(load_file(path / "model.safetensors"))
+        model.load_state_dict(tensors)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointMismatch(f"{path}: is of another model: {reason}") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of a run.
+
+    Raises:
+        CheckpointMismatch: it is absent, cut short or something else.
+    """
+    try:
+        return load_file(path)
+    except (FileNotFoundError, SafetensorError) as error:
+        raise CheckpointMismatch(
+            f"{path}: cannot be read: {' '.join(str(error).split())}; copy the run again, or train "
+            "it anew"
+        ) from None
