@@ -31,6 +31,7 @@ from mmrec.errors import CheckpointMismatch, ConfigError, MediaError
 from mmrec.evaluation.protocol import Cases, load_cases, training_popularity
 from mmrec.model import IdPart, Popularity, RecommenderModel
 from mmrec.training.checkpoint import SCHEMA, load_model, read_tensors
+from mmrec.training.validate import check_stop_on
 from mmrec.vectors import encode_content
 
 logger = logging.getLogger(__name__)
@@ -130,6 +131,10 @@ def assemble(config: Config, data_folder: Path) -> Assembly:
     device = pick_device()
     data = PreparedData.open(data_folder)
     split = data.split(config.data.split)
+    validation = None
+    if split.targets("validation").height > 0:
+        validation = load_cases(data, split, "validation")
+        check_stop_on(config.training.stop_on, validation)
     popularity = training_popularity(split)
     item_index_of = np.flatnonzero(popularity > 0).astype(np.int64)
     if item_index_of.shape[0] < 2:
@@ -177,7 +182,6 @@ def assemble(config: Config, data_folder: Path) -> Assembly:
         seed=config.training.seed,
         freeze_epochs=config.training.freeze_content_epochs,
     )
-    has_targets = split.targets("validation").height > 0
     return Assembly(
         config=config,
         data=data,
@@ -187,7 +191,7 @@ def assemble(config: Config, data_folder: Path) -> Assembly:
         source=source,
         item_index_of=item_index_of,
         popularity=popularity,
-        validation=load_cases(data, split, "validation") if has_targets else None,
+        validation=validation,
         encoder_documents={name: each.document for name, each in parts.items()},
         cache_dtypes=dtypes,
         repeats_forbidden=data.catalogue.repeats == "forbid",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,10 +20,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from data_prep.prepare import prepare
 from mmrec.build import Assembly, assemble
 from mmrec.config import Config, dump_config, load_config, parse_config
 from mmrec.data.batch import Batch
-from mmrec.errors import CheckpointMismatch, MmrecError, NonFiniteLoss
+from mmrec.errors import CheckpointMismatch, ConfigError, MmrecError, NonFiniteLoss
 from mmrec.training import train as training
 from mmrec.training.optimiser import make_optimiser
 from mmrec.training.step import draw_kept_modalities, encode, train_step
@@ -288,6 +290,37 @@ def test_slices_that_decide() -> None:
         with pytest.raises(CheckpointMismatch, match="stop_on is.*it has warm, cold$") as caught:
             stopping_value(looked, unknown)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stop_on", "says"),
+    [
+        ("lukewarm", "slice 'lukewarm', which does not exist; validation has all, warm"),
+        ("warm+new_users", "slice 'new_users', which this split has not; validation has all"),
+        ("warm+", "slice '', which does not exist"),
+    ],
+    ids=["unknown", "absent", "empty"],
+)
+def test_slice_that_cannot_decide_is_refused_before_the_first_step(
+    stop_on: str, says: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(ConfigError, match=re.escape(says)) as caught:
+        train(configure("id", stop_on=stop_on), tiny_data, run)
+    assert "\n" not in str(caught.value) and "training.stop_on" in str(caught.value)
+    assert not run.exists()
+
+
+def test_cold_cannot_decide_where_the_split_has_no_cold_items(
+    tiny_source: Path, tmp_path: Path
+) -> None:
+    overrides = ["split.cold_validation=0", "split.cold_test=0"]
+    catalogue, data = tiny_source.parent / "catalogue.yaml", tmp_path / "data"
+    prepare(catalogue, tiny_source, data, overrides=overrides, num_workers=1)
+    for stop_on in ("cold", "warm+cold_among_cold"):
+        with pytest.raises(ConfigError, match="split has not; validation has all, warm:"):
+            train(configure("id", stop_on=stop_on), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_folder_of_another_run_is_refused(

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmrec.evaluation.evaluate import slice_metrics
+from mmrec.errors import ConfigError
+from mmrec.evaluation.evaluate import SLICES, slice_metrics
 from mmrec.evaluation.ranking import Ranking, VectorScorer, rank_cases
 from mmrec.vectors import item_vectors, score_vectors, user_vectors
 
@@ -39,6 +40,30 @@ class Validation:
             f"{name} hr@10 {values['hr@10']:.4f} ndcg@10 {values['ndcg@10']:.4f}"
             for name, values in self.metrics.items()
             if values
+        )
+
+
+def check_stop_on(stop_on: str, cases: Cases) -> None:
+    """Refuses to train towards slices that the validation cases lack, before the first step.
+
+    Args:
+        stop_on: as `training.stop_on`, names joined by `+`.
+        cases: of validation.
+
+    Raises:
+        ConfigError: a slice does not exist, or no validation target falls in it.
+    """
+    having = ["all", *dict.fromkeys(cases.slice)]
+    if "cold" in having:
+        having.append("cold_among_cold")
+    allowed = ", ".join(name for name in SLICES if name in having)
+    for name in stop_on.split("+"):
+        if name in having:
+            continue
+        what = "which this split has not" if name in SLICES else "which does not exist"
+        raise ConfigError(
+            f"training.stop_on is '{stop_on}': it names the slice '{name}', {what}; validation "
+            f"has {allowed}: change training.stop_on, or prepare a split with such targets"
         )
 
 
