@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,15 @@ import pytest
 import torch
 
 from data_prep.errors import DataError
-from mmrec.errors import ItemNotFound, UserError
+from mmrec.errors import ItemNotFound, MediaError, UserError
 from mmrec.recommender import Recommender
 from mmrec.retrieval import cold
 from mmrec.retrieval.cold import score_file
 
 pytest_plugins = ["tiny_run"]
+
+NUM_MORE = 40
+NUM_SCORED = 6 + NUM_MORE
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +29,10 @@ def recommender(tiny_run: Path) -> Recommender:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """New items of every kind; `i2` is in the catalogue, `empty` has nothing, `bad` half of it."""
+    """New items of every kind; `i2` is in the catalogue, `empty` has nothing, `bad` half of it.
+
+    Forty more with a title keep what cannot be used below a share of 5 %.
+    """
     rows = [
         ("whole", "A red letter", "Night at sea.", "3.png", "7.wav"),
         ("picture", "", "", "10.png", ""),
@@ -35,6 +42,7 @@ def table(tmp_path: Path) -> Path:
         ("empty", "", "", "", ""),
         ("bad", "Storm", "", "log.csv", ""),
         ("lost", "", "", "nowhere.png", ""),
+        *((f"more{n}", f"Letter {n}", "", "", "") for n in range(NUM_MORE)),
     ]
     path = tmp_path / "new.csv"
     columns = ["id", "title", "plot", "poster", "sound"]
@@ -71,7 +79,7 @@ def test_file_equals_a_slow_loop(
     monkeypatch.setattr(cold, "MAX_SCORES", max_scores)
     monkeypatch.setattr(cold, "CANDIDATE_TILE", 5 if max_scores == 30 else 65_536)
     line = score_file(tiny_run, table, tiny_source, tmp_path / "out.parquet")
-    assert line.startswith("6 items for 30 users: 180 rows in ")
+    assert line.startswith(f"{NUM_SCORED} items for 30 users: {30 * NUM_SCORED:,} rows in ")
     assert "items refused, no usable medium: 2 (empty, lost)" in line
     assert "broken media: 2 (bad image: log.csv: broken image" in line
     assert "lost image: nowhere.png: No such file" in line
@@ -109,7 +117,7 @@ def test_top_keeps_the_best_of_each(
     keys = ["user_id", "item_id"]
     best = expected.group_by(f"{by}_id").agg(pl.col("score").min())
     joined = top.join(best, on=f"{by}_id", suffix="_least")
-    assert top.height == expected.height == 2 * (30 if by == "user" else 6)
+    assert top.height == expected.height == 2 * (30 if by == "user" else NUM_SCORED)
     assert (joined["score"] >= joined["score_least"] - 1e-6).all()
     whole = pl.read_parquet(tmp_path / "all.parquet")
     same = top.join(whole, on=keys)
@@ -181,3 +189,32 @@ def test_faults_are_one_line(
     with pytest.raises(UserError, match="no item can be scored: items refused.*broken media: 1"):
         score_file(tiny_run, tmp_path / "none.csv", tiny_source, out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "row", "says"),
+    [
+        (20, "bad,A title,nowhere.png", None),
+        (19, "bad,A title,nowhere.png", None),
+        (18, "bad,A title,nowhere.png", "1 of 19 media cannot be used (5.3%, at most 5% "),
+        (19, "bad,,", None),
+        (18, "bad,,", "1 of 19 items cannot be used (5.3%, at most 5% "),
+    ],
+    ids=["few media", "5 % of the media", "too many media", "5 % of the items", "too many items"],
+)
+def test_more_than_five_percent_is_refused(
+    number: int, row: str, says: str | None, tiny_run: Path, tiny_source: Path, tmp_path: Path
+) -> None:
+    """The bad item counts itself: among media by its picture, beside its own title."""
+    with_title = number - 1 if row.startswith("bad,A") else number
+    rows = ["id,title,poster", *(f"n{n},Night {n}," for n in range(with_title)), row]
+    (tmp_path / "new.csv").write_text("\n".join(rows) + "\n")
+    out = tmp_path / "out.parquet"
+    if says is None:
+        line = score_file(tiny_run, tmp_path / "new.csv", tiny_source, out)
+        assert "bad" in line and out.is_file()
+        return
+    with pytest.raises(MediaError, match=re.escape(says)) as caught:
+        score_file(tiny_run, tmp_path / "new.csv", tiny_source, out)
+    assert "bad" in str(caught.value) and "--source" in str(caught.value)
+    assert "\n" not in str(caught.value) and not out.exists()

@@ -29,7 +29,7 @@ from torch import Tensor
 from data_prep.errors import DataError
 from mmrec.data.items import Broken
 from mmrec.data.ragged import IntArray
-from mmrec.errors import UserError
+from mmrec.errors import MediaError, UserError
 from mmrec.retrieval.content import NewContent, encode_new, new_items
 from mmrec.retrieval.load import load_retriever
 from mmrec.retrieval.retriever import Asked, Retriever
@@ -93,6 +93,8 @@ def score_file(
 
     Raises:
         ItemNotFound: none of the users is known.
+        MediaError: more of the media are broken, or more of the items have none that is of use,
+            than the run's `data.max_broken_media` allows.
         UserError: no item can be scored, or a setting is not allowed.
         DataError: the table is at fault.
     """
@@ -110,8 +112,7 @@ def score_file(
     if users is not None:
         known, unknown = retriever.stored_users(users)
     new = encode_new(retriever, table)
-    if not new.item_ids:
-        raise UserError(f"{items}: no item can be scored: {_problems(new, [])}")
+    _check_quarantine(new, items, retriever)
     tiles = score_tiles(retriever, new, (retriever.stored_user(row) for row in known))
     tables = _best_of_users(tiles, new, top) if by == "user" or top is None else _best_of_items(
         tiles, new, top
@@ -280,6 +281,28 @@ def _write(tables: Iterable[pa.Table], out: Path) -> int:
     finally:
         aside.unlink(missing_ok=True)
     return num_rows
+
+
+def _check_quarantine(new: NewContent, table: Path, retriever: Retriever) -> None:
+    """Refuses a table of which too much cannot be used, as `prepare` does.
+
+    More than a few bad files are a wrong folder or column.
+    """
+    if not new.item_ids:
+        raise UserError(f"{table}: no item can be scored: {_problems(new, [])}")
+    limit = retriever.config.data.max_broken_media
+    num_media = sum(map(len, new.modalities)) + len(new.broken)
+    num_items = len(new.item_ids) + len(new.refused)
+    for count, total, noun in (
+        (len(new.broken), num_media, "media"),
+        (len(new.refused), num_items, "items"),
+    ):
+        if count > limit * total:
+            raise MediaError(
+                f"{table}: {count:,} of {total:,} {noun} cannot be used ({count / total:.1%}, at "
+                f"most {limit:.0%} are set aside): {_problems(new, [])}; mend these, take them out "
+                f"of the table, or check --source"
+            )
 
 
 def _problems(new: NewContent, unknown_users: Sequence[str]) -> str:
