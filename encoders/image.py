@@ -255,10 +255,15 @@ class SmallImageEncoder(nn.Module):
         """Make random weights from torch's generator.
 
         Args:
-            width: channels of the last stage and width of a token, a multiple of 8.
+            width: channels of the last stage and width of a token, a multiple of 32.
             size: side of the pictures in pixels; 64 gives a grid of 4 x 4.
             grid_side: the grid is pooled to grid_side x grid_side tokens.
+
+        Raises:
+            ValueError: width is no multiple of 32.
         """
+        if width < 32 or width % 32:  # the first stage has a quarter, in groups of 8
+            raise ValueError(f"width is {width}: allowed are 32, 64 and further multiples of 32")
         super().__init__()
         self.width = self.state_width = width
         self.grid_side = grid_side

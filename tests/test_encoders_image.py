@@ -269,6 +269,9 @@ def test_what_cannot_give_tokens_is_refused_by_name() -> None:
         build_open_clip("ViT-B-16-SigLIP")
     with pytest.raises(ValueError, match="pictures of 64, not 32"):
         build_open_clip(CLIP_VIT, transform=ImageTransform(size=32))
+    for width in (0, 16, 31, 56):
+        with pytest.raises(ValueError, match=f"width is {width}: allowed are 32, 64"):
+            SmallImageEncoder(width=width)
 
 
 def test_small_encoder_is_small_and_sees_position() -> None:
