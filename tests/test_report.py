@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
 
 import polars as pl
 import pytest
+from matplotlib.figure import Figure
 
 from data_prep.prepare import prepare
 from data_prep.shards import PreparedData
 from data_prep.simulate import simulate
 from mmrec.errors import UserError
+from mmrec.evaluation import report_plots
 from mmrec.evaluation.report import (
+    SLICE_LABELS,
     KnockoutRow,
     OffsetPoint,
     UserStrip,
@@ -165,3 +169,23 @@ def test_a_run_without_test_figures_is_refused_in_one_line(
 ) -> None:
     with pytest.raises(UserError, match="no metrics-test.json; run `mmrec evaluate"):
         render_report(tmp_path, data=data, strips=[])
+
+
+def test_names_of_the_knock_outs_stand_clear_of_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(report_plots, "_as_uri", figures.append)
+    names = ["all media", *(f"without vector.a_rather_long_name_{n}" for n in range(7))]
+    rows = [(name, dict.fromkeys(SLICE_LABELS, 0.05)) for name in names]
+    report_plots.knockout_bars(rows, SLICE_LABELS)
+    (figure,) = figures
+    figure.draw_without_rendering()
+    panels = figure.axes
+    texts = [*panels[0].get_yticklabels(), *(panel.title for panel in panels)]
+    assert [text.get_text() for text in texts[: len(names)]] == names
+    texts += [text for panel in panels for text in panel.texts]
+    assert len(texts) == len(names) + len(panels) + len(names) * len(panels)
+    boxes = [text.get_window_extent() for text in texts]
+    for one, other in itertools.combinations(range(len(texts)), 2):
+        assert not boxes[one].overlaps(boxes[other]), (texts[one], texts[other])

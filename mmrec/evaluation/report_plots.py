@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 OURS = "mmrec"
@@ -83,17 +82,52 @@ def model_bars(
         models: name -> slice -> metrics, in the order drawn.
         labels: the slices drawn -> their names in words.
     """
+    rows = [
+        (model, {name: (slices[name] or {}).get("ndcg@10") for name in labels})
+        for model, slices in models.items()
+    ]
+    return _panels(rows, labels, marked=OURS)
+
+
+def knockout_bars(
+    rows: Sequence[tuple[str, Mapping[str, float | None]]], labels: Mapping[str, str]
+) -> str:
+    """NDCG@10 with media left out, a panel a slice.
+
+    Args:
+        rows: (what was left out, slice -> NDCG@10), the whole model first.
+        labels: the slices drawn -> their names in words.
+    """
+    return _panels(rows, labels, marked=rows[0][0])
+
+
+def _panels(
+    rows: Sequence[tuple[str, Mapping[str, float | None]]],
+    labels: Mapping[str, str],
+    *,
+    marked: str,
+) -> str:
+    """Horizontal bars, so that names of any length and number stand clear of each other.
+
+    Args:
+        rows: (name, slice -> NDCG@10 or None), from top to bottom.
+        labels: the slices drawn, a panel each -> their names in words.
+        marked: the row in our colour.
+    """
     with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
-        height = 0.8 + 0.24 * len(models)
-        figure = Figure(figsize=(9.0, height), layout="constrained")
+        figure = Figure(figsize=(9.0, 1.0 + 0.24 * len(rows)), layout="constrained")
         panels = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
-        for axes, (name, label) in zip(panels, labels.items(), strict=True):
-            values = [(m[name] or {}).get("ndcg@10", 0.0) for m in models.values()]
-            colours = [_OURS_COLOUR if model == OURS else _OTHERS_COLOUR for model in models]
-            bars = axes.barh(list(models), values, color=colours)
-            axes.bar_label(bars, [_short(v) for v in values], padding=2, fontsize=8)
-            axes.set_xlim(0, max([*values, 1e-9]) * 1.28)
-            axes.set_title(label, fontsize=9)
+        names = [name for name, _ in rows]
+        colours = [_OURS_COLOUR if name == marked else _OTHERS_COLOUR for name in names]
+        for axes, (slice_name, label) in zip(panels, labels.items(), strict=True):
+            given = [values.get(slice_name) for _, values in rows]
+            widths = [value or 0.0 for value in given]
+            bars = axes.barh(names, widths, color=colours)
+            texts = ["–" if value is None else _short(value) for value in given]
+            axes.bar_label(bars, texts, padding=2, fontsize=8)
+            axes.set_xlim(0, (max(widths, default=0.0) or 1.0) * 1.28)
+            axes.locator_params(axis="x", nbins=3)
+            axes.set_title(label.replace(", ", ",\n"), fontsize=9)
             axes.set_xlabel("NDCG@10")
         panels[0].invert_yaxis()
         return _as_uri(figure)
@@ -138,31 +172,6 @@ def offset_plot(
             axes.set_ylim(bottom=0)
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(fontsize=8)
-        return _as_uri(figure)
-
-
-def knockout_bars(
-    rows: Sequence[tuple[str, Mapping[str, float | None]]], labels: Mapping[str, str]
-) -> str:
-    """NDCG@10 with media left out, grouped by what was left out.
-
-    Args:
-        rows: (what was left out, slice -> NDCG@10).
-        labels: the slices drawn -> their names in words.
-    """
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(9.0, 2.9), layout="constrained")
-        axes: Axes = figure.subplots()
-        width = 0.8 / len(labels)
-        for k, (name, label) in enumerate(labels.items()):
-            places = [place + (k - (len(labels) - 1) / 2) * width for place in range(len(rows))]
-            values = [values.get(name) or 0.0 for _, values in rows]
-            bars = axes.bar(places, values, width * 0.92, label=label, color=_SLICE_COLOURS[name])
-            axes.bar_label(bars, [_short(v) for v in values], padding=2, fontsize=7)
-        axes.set_xticks(range(len(rows)), [name for name, _ in rows])
-        axes.set_ylabel("NDCG@10")
-        axes.margins(y=0.12)
-        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return _as_uri(figure)
 
 
