@@ -96,7 +96,7 @@ def plain_softmax(
 ) -> Tensor:
     """`catalogue_softmax` with all logits at once in fp32, by torch's own cross-entropy."""
     with torch.autocast(users.device.type, enabled=False):
-        logits = torch.addmm(bias, users.float(), items.float().T)
+        logits = torch.addmm(bias.float(), users.float(), items.float().T)
         if excluded is not None:
             kept = excluded.items != targets[excluded.rows]
             pairs = excluded.rows[kept] * items.shape[0] + excluded.items[kept]
