@@ -117,10 +117,13 @@ def media_speed(small: bool, rounds: int) -> None:
 
 def movielens_memory(small: bool) -> None:
     """One round: the peak hardly varies. Children count, so shared pages count more than once."""
-    name = "prepare_movielens_memory"
+    memory, duration = "prepare_movielens_memory", "prepare_movielens_time"
     source = SHARED_DATA / "ml-1m"
+    config = {"catalogue": MOVIELENS.stem, "processes": default_num_workers(), "dry_run": small}
     if not source.is_dir():
-        skip(name, "no MovieLens-1M beside the checkout")
+        reason = "no MovieLens-1M beside the checkout"
+        skip(memory, reason, unit="GB", bar=2.0, small=small, config=config)
+        skip(duration, reason, unit="s", small=small, config=config)
         return
     times: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -131,9 +134,8 @@ def movielens_memory(small: bool) -> None:
             ),
             beyond=False,
         )
-    config = {"catalogue": MOVIELENS.stem, "processes": default_num_workers(), "dry_run": small}
-    report(name, [peak], unit="GB", bar=2.0, small=small, config=config)
-    report("prepare_movielens_time", times, unit="s", small=small, config=config)
+    report(memory, [peak], unit="GB", bar=2.0, small=small, config=config)
+    report(duration, times, unit="s", small=small, config=config)
 
 
 def main() -> None:

@@ -44,29 +44,40 @@ def random_scorer(num_users: int, num_items: int, width: int) -> VectorScorer:
     return VectorScorer(users, items)
 
 
-def main() -> None:
-    given = arguments(__doc__)
-    shrink = 20 if given.small else 1
+def million(small: bool) -> None:
+    """Memory and time at a million candidates; first, while nothing big has been allocated.
 
-    users, items, width = 6040 // shrink, 3416 // shrink, 128
-    cases, scorer = random_cases(users, items, 160), random_scorer(users, items, width)
-    report(
-        "ranking_ml1m_size",
-        [seconds_of(lambda: rank_cases(scorer, cases)) for _ in range(given.rounds)],
-        unit="s",
-        bar=20.0,
-        small=given.small,
-        config={"users": users, "candidates": items, "width": width, "seen": 160},
-    )
-
+    One round: the peak does not vary, and a round takes minutes.
+    """
+    shrink = 20 if small else 1
     users, items, width = 10_000 // shrink, 1_000_000 // shrink, 64
     cases, scorer = random_cases(users, items, 20), random_scorer(users, items, width)
     config = {"users": users, "candidates": items, "width": width, "seen": 20}
     times: list[float] = []
     peak = peak_gb(lambda: times.append(seconds_of(lambda: rank_cases(scorer, cases))), beyond=True)
-    # One round: the peak does not vary, and a round takes minutes.
-    report("ranking_million_memory", [peak], unit="GB", bar=2.0, small=given.small, config=config)
-    report("ranking_million_time", times, unit="s", small=given.small, config=config)
+    report("ranking_million_memory", [peak], unit="GB", bar=2.0, small=small, config=config)
+    report("ranking_million_time", times, unit="s", small=small, config=config)
+
+
+def movielens_size(small: bool, rounds: int) -> None:
+    """Time at the size of MovieLens-1M."""
+    shrink = 20 if small else 1
+    users, items, width = 6040 // shrink, 3416 // shrink, 128
+    cases, scorer = random_cases(users, items, 160), random_scorer(users, items, width)
+    report(
+        "ranking_ml1m_size",
+        [seconds_of(lambda: rank_cases(scorer, cases)) for _ in range(rounds)],
+        unit="s",
+        bar=20.0,
+        small=small,
+        config={"users": users, "candidates": items, "width": width, "seen": 160},
+    )
+
+
+def main() -> None:
+    given = arguments(__doc__)
+    million(given.small)
+    movielens_size(given.small, given.rounds)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What every benchmark shares: rounds, memory, and the one JSON line of a figure.
 
-A figure is {name, value, unit, bar, ok, values, small, config, machine}. `value` is the median of
-`values`; `ok` is null where nothing was judged: no bar, a reduced size, or input that is absent.
+A figure is {name, value, unit, bar, ok, values, small, config, skipped, machine}. `value` is the
+median of `values`; `ok` is null where nothing was judged: no bar, a reduced size, or input that is
+absent, when `value` is null as well, `values` is empty and `skipped` says why.
 """
 
 from __future__ import annotations
@@ -66,23 +67,83 @@ def report(
     """
     value = statistics.median(values)
     good = bar is None or (value <= bar if better == "lower" else value >= bar)
+    _print_line(
+        name,
+        value=_rounded(value),
+        unit=unit,
+        bar=_bar(bar, better),
+        ok=None if bar is None or small else good,
+        values=[_rounded(one) for one in values],
+        small=small,
+        config=config,
+        skipped=None,
+    )
+
+
+def skip(
+    name: str,
+    reason: str,
+    *,
+    unit: str,
+    bar: float | None = None,
+    better: Literal["lower", "higher"] = "lower",
+    small: bool = False,
+    config: Mapping[str, Any],
+) -> None:
+    """Print the line of a figure that cannot be had here, with the keys of any other.
+
+    Args:
+        name: of the figure.
+        reason: what is absent.
+        unit: as of `report`, and so are the others.
+        bar: which is not judged.
+        better: on which side of the bar is good.
+        small: asked for at a reduced size.
+        config: what it would have been measured on.
+    """
+    _print_line(
+        name,
+        value=None,
+        unit=unit,
+        bar=_bar(bar, better),
+        ok=None,
+        values=[],
+        small=small,
+        config=config,
+        skipped=reason,
+    )
+
+
+def _bar(bar: float | None, better: str) -> dict[str, float] | None:
+    return None if bar is None else {"at_most" if better == "lower" else "at_least": bar}
+
+
+def _print_line(
+    name: str,
+    *,
+    value: float | None,
+    unit: str,
+    bar: Mapping[str, float] | None,
+    ok: bool | None,
+    values: Sequence[float],
+    small: bool,
+    config: Mapping[str, Any],
+    skipped: str | None,
+) -> None:
+    """The one place that knows the keys of a line."""
     line = {
         "name": name,
-        "value": _rounded(value),
+        "value": value,
         "unit": unit,
-        "bar": None if bar is None else {"at_most" if better == "lower" else "at_least": bar},
-        "ok": None if bar is None or small else good,
-        "values": [_rounded(one) for one in values],
+        "bar": bar,
+        "ok": ok,
+        "values": values,
         "small": small,
         "config": dict(config),
+        "skipped": skipped,
         "machine": machine(),
     }
     print(json.dumps(line), flush=True)
-
-
-def skip(name: str, reason: str) -> None:
-    """Print the line of a figure that cannot be had here."""
-    print(json.dumps({"name": name, "value": None, "ok": None, "skipped": reason}), flush=True)
 
 
 def machine() -> dict[str, Any]:

@@ -45,7 +45,7 @@ def main() -> int:
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text("".join(json.dumps(figure) + "\n" for figure in figures))
     missed = [figure["name"] for figure in figures if figure["ok"] is False]
-    skipped = [figure["name"] for figure in figures if "skipped" in figure]
+    skipped = [figure["name"] for figure in figures if figure["skipped"]]
     print(
         f"{len(figures)} figures, bars missed: {', '.join(missed) or 'none'}, skipped: "
         f"{', '.join(skipped) or 'none'}, failed: {', '.join(broken) or 'none'}",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +46,8 @@ FIGURES = {
 }
 """Figures of each benchmark, and whether a bar judges them."""
 
+KEYS = set("name value unit bar ok values small config skipped machine".split())
+
 
 @pytest.mark.parametrize(
     "name",
@@ -51,7 +55,7 @@ FIGURES = {
         "cache",
         "loss",
         "ranking",
-        pytest.param("epoch", marks=pytest.mark.slow),
+        "epoch",
         pytest.param("prepare", marks=pytest.mark.slow),
     ],
 )
@@ -65,19 +69,75 @@ def test_small_benchmark_prints_its_figures(name: str) -> None:
     )
     assert ended.returncode == 0, ended.stderr
     figures = [json.loads(line) for line in ended.stdout.splitlines()]
-    judged = {f["name"]: f.get("bar") is not None for f in figures if "skipped" not in f}
-    skipped = {figure["name"] for figure in figures if "skipped" in figure}
-    # with MovieLens-1M absent one line says so for both of its figures
-    expected = {n: bar for n, bar in FIGURES[name].items() if not skipped or "movielens" not in n}
-    assert judged == expected
+    assert {f["name"]: f["bar"] is not None for f in figures} == FIGURES[name]
     for figure in figures:
+        assert figure.keys() == KEYS
         assert figure["ok"] is None, "a reduced size says nothing of a bar"
-        if "skipped" not in figure:
-            assert figure.keys() >= {"name", "value", "bar", "ok", "machine", "config"}
-            assert figure["small"] and figure["value"] > 0
-            assert {"cpu", "cores", "memory_gb", "torch"} <= figure["machine"].keys()
+        assert figure["small"]
+        assert (figure["value"] is None) == (figure["skipped"] is not None)
+        assert figure["skipped"] or figure["value"] > 0
+        assert {"cpu", "cores", "memory_gb", "torch"} <= figure["machine"].keys()
 
 
 def test_every_benchmark_is_listed() -> None:
     found = {path.stem.removeprefix("bench_") for path in BENCHMARKS.glob("bench_*.py")}
     assert found == FIGURES.keys()
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "status", "says"),
+    [
+        ("report('a', [1.0], unit='s', bar=2.0, config={})", [], 0, "bars missed: none"),
+        ("report('a', [3.0], unit='s', bar=2.0, config={})", [], 1, "bars missed: a,"),
+        (
+            "report('a', [3.0], unit='s', bar=2.0, better='higher', config={})",
+            [],
+            0,
+            "bars missed: none",
+        ),
+        (
+            "report('a', [1.0], unit='s', bar=2.0, better='higher', config={})",
+            [],
+            1,
+            "bars missed: a,",
+        ),
+        (
+            "report('a', [3.0], unit='s', bar=2.0, small=arguments('').small, config={})",
+            ["--small"],
+            0,
+            "bars missed: none",
+        ),
+        ("skip('a', 'no data', unit='s', bar=2.0, config={})", [], 0, "skipped: a,"),
+        ("raise SystemExit('out of memory')", [], 1, "failed: fake"),
+        ("pass", [], 1, "failed: fake"),
+    ],
+    ids=["met", "missed", "above", "below", "small", "skipped", "crash", "no figure"],
+)
+def test_a_missed_bar_fails_the_run(
+    script: str,
+    flags: list[str],
+    status: int,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Two benchmarks, the other of which is fine: what `make bench` ends with."""
+    spec = importlib.util.spec_from_file_location("run", BENCHMARKS / "run.py")
+    assert spec is not None and spec.loader is not None
+    run = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run)
+    shutil.copy(BENCHMARKS / "measure.py", tmp_path)
+    fine = "report('b', [1.0], unit='s', bar=2.0, config={})"
+    for name, line in (("fake", script), ("fine", fine)):
+        path = tmp_path / f"bench_{name}.py"
+        path.write_text(f"from measure import arguments, report, skip\n{line}\n")
+    monkeypatch.setattr(run, "FOLDER", tmp_path)
+    monkeypatch.setattr(run, "OUT", tmp_path / "runs" / "bench.jsonl")
+    monkeypatch.setattr(sys, "argv", ["run.py", *flags])
+    assert run.main() == status
+    captured = capfd.readouterr()
+    assert says in captured.err
+    kept = [json.loads(line) for line in run.OUT.read_text().splitlines()]
+    assert [json.loads(line) for line in captured.out.splitlines()] == kept
+    assert kept[-1]["name"] == "b" and all(figure.keys() == KEYS for figure in kept)
