@@ -32,6 +32,7 @@ from mmrec.evaluation.protocol import (
     training_histories,
     training_popularity,
 )
+from mmrec.evaluation.ranking import VectorScorer, rank_cases
 
 USER_IDS = ["u0", "u1", "u2"]
 ITEM_IDS = [f"i{item}" for item in range(6)]
@@ -240,3 +241,35 @@ def test_from_tables_to_figures(tmp_path: Path) -> None:
         assert slices["cold_among_cold"]["hr@10"] == 1.0  # seven cold candidates
     ranks = pl.read_parquet(tmp_path / "run" / "ranks-test.parquet")
     assert set(ranks["item_id"]) <= set(names)
+
+
+def test_an_item_counts_from_its_release_on(tmp_path: Path) -> None:
+    """From the catalogue file to the rank: `late` would lead every list, had it been out."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "items.csv").write_text(
+        "id,title,out,gone\na,A,,\nb,B,,\nc,C,,\nd,D,,1970-01-02\nlate,Late,1970-01-03,\n"
+    )
+    rows = [
+        ("early", "abcd"),  # asked within the first day, when `late` is not out
+        ("middle", "dbca"),  # asked on the second day, when `d` is gone and `late` not out
+    ]
+    log = ["user,item,when"]
+    for day, (user, items) in enumerate(rows):
+        log += [f"{user},{item},{day * 86_400 + 100 * n}" for n, item in enumerate(items)]
+    log += [f"last,{item},{200_000 + 100 * n}" for n, item in enumerate(["a", "b", "late", "c"])]
+    (source / "log.csv").write_text("\n".join(log) + "\n")
+    (tmp_path / "catalogue.yaml").write_text(
+        "name: films\nkind: video\nrepeats: allow\n"
+        "items: {table: items.csv, id: id, text: [title], available: {from: out, until: gone}}\n"
+        "interactions: {table: log.csv, user: user, item: item, time: when}\n"
+    )
+    prepare(tmp_path / "catalogue.yaml", source, tmp_path / "data", num_workers=1)
+    data = PreparedData.open(tmp_path / "data")
+    cases = load_cases(data, data.split(), "test")
+    users = [data.user_ids[index] for index in cases.user_index]
+    assert sorted(users) == ["early", "last", "middle"]
+    scores = torch.tensor([[1.0], [1.0], [1.0]]), torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0]])
+    ranks = dict(zip(users, rank_cases(VectorScorer(*scores), cases).rank.tolist(), strict=True))
+    # the targets are d, a and c; scores rise from a to `late`
+    assert ranks == {"early": 1.0, "middle": 3.0, "last": 2.0}

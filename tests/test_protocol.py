@@ -61,8 +61,27 @@ def _split(targets: pl.DataFrame, *, with_time: bool = True) -> Any:
     )
 
 
-def _data(repeats: str = "forbid") -> Any:
-    return SimpleNamespace(catalogue=SimpleNamespace(repeats=repeats), items=range(7))
+class _Items:
+    """Stands for an ItemTable of seven items."""
+
+    def __init__(self, spans: dict[int, tuple[int | None, int | None]]) -> None:
+        self.spans = spans
+
+    def __len__(self) -> int:
+        return 7
+
+    def record(self, item_index: int) -> dict[str, Any]:
+        start, end = self.spans.get(item_index, (None, None))
+        return {"id": str(item_index), "available": {"from": start, "until": end}}
+
+
+def _data(
+    repeats: str = "forbid", spans: dict[int, tuple[int | None, int | None]] | None = None
+) -> Any:
+    """Data whose catalogue says from and until when items are available, where spans are given."""
+    items = SimpleNamespace(available=None if spans is None else "columns")
+    catalogue = SimpleNamespace(repeats=repeats, items=items)
+    return SimpleNamespace(catalogue=catalogue, items=_Items(spans or {}))
 
 
 LEAVE_ONE_OUT = _targets((7, 3, 3, "cold"), (5, 6, 6, "warm"), (5, 3, 1, "cold"), (7, 6, 4, "warm"))
@@ -118,6 +137,32 @@ def test_targets_at_one_position_are_one_list_and_users_without_history_stay() -
     assert cases.history_time is None
 
 
+def test_candidates_are_those_available_at_the_targets_time() -> None:
+    """Targets of users 5 and 7 lie at 1006, 1001, 1004 and 1003, in the order of the cases."""
+    spans = {0: (None, 1004), 1: (1003, None), 3: (1002, 1005), 6: (1005, 1006)}
+    cases = load_cases(_data(spans=spans), _split(LEAVE_ONE_OUT), "test")
+    assert cases.candidates.tolist() == [0, 1, 2, 3, 4, 6]
+    lacking = cases.unavailable(np.arange(4), 0, 6)
+    assert lacking is not None
+    assert [cases.candidates[row].tolist() for row in lacking] == [
+        [0, 3],  # 6 is the target: it was met, though the catalogue says it was gone
+        [1, 6],  # 3 is the target
+        [0],  # at its last instant 0 is gone; 6 is the target
+        [6],  # at its first instant 1 is there
+    ]
+    part = cases.unavailable(np.array([1, 0]), 1, 4)
+    assert part is not None and part.tolist() == [[True, False, False], [False, False, True]]
+    taken = cases.take(np.array([3])).unavailable(np.array([0]), 0, 6)
+    assert taken is not None and taken.tolist() == [lacking[3].tolist()]
+
+
+def test_without_instants_every_candidate_is_available() -> None:
+    spans: dict[int, tuple[int | None, int | None]] = {0: (None, 1004)}
+    assert load_cases(_data(), _split(LEAVE_ONE_OUT), "test").availability is None
+    no_time = load_cases(_data(spans=spans), _split(LEAVE_ONE_OUT, with_time=False), "test")
+    assert no_time.availability is None and no_time.unavailable(np.arange(2), 0, 6) is None
+
+
 def test_no_target_gives_no_case() -> None:
     empty = LEAVE_ONE_OUT.clear()
     assert len(load_cases(_data(), _split(empty), "validation")) == 0
@@ -142,8 +187,9 @@ def test_hash_changes_with_every_rule() -> None:
         protocol_document(split, "test", repeats="forbid"),
         protocol_document(split, "validation", repeats="forbid"),
         protocol_document(split, "test", repeats="allow"),
+        protocol_document(split, "test", repeats="forbid", available=True),
     ]
-    assert len({document["hash"] for document in documents}) == 3
+    assert len({document["hash"] for document in documents}) == 4
     again = protocol_document(split, "test", repeats="forbid")
     assert again == documents[0] and again["name"] == "leave_one_out-cold"
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from data_prep.shards import UNKNOWN_TIME
 from mmrec.data.ragged import Ragged
 from mmrec.evaluation import ranking
-from mmrec.evaluation.protocol import Cases, without_targets
+from mmrec.evaluation.protocol import (
+    ALWAYS,
+    FOR_EVER,
+    Availability,
+    Cases,
+    without_targets,
+)
 from mmrec.evaluation.ranking import VectorScorer, rank_cases
 
 
@@ -52,6 +59,26 @@ def _cases(num_cases: int, num_items: int, *, seed: int, max_targets: int = 4) -
     )
 
 
+def _with_availability(cases: Cases, *, seed: int) -> Cases:
+    """The same cases at instants of which one is unknown, over candidates that come and go."""
+    generator = np.random.default_rng(seed)
+    asked = generator.integers(0, 100, size=len(cases))
+    asked[0] = UNKNOWN_TIME
+    start = generator.integers(0, 60, size=len(cases.candidates))
+    end = start + generator.integers(1, 60, size=len(start))
+    start[::5], end[::7] = ALWAYS, FOR_EVER
+    return replace(cases, availability=Availability(asked, start, end))
+
+
+def _is_available(cases: Cases, case: int, column: int) -> bool:
+    known = cases.availability
+    if known is None or known.asked[case] == UNKNOWN_TIME:
+        return True
+    if cases.candidates[column] in cases.targets[case]:
+        return True
+    return bool(known.start[column] <= known.asked[case] < known.end[column])
+
+
 def _slow_ranks(cases: Cases, matrix: Tensor, *, among_cold: bool) -> list[float]:
     """Counts one by one; targets of a case that tie share the tied places evenly, in order."""
     ranks = []
@@ -59,7 +86,9 @@ def _slow_ranks(cases: Cases, matrix: Tensor, *, among_cold: bool) -> list[float
         allowed = [
             column
             for column, item in enumerate(cases.candidates)
-            if item not in cases.seen[case] and (not among_cold or cases.candidate_is_cold[column])
+            if item not in cases.seen[case]
+            and (not among_cold or cases.candidate_is_cold[column])
+            and _is_available(cases, case, column)
         ]
         column_of = {int(item): column for column, item in enumerate(cases.candidates)}
         targets = [column_of[int(item)] for item in cases.targets[case]]
@@ -81,11 +110,19 @@ def _slow_ranks(cases: Cases, matrix: Tensor, *, among_cold: bool) -> list[float
     [(None, 65_536, 2**26), (3, 7, 2**26), (5, 7, 0)],
     ids=["one-tile", "small-tiles", "scored-twice"],
 )
+@pytest.mark.parametrize("available", [False, True], ids=["always", "come-and-go"])
 def test_equals_slow_loop(
-    levels: int, user_tile: int | None, item_tile: int, kept: int, monkeypatch: pytest.MonkeyPatch
+    levels: int,
+    user_tile: int | None,
+    item_tile: int,
+    kept: int,
+    available: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ranking, "MAX_KEPT_SCORES", kept)
     cases = _cases(17, 80, seed=levels)
+    if available:
+        cases = _with_availability(cases, seed=levels)
     matrix = torch.from_numpy(np.random.default_rng(5).integers(levels, size=(17, 40))).float()
     result = rank_cases(
         MatrixScorer(matrix), cases, top_k=6, user_tile=user_tile, item_tile=item_tile
@@ -97,9 +134,10 @@ def test_equals_slow_loop(
     assert np.isnan(result.rank_among_cold[~cold]).all()
     for case in range(len(cases)):
         order = sorted(range(40), key=lambda column: (-matrix[case, column].item(), column))
+        order = [column for column in order if _is_available(cases, case, column)]
         shown = [int(cases.candidates[column]) for column in order]
         shown = [item for item in shown if item not in cases.seen[case]]
-        assert result.top_items[case].tolist() == shown[:6]
+        assert result.top_items[case].tolist() == [*shown, *[-1] * 6][:6]
 
 
 def test_expected_rank_is_the_mean_over_all_orders_of_the_tied() -> None:

@@ -94,7 +94,12 @@ def evaluate_run(
     document = metrics_document(
         evaluation,
         split=loaded.split.name,
-        protocol=protocol_document(loaded.split, split, repeats=loaded.data.catalogue.repeats),
+        protocol=protocol_document(
+            loaded.split,
+            split,
+            repeats=loaded.data.catalogue.repeats,
+            available=cases.availability is not None,
+        ),
         data_hash=loaded.data.data_hash,
         checkpoint=f"step {loaded.state['step']}",
         seed=loaded.config.training.seed,
@@ -253,6 +258,9 @@ def user_strips(loaded: LoadedRun, cases: Cases, users: Tensor, items: Tensor) -
         score = (users[first] @ items.T).cpu().numpy()
         column = {int(item): i for i, item in enumerate(cases.candidates)}
         score[[column[int(item)] for item in cases.seen[first] if int(item) in column]] = -np.inf
+        unavailable = cases.unavailable(np.array([first]), 0, len(score))
+        if unavailable is not None:
+            score[unavailable[0]] = -np.inf
         order = [i for i in np.argsort(-score, kind="stable") if np.isfinite(score[i])]
         cold = [i for i in order if cases.candidate_is_cold[i]]
         strips.append(

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from data_prep.shards import UNKNOWN_TIME
 from mmrec.data.ragged import IntArray, Ragged
 from mmrec.evaluation.metrics import KS
 
@@ -26,6 +27,33 @@ if TYPE_CHECKING:
 Which = Literal["validation", "test"]
 CASE_SLICES = ("warm", "cold", "new_users")
 BoolArray = npt.NDArray[np.bool_]
+
+
+# Ends of an availability that is open, on either side.
+ALWAYS, FOR_EVER = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Availability:
+    """When the cases are asked, and between which instants the candidates can be shown.
+
+    Attributes:
+        asked: (U,) Unix seconds of the event at each case's position; data_prep's UNKNOWN_TIME
+            where not known: nothing is left out then.
+        start: (C,) first instant, ALWAYS where there is none.
+        end: (C,) first instant no more, FOR_EVER where there is none.
+    """
+
+    asked: IntArray
+    start: IntArray
+    end: IntArray
+
+    def lacks(self, rows: IntArray, first: int, last: int) -> BoolArray:
+        """(b, last - first) True where a candidate cannot be shown when the case is asked."""
+        asked = self.asked[rows][:, None]
+        outside: BoolArray = (asked < self.start[first:last]) | (asked >= self.end[first:last])
+        outside &= asked != UNKNOWN_TIME
+        return outside
 
 
 @dataclass(frozen=True)
@@ -45,6 +73,7 @@ class Cases:
             known; None where the log has no times.
         history_event: U rows of event types beside `history`, -1 where not known; None where the
             log has none.
+        availability: None where the catalogue or the log says nothing of it.
     """
 
     user_index: IntArray
@@ -57,6 +86,7 @@ class Cases:
     num_items: int
     history_time: Ragged | None = None
     history_event: Ragged | None = None
+    availability: Availability | None = None
 
     def __post_init__(self) -> None:
         rows = {len(self.history), len(self.seen), len(self.targets), len(self.slice)}
@@ -84,7 +114,32 @@ class Cases:
             num_items=self.num_items,
             history_time=None if self.history_time is None else self.history_time.take(rows),
             history_event=None if self.history_event is None else self.history_event.take(rows),
+            availability=None
+            if self.availability is None
+            else replace(self.availability, asked=self.availability.asked[rows]),
         )
+
+    def unavailable(self, rows: IntArray, first: int, last: int) -> BoolArray | None:
+        """Candidates that could not be shown when a case is asked.
+
+        A target was met, so it is never among them, whatever the catalogue says.
+
+        Args:
+            rows: (b,) of the cases.
+            first: place of a candidate.
+            last: one past the place of another.
+
+        Returns:
+            (b, last - first), True = left out; None where all can be shown.
+        """
+        if self.availability is None:
+            return None
+        lacking = self.availability.lacks(rows, first, last)
+        targets = self.targets.take(rows)
+        place = np.searchsorted(self.candidates, targets.values)
+        inside = (place >= first) & (place < last)
+        lacking[targets.row_of_value[inside], place[inside] - first] = False
+        return lacking
 
 
 def without_targets(seen: Ragged, targets: Ragged) -> Ragged:
@@ -114,6 +169,7 @@ def load_cases(data: PreparedData, split: Split, which: Which) -> Cases:
     row_of_user = {int(user): row for row, user in enumerate(split.full.user_index)}
 
     inputs: dict[str, list[IntArray]] = {"item": [], "time": [], "event": [], "seen": []}
+    asked: list[int] = []
     history: History | None = None
     for user_index, position in table.select("user_index", "position").iter_rows():
         if history is None or history.user_index != user_index:
@@ -124,6 +180,7 @@ def load_cases(data: PreparedData, split: Split, which: Which) -> Cases:
         inputs["item"].append(before[warm])
         inputs["time"].append(_part(history.time, warm))
         inputs["event"].append(_part(history.event, warm))
+        asked.append(UNKNOWN_TIME if history.time is None else int(history.time[position]))
 
     targets = Ragged.from_rows(table["item_index"].to_list())
     seen = Ragged.from_rows(inputs["seen"])
@@ -144,16 +201,37 @@ def load_cases(data: PreparedData, split: Split, which: Which) -> Cases:
         num_items=len(data.items),
         history_time=times if len(times.values) == num_events else None,
         history_event=events if len(events.values) == num_events else None,
+        availability=_availability(data, candidates, np.array(asked, dtype=np.int64)),
     )
 
 
-def protocol_document(split: Split, which: Which, *, repeats: str) -> dict[str, Any]:
-    """The rules that a figure was made by, with the hash that stands for them all."""
+def _availability(data: PreparedData, candidates: IntArray, asked: IntArray) -> Availability | None:
+    """What the catalogue says of the candidates; None where it or the log knows no instants."""
+    if data.catalogue.items.available is None or not (asked != UNKNOWN_TIME).any():
+        return None
+    spans = [data.items.record(int(row)).get("available", {}) for row in candidates]
+    start = [ALWAYS if span.get("from") is None else span["from"] for span in spans]
+    end = [FOR_EVER if span.get("until") is None else span["until"] for span in spans]
+    return Availability(asked, np.array(start, dtype=np.int64), np.array(end, dtype=np.int64))
+
+
+def protocol_document(
+    split: Split, which: Which, *, repeats: str, available: bool = False
+) -> dict[str, Any]:
+    """The rules that a figure was made by, with the hash that stands for them all.
+
+    Args:
+        split: whose targets.
+        which: of them.
+        repeats: the catalogue's word.
+        available: candidates were left out that were not available at the target's time.
+    """
+    candidates = "items with at least one event in the log"
     rules: dict[str, Any] = {
         "name": split.name,
         "split_hash": split.hash,
         "targets": which,
-        "candidates": "items with at least one event in the log",
+        "candidates": candidates + ", available at the target's time" * available,
         "seen": "removed" if repeats == "forbid" else "kept",
         "ranking": "all candidates",
         "ties": "expected rank",

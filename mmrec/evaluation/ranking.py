@@ -1,12 +1,12 @@
 """Ranks targets among all candidates in tiles, so that no users x items matrix ever exists.
 
-    for a tile of users:    score tiles of items, seen items to -inf
+    for a tile of users:    score tiles of items, seen and unavailable items to -inf
                             take each target's own score out of the tile it lies in
                             count what scores higher or the same; merge a running top K
 
-The rank of a target is its place in the list of all candidates but the seen ones. Ties carry
-their expected rank under a random order of the tied: with g candidates above, and m targets of the
-case among `equal + 1` tied candidates, the i-th of the m has the rank
+The rank of a target is its place in the list of all candidates but those. Ties carry their expected
+rank under a random order of the tied: with g candidates above, and m targets of the case among
+`equal + 1` tied candidates, the i-th of the m has the rank
 
     g + i (equal + 2) / (m + 1)         for one target:  1 + g + equal / 2
 
@@ -165,9 +165,7 @@ def rank_cases(
         rows = np.arange(start, min(start + user_tile, num_cases))
         seen = cases.seen.take(rows)
         seen_column = column_of[seen.values]
-        blocks = _Blocks(
-            scorer, rows, seen.row_of_value, seen_column, num_candidates, item_tile, device
-        )
+        blocks = _Blocks(scorer, cases, rows, seen.row_of_value, seen_column, item_tile, device)
         first, last = cases.targets.offsets[[rows[0], rows[-1] + 1]]
         targets = cases.targets.take(rows)
         every = _targets_of(
@@ -243,14 +241,15 @@ class _Blocks:
     def __init__(
         self,
         scorer: Scorer,
+        cases: Cases,
         rows: IntArray,
         seen_row: IntArray,
         seen_column: IntArray,
-        num_candidates: int,
         item_tile: int,
         device: torch.device | str,
     ) -> None:
-        self.scorer, self.rows, self.device = scorer, rows, device
+        self.scorer, self.cases, self.rows, self.device = scorer, cases, rows, device
+        num_candidates = len(cases.candidates)
         self.tiles = [
             slice(start, min(start + item_tile, num_candidates))
             for start in range(0, num_candidates, item_tile)
@@ -265,7 +264,7 @@ class _Blocks:
         return torch.arange(self.tiles[tile].start, self.tiles[tile].stop, device=self.device)
 
     def read(self, tile: int) -> Tensor:
-        """(b, c) scores of a tile, -inf where the item was seen."""
+        """(b, c) scores of a tile, -inf where the item was seen or could not be shown."""
         if tile in self.kept:
             return self.kept[tile]
         columns = self.tiles[tile]
@@ -274,6 +273,9 @@ class _Blocks:
         row = torch.from_numpy(self.seen_row[low:high]).to(self.device)
         column = torch.from_numpy(self.seen_column[low:high] - columns.start).to(self.device)
         scores[row, column] = -torch.inf
+        unavailable = self.cases.unavailable(self.rows, columns.start, columns.stop)
+        if unavailable is not None:
+            scores[torch.from_numpy(unavailable).to(self.device)] = -torch.inf
         if self.fits:
             self.kept[tile] = scores
         return scores
