@@ -30,6 +30,7 @@ def inspect(path: Path) -> dict[str, Any]:
         ShardError: the folder is not a prepared one or is damaged.
     """
     data = PreparedData.open(path)
+    data.verify_tables()
     counts = data.manifest["counts"]
     splits = [data.split(name) for name in data.splits]
     num_items = counts["items"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -367,20 +368,44 @@ class PreparedData:
             raise DataError(f"{self.path}: {asked}; it has {', '.join(names) or 'none'}")
         return Split(self.path / "splits" / name)
 
+    def verify_tables(self) -> None:
+        """Hash every file that is no shard: indexes, users, targets; some bytes an item.
+
+        Members of shards are checked one by one as they are read, rows of tables are not.
+
+        Raises:
+            ShardError: a file is not the one that was written.
+        """
+        for path, sha256 in self._files():
+            if path.suffix != ".tar":
+                _check_hash(path, sha256)
+
     def verify(self) -> None:
         """Hash every file listed in the manifests, splits included.
 
         Raises:
             ShardError: a file is not the one that was written.
         """
+        for path, sha256 in self._files():
+            _check_hash(path, sha256)
+
+    def _files(self) -> Iterator[tuple[Path, str]]:
+        """Every file of the manifests with its sha256."""
         folders = [(self.path, self.manifest)]
         folders += [(self.path / "splits" / n, self.split(n).manifest) for n in self.splits]
         for folder, manifest in folders:
             for name, expected in manifest["files"].items():
-                with open(folder / name, "rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                if digest != expected["sha256"]:
-                    raise ShardError(f"{folder / name}: wrong sha256: the file was changed")
+                yield folder / name, expected["sha256"]
+
+
+def _check_hash(path: Path, sha256: str) -> None:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
+        raise ShardError(
+            f"{path}: wrong sha256: the file was changed; copy the folder again, or delete it and "
+            "run mmrec prepare"
+        )
 
 
 def _optional(values: list[Any] | None, missing: Any, dtype: Any) -> Any:

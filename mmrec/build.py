@@ -127,9 +127,11 @@ def assemble(config: Config, data_folder: Path) -> Assembly:
     Raises:
         ConfigError: a setting does not fit the data.
         MediaError: more media are broken than data.max_broken_media allows.
+        ShardError: a file of the folder is not the one that was written.
     """
     device = pick_device()
     data = PreparedData.open(data_folder)
+    data.verify_tables()
     split = data.split(config.data.split)
     validation = None
     if split.targets("validation").height > 0:
@@ -396,7 +398,7 @@ def load_run(run: Path, data_folder: Path | None = None) -> LoadedRun:
 
     Raises:
         CheckpointMismatch: the run has no final model, or the data are others.
-        ShardError: the data cannot be opened.
+        ShardError: the data cannot be opened, or a file of theirs was changed.
     """
     final = run / "checkpoints" / "final"
     if not (final / "state.json").is_file():
@@ -418,6 +420,7 @@ def load_run(run: Path, data_folder: Path | None = None) -> LoadedRun:
             f"{data.path}: data hash {data.data_hash[:12]} is not {bound['data_hash'][:12]}, "
             f"which {run} was trained on; give --data the folder it was trained on"
         )
+    data.verify_tables()
     split = data.split(bound["split"])
     if split.hash != bound["split_hash"]:
         raise CheckpointMismatch(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from data_prep.prepare import prepare
 from mmrec.cli import main
 
 pytest_plugins = ["tiny_run"]
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -200,3 +204,133 @@ def test_a_damaged_run(
         path.write_bytes(content[: len(content) // 2])
     line = refusal(["recommend", str(run), "--user", "u0"], capsys)
     assert Path(name).name in line or "holds no finished model" in line, line
+
+
+def flip(path: Path) -> None:
+    """Changes a byte in the middle of a file; its size stays."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "items/items.arrow",
+        "items/index.arrow",
+        "users.parquet",
+        "splits/leave_one_out-cold/items.parquet",
+        "splits/leave_one_out-cold/targets-test.parquet",
+        "splits/leave_one_out-cold/histories-full.index.arrow",
+    ],
+)
+@pytest.mark.parametrize("command", ["inspect", "train", "evaluate"])
+def test_a_changed_table_of_the_data(
+    command: str,
+    name: str,
+    tiny_run: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = Path(shutil.copytree(tiny_data, tmp_path / "data"))
+    flip(data / name)
+    new = tmp_path / "run"
+    words = {
+        "inspect": ["inspect", str(data)],
+        "train": ["train", str(tiny_run / "config.yaml"), "--data", str(data), "--run", str(new)],
+        "evaluate": ["evaluate", str(tiny_run), "--data", str(data)],
+    }[command]
+    line = refusal(words, capsys)
+    assert f"{data / name}: wrong sha256" in line and "mmrec prepare" in line, line
+    assert not new.exists()
+
+
+@pytest.mark.parametrize("kind", ["items", "histories-full"])
+def test_a_changed_shard_of_the_data(
+    kind: str, tiny_run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data, ignore=shutil.ignore_patterns("cache"))
+    (shard,) = data.rglob(f"{kind}-000000.tar")
+    content = bytearray(shard.read_bytes())
+    for place in range(0, len(content), 64):
+        content[place] ^= 0xFF
+    shard.write_bytes(content)
+    words = ["train", str(tiny_run / "config.yaml"), "--data", str(data)]
+    line = refusal([*words, "--run", str(tmp_path / "run")], capsys)
+    assert shard.name in line and "wrong sha256" in line, line
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("name,title\nx,A", ["'id'"]),
+        ("id,name\nx,A", ["no column of media", "title", "poster"]),
+        ("id,title\nx,A\nx,B", ["'x'", "rows 1 and 2"]),
+    ],
+    ids=["no-id", "no-media", "duplicate"],
+)
+def test_a_table_of_new_items_at_fault(
+    row: str,
+    says: list[str],
+    tiny_run: Path,
+    tiny_source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = tmp_path / "new.csv"
+    table.write_text(row + "\n")
+    out = tmp_path / "scores.parquet"
+    words = ["score", str(tiny_run), "--items", str(table), "--source", str(tiny_source)]
+    line = refusal([*words, "--out", str(out)], capsys)
+    assert "new.csv" in line and all(part in line for part in says), line
+    assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]
+
+
+def on_a_small_disk(size: str, disk: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Runs a command where `disk` is a file system of this size; lists the files left there.
+
+    Skips the test where the system does not let us mount one.
+    """
+    mounted = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    mount = f"mount -t tmpfs -o size={size} tmpfs '{disk}'"
+    try:
+        tried = subprocess.run([*mounted, mount], capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare here")
+    if tried.returncode:
+        pytest.skip("a file system cannot be mounted here")
+    script = f"{mount}; \"$@\"; status=$?; find '{disk}' -type f; exit $status"
+    command = [sys.executable, "-m", "mmrec.cli", "--quiet", *words]
+    return subprocess.run(
+        [*mounted, script, "sh", *command], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "size"),
+    [("prepare", "96k"), ("train", "96k"), ("export", "16k"), ("score", "4k")],
+)
+def test_a_full_disk(
+    command: str, size: str, tiny_run: Path, tiny_source: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    out = disk / "out"
+    catalogue = str(tiny_source.parent / "catalogue.yaml")
+    words = {
+        "prepare": ["prepare", catalogue, "--source", str(tiny_source), "--out", str(out)],
+        "train": [
+            *["train", str(tiny_run / "config.yaml"), "--data", str(tiny_data), "--run", str(out)]
+        ],
+    }.get(command) or words_of(command, tiny_run, tiny_source, out)
+    ended = on_a_small_disk(size, disk, words)
+    assert ended.returncode == 2, ended
+    assert ended.stderr.count("\n") == 1 and ended.stderr.startswith("mmrec: "), ended.stderr
+    assert "disk" in ended.stderr and "full" in ended.stderr, ended.stderr
+    left = [Path(line).relative_to(disk) for line in ended.stdout.splitlines()]
+    if command == "train":  # what --resume goes on from, and no checkpoint that is not whole
+        assert not [path for path in left if "final" in path.parts], left
+    else:
+        assert left == []

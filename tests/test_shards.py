@@ -235,6 +235,7 @@ def test_a_changed_byte_is_refused(copy: Path) -> None:
         data.items.read(member)
     with pytest.raises(ShardError, match="items-000000.tar: wrong sha256"):
         data.verify()
+    data.verify_tables()
 
 
 def test_an_index_of_other_columns_is_refused(copy: Path) -> None:
