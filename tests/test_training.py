@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,11 +21,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from data_prep.errors import BrokenMedium
 from data_prep.prepare import prepare
 from mmrec.build import Assembly, assemble
 from mmrec.config import Config, dump_config, load_config, parse_config
+from mmrec.data import items
 from mmrec.data.batch import Batch
-from mmrec.errors import CheckpointMismatch, ConfigError, MmrecError, NonFiniteLoss
+from mmrec.errors import CheckpointMismatch, ConfigError, MediaError, MmrecError, NonFiniteLoss
 from mmrec.training import train as training
 from mmrec.training.optimiser import make_optimiser
 from mmrec.training.step import draw_kept_modalities, encode, train_step
@@ -321,6 +324,23 @@ def test_cold_cannot_decide_where_the_split_has_no_cold_items(
         with pytest.raises(ConfigError, match="split has not; validation has all, warm:"):
             train(configure("id", stop_on=stop_on), data, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_more_broken_media_than_allowed_are_refused(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes of a prepared folder that no longer decode, as after a change of the decoder."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data, ignore=shutil.ignore_patterns("cache"))
+
+    def refuse(content: bytes) -> None:
+        raise BrokenMedium("broken image: of a kind no longer known")
+
+    monkeypatch.setitem(items._DECODERS, "image", refuse)
+    says = r"13 of \d+ media cannot be read, more than data.max_broken_media 0.05 allows.*item i0,"
+    with pytest.raises(MediaError, match=says) as caught:
+        train(configure(), data, tmp_path / "run")
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
 def test_folder_of_another_run_is_refused(
