@@ -1,9 +1,9 @@
 """User history -> user embedding: a causal transformer over item embeddings.
 
-    item embeddings (P, D) packed ─ + position ─► blocks ─► norm ─► unit user states (P, D)
+    item embeddings (P, D) packed ─► blocks ─► norm, projection ─► unit user states (P, D)
 
 State p is the user after event p, so one pass serves every position in training and the last
-one in use.
+one in use. Order enters by the distance between events alone (see `fusion.blocks.rotate`).
 """
 
 from __future__ import annotations
@@ -43,17 +43,20 @@ class HistoryEncoder(nn.Module):
         block: Literal["gated", "plain"] = "gated",
     ) -> None:
         super().__init__()
-        self.max_length = max_length
-        # unit-length items enter with entries of about 1, the size that positions and norms expect
+        if width % (2 * num_heads):
+            raise ValueError(
+                f"width {width} and {num_heads} heads: the width must be a multiple of twice the "
+                "heads, since positions turn pairs of a head's entries"
+            )
+        self.width, self.max_length = width, max_length
+        # unit-length items enter with entries of about 1, so that branches do not drown them
         self.scale = math.sqrt(width)
-        self.position = nn.Embedding(max_length, width)
         self.blocks = nn.ModuleList(
             BLOCKS[block](width, num_heads=num_heads, dropout=dropout) for _ in range(num_blocks)
         )
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
-        nn.init.normal_(self.position.weight, std=0.02)
 
     def forward(self, items: Tensor, offsets: Tensor) -> Tensor:
         """Encodes packed histories.
@@ -74,8 +77,7 @@ class HistoryEncoder(nn.Module):
                 f"history of {packing.longest_history} events: at most {self.max_length} "
                 "(data.max_history) can be encoded"
             )
-        events = self.dropout(items * self.scale + self.position(packing.position))
-        events = packing.fill(events)
+        events = packing.fill(self.dropout(items * self.scale))
         for block in self.blocks:
             events = block(events, packing)
         states = self.out(self.norm(events))[: packing.num_events]

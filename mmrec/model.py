@@ -104,7 +104,7 @@ class Popularity(nn.Module):
         """(R,) counts -> (R,) additions to the logits."""
         x = torch.log1p(counts.float()) / self.scale
         terms = torch.stack([x, x.square()], dim=-1) - self.means
-        return torch.where(counts > 0, terms @ self.coefficients, 0.0)
+        return torch.where(counts > 0, (terms * self.coefficients).sum(-1), 0.0)
 
 
 class RecommenderModel(nn.Module):
@@ -155,7 +155,7 @@ class RecommenderModel(nn.Module):
     @property
     def width(self) -> int:
         """D."""
-        return self.history.position.embedding_dim
+        return self.history.width
 
     @property
     def temperature(self) -> Tensor:

@@ -70,7 +70,7 @@ def test_unknown_key_of_an_encoder_names_the_nearest() -> None:
             ("model.width 18", "model.history.num_heads 4"),
         ),
         (
-            {"model": {"item": "id", "width": 18}},
+            {"model": {"item": "id", "width": 18, "history": {"num_heads": 1}}},
             ("model.width 18", "model.fusion.num_heads 4"),
         ),
         (

@@ -89,7 +89,6 @@ def test_decay_is_on_weights_of_layers_alone() -> None:
     assert decayed == matrices
     for name in (
         "id_part.table.weight",
-        "history.position.weight",
         "fusion.latents",
         "fusion.null_token",
         "fusion.projections.text.position",
@@ -136,5 +135,5 @@ def test_one_step_equals_the_formula() -> None:
         update = grads[name] / (grads[name].abs() + 1e-8)
         wanted = before[name] - 0.01 * (update + decay * before[name])
         torch.testing.assert_close(getattr(layer, name), wanted, rtol=1e-5, atol=1e-7)
-    other = model.history.position.weight
+    other = model.history.out.weight
     assert other.grad is None and id(other) not in {id(each) for each in optimiser.state}
