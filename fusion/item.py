@@ -10,7 +10,7 @@ there is masked, never filled with zeros.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +19,25 @@ from torch import Tensor, nn
 from encoders.tokens import Tokens
 from fusion.blocks import MaskedAttention
 
+# Weight of the latents' norm at the start: a tenth of the usual, beside a mean of about unit size.
+FAINT = 0.1
+
 
 class TokenProjection(nn.Module):
-    """One modality's tokens in the common width, marked with modality and position."""
+    """One modality's tokens in the common width, marked with modality and position.
 
-    def __init__(self, token_width: int, *, num_tokens: int, width: int) -> None:
+    Args:
+        token_width: W of the tokens that come in.
+        num_tokens: most tokens T.
+        width: D.
+        feature_dropout: chance that a channel is silent in training, for all tokens of an item.
+    """
+
+    def __init__(
+        self, token_width: int, *, num_tokens: int, width: int, feature_dropout: float
+    ) -> None:
         super().__init__()
+        self.feature_dropout = nn.Dropout1d(feature_dropout)
         self.norm = nn.LayerNorm(token_width)
         self.projection = nn.Linear(token_width, width)
         self.modality = nn.Parameter(torch.zeros(width))
@@ -35,7 +48,9 @@ class TokenProjection(nn.Module):
     def forward(self, tokens: Tokens) -> Tensor:
         """Tokens (M, T, W) -> (M, T, D)."""
         T = tokens.values.shape[1]
-        return self.projection(self.norm(tokens.values)) + self.modality + self.position[:T]
+        channels = self.norm(tokens.values).transpose(1, 2)  # (M, W, T)
+        values = self.feature_dropout(channels).transpose(1, 2)
+        return self.projection(values) + self.modality + self.position[:T]
 
 
 class LatentLayer(nn.Module):
@@ -67,7 +82,14 @@ class LatentLayer(nn.Module):
 
 
 class LatentFusion(nn.Module):
-    """Learned latents cross-attend to all tokens present and are pooled to one vector.
+    """Learned latents cross-attend to all tokens present; what they find is added to a plain mean.
+
+        x = mean over modalities of mean over tokens + mean over latents of norm(latent)
+
+    The mean is what a few thousand items can teach without being learnt by heart, the latents say
+    what it cannot: which token beside which, and one medium in the light of another. They start
+    faint. On MovieLens-1M latents alone were the worse on new items the longer they trained (see
+    docs/log.md).
 
     A learned null token can always be attended, so that an item without any medium the model
     knows has a finite content: the average item.
@@ -79,7 +101,8 @@ class LatentFusion(nn.Module):
         num_latents: Q.
         num_layers: latent layers.
         num_heads: attention heads; they divide the width.
-        dropout: on each branch.
+        dropout: on each branch of a latent layer.
+        feature_dropout: of token channels.
     """
 
     def __init__(
@@ -92,10 +115,11 @@ class LatentFusion(nn.Module):
         num_layers: int,
         num_heads: int,
         dropout: float,
+        feature_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.modalities = tuple(sorted(token_widths))
-        self.projections = _projections(token_widths, num_tokens, width)
+        self.projections = _projections(token_widths, num_tokens, width, feature_dropout)
         self.null_token = nn.Parameter(torch.zeros(width))
         self.latents = nn.Parameter(torch.zeros(num_latents, width))
         self.token_norm = nn.LayerNorm(width)
@@ -104,6 +128,7 @@ class LatentFusion(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
         self.out = Output(width, width)
+        nn.init.constant_(self.norm.weight, FAINT)
         nn.init.normal_(self.null_token, std=0.02)
         nn.init.normal_(self.latents, std=0.02)
 
@@ -116,12 +141,11 @@ class LatentFusion(nn.Module):
         Returns:
             (M, D) unit vectors in fp32.
         """
-        parts, masks = [], []
-        for modality in self.modalities:
-            if modality in tokens:
-                parts.append(self.projections[_key(modality)](tokens[modality]))
-                masks.append(tokens[modality].mask)
-        M = parts[0].shape[0]
+        given = [modality for modality in self.modalities if modality in tokens]
+        parts = [self.projections[_key(modality)](tokens[modality]) for modality in given]
+        masks = [tokens[modality].mask for modality in given]
+        M = masks[0].shape[0]
+        plain = _mean_of_present(parts, masks, self.null_token)
         parts.append(self.null_token.to(parts[0].dtype).expand(M, 1, -1))
         masks.append(masks[0].new_ones(M, 1))
         merged = self.token_norm(torch.cat(parts, dim=1))  # (M, S + 1, D)
@@ -129,7 +153,7 @@ class LatentFusion(nn.Module):
         latents = self.latents.expand(M, -1, -1)
         for layer in self.layers:
             latents = layer(latents, merged, mask)
-        content: Tensor = self.out(self.norm(latents).mean(1))
+        content: Tensor = self.out(plain + self.norm(latents).mean(1))
         return content
 
 
@@ -137,23 +161,27 @@ class MeanFusion(nn.Module):
     """Mean over modalities of their projected mean tokens: the plainest fusion, for comparison."""
 
     def __init__(
-        self, token_widths: Mapping[str, int], num_tokens: Mapping[str, int], *, width: int
+        self,
+        token_widths: Mapping[str, int],
+        num_tokens: Mapping[str, int],
+        *,
+        width: int,
+        feature_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.width = width
         self.modalities = tuple(sorted(token_widths))
-        self.projections = _projections(token_widths, num_tokens, width)
+        self.projections = _projections(token_widths, num_tokens, width, feature_dropout)
         self.null = nn.Parameter(torch.zeros(width))
         self.out = Output(width, width)
         nn.init.normal_(self.null, std=0.02)
 
     def forward(self, tokens: Mapping[str, Tokens]) -> Tensor:
         """As LatentFusion.forward."""
-        pooled, present = _pooled(self, tokens)
-        total = (pooled * present[..., None]).sum(1)
-        count = present.sum(1, keepdim=True)
-        mean = total / count.clamp(min=1)
-        content: Tensor = self.out(torch.where(count > 0, mean, self.null))
+        given = [modality for modality in self.modalities if modality in tokens]
+        parts = [self.projections[_key(modality)](tokens[modality]) for modality in given]
+        masks = [tokens[modality].mask for modality in given]
+        content: Tensor = self.out(_mean_of_present(parts, masks, self.null))
         return content
 
 
@@ -164,12 +192,17 @@ class ConcatFusion(nn.Module):
     """
 
     def __init__(
-        self, token_widths: Mapping[str, int], num_tokens: Mapping[str, int], *, width: int
+        self,
+        token_widths: Mapping[str, int],
+        num_tokens: Mapping[str, int],
+        *,
+        width: int,
+        feature_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.width = width
         self.modalities = tuple(sorted(token_widths))
-        self.projections = _projections(token_widths, num_tokens, width)
+        self.projections = _projections(token_widths, num_tokens, width, feature_dropout)
         self.missing = nn.Parameter(torch.zeros(len(self.modalities), width))
         self.hidden = nn.Linear(len(self.modalities) * width, 2 * width)
         self.out = Output(2 * width, width)
@@ -177,7 +210,18 @@ class ConcatFusion(nn.Module):
 
     def forward(self, tokens: Mapping[str, Tokens]) -> Tensor:
         """As LatentFusion.forward."""
-        pooled, present = _pooled(self, tokens)
+        M = next(iter(tokens.values())).mask.shape[0]
+        pooled_parts, present_parts = [], []
+        for modality in self.modalities:
+            if modality in tokens:
+                projected = self.projections[_key(modality)](tokens[modality])
+                mask = tokens[modality].mask
+                pooled_parts.append(_pool(projected, mask))
+                present_parts.append(mask.any(1))
+            else:
+                pooled_parts.append(self.missing.new_zeros(M, self.width))
+                present_parts.append(torch.zeros(M, dtype=torch.bool, device=self.missing.device))
+        pooled, present = torch.stack(pooled_parts, dim=1), torch.stack(present_parts, dim=1)
         pooled = torch.where(present[..., None], pooled, self.missing.to(pooled.dtype))
         content: Tensor = self.out(F.gelu(self.hidden(pooled.flatten(1))))
         return content
@@ -254,12 +298,18 @@ def drop_modalities(tokens: Mapping[str, Tokens], keep: Mapping[str, Tensor]) ->
 
 
 def _projections(
-    token_widths: Mapping[str, int], num_tokens: Mapping[str, int], width: int
+    token_widths: Mapping[str, int],
+    num_tokens: Mapping[str, int],
+    width: int,
+    feature_dropout: float,
 ) -> nn.ModuleDict:
     return nn.ModuleDict(
         {
             _key(name): TokenProjection(
-                token_widths[name], num_tokens=num_tokens[name], width=width
+                token_widths[name],
+                num_tokens=num_tokens[name],
+                width=width,
+                feature_dropout=feature_dropout,
             )
             for name in sorted(token_widths)
         }
@@ -271,21 +321,24 @@ def _key(modality: str) -> str:
     return modality.replace(".", "_")
 
 
-def _pooled(
-    fusion: MeanFusion | ConcatFusion, tokens: Mapping[str, Tokens]
-) -> tuple[Tensor, Tensor]:
-    """Projected mean tokens (M, modalities, D) and their presence (M, modalities) bool."""
-    first = next(iter(tokens.values()))
-    M, width = first.values.shape[0], fusion.width
-    pooled, present = [], []
-    for modality in fusion.modalities:
-        if modality not in tokens:
-            pooled.append(first.values.new_zeros(M, width))
-            present.append(first.mask.new_zeros(M))
-            continue
-        mask = tokens[modality].mask
-        projected = fusion.projections[_key(modality)](tokens[modality])
-        total = (projected * mask[..., None]).sum(1)
-        pooled.append(total / mask.sum(1, keepdim=True).clamp(min=1))
-        present.append(mask.any(1))
-    return torch.stack([each.float() for each in pooled], dim=1), torch.stack(present, dim=1)
+def _pool(tokens: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the real tokens in fp32: (M, T, D), (M, T) bool -> (M, D); zeros where none is."""
+    total = (tokens.float() * mask[..., None]).sum(1)
+    return total / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def _mean_of_present(parts: Sequence[Tensor], masks: Sequence[Tensor], null: Tensor) -> Tensor:
+    """Mean over an item's modalities of the means of their tokens.
+
+    Args:
+        parts: (M, T, D) of each modality.
+        masks: (M, T) bool, True = real.
+        null: (D,) for an item without any.
+
+    Returns:
+        (M, D) in fp32.
+    """
+    present = torch.stack([mask.any(1) for mask in masks], dim=1)  # (M, modalities)
+    pooled = torch.stack([_pool(part, mask) for part, mask in zip(parts, masks, strict=True)], 1)
+    count = present.sum(1, keepdim=True)
+    return torch.where(count > 0, pooled.sum(1) / count.clamp(min=1), null.float())

@@ -261,15 +261,22 @@ def _latents(config: Config, widths: dict[str, int], tokens: dict[str, int]) -> 
         num_layers=fusion.num_layers,
         num_heads=fusion.num_heads,
         dropout=fusion.dropout,
+        feature_dropout=fusion.feature_dropout,
     )
 
 
 def _mean(config: Config, widths: dict[str, int], tokens: dict[str, int]) -> nn.Module:
-    return MeanFusion(widths, tokens, width=config.model.width)
+    settings = config.model
+    return MeanFusion(
+        widths, tokens, width=settings.width, feature_dropout=settings.fusion.feature_dropout
+    )
 
 
 def _concat(config: Config, widths: dict[str, int], tokens: dict[str, int]) -> nn.Module:
-    return ConcatFusion(widths, tokens, width=config.model.width)
+    settings = config.model
+    return ConcatFusion(
+        widths, tokens, width=settings.width, feature_dropout=settings.fusion.feature_dropout
+    )
 
 
 FUSIONS = {"latents": _latents, "mean": _mean, "concat": _concat}

@@ -71,6 +71,9 @@ class FusionConfig(Section):
     num_layers: int = Field(1, ge=1)
     num_heads: int = Field(4, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
+    feature_dropout: float = Field(0.3, ge=0, lt=1)
+    """Chance that a channel of a modality's tokens is silent for an item in a training step. A few
+    thousand items are soon learnt by heart; this keeps what is learnt of them general."""
     modality_dropout: float = Field(0.2, ge=0, lt=1)
     """Chance that a present modality of an item is masked in a training step."""
 
@@ -189,9 +192,9 @@ class Config(Section):
                 "model.item is 'id' but encoders names "
                 f"{', '.join(self.encoders)}: drop the encoders, or set model.item=both"
             )
-        if self.model.width % self.model.history.num_heads:
+        if self.model.width % (2 * self.model.history.num_heads):
             raise ValueError(
-                f"model.width {self.model.width} is no multiple of model.history.num_heads "
+                f"model.width {self.model.width} is no multiple of twice model.history.num_heads "
                 f"{self.model.history.num_heads}"
             )
         if self.model.width % self.model.fusion.num_heads:

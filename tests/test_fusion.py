@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise
 
@@ -9,11 +10,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from encoders.tokens import Tokens, masked
-from fusion.blocks import CausalAttention, GatedBlock, MaskedAttention, Packing
+from fusion.blocks import (
+    ROTATION_BASE,
+    CausalAttention,
+    GatedBlock,
+    MaskedAttention,
+    Packing,
+    rotate,
+)
 from fusion.history import HistoryEncoder, truncate
-from fusion.item import ConcatFusion, LatentFusion, MeanFusion, Output, drop_modalities
+from fusion.item import (
+    ConcatFusion,
+    LatentFusion,
+    MeanFusion,
+    Output,
+    TokenProjection,
+    drop_modalities,
+)
 
 D, HEADS = 16, 2
 OFFSETS = torch.tensor([0, 5, 6, 6, 13])
@@ -93,28 +109,40 @@ def test_packing_round_trip() -> None:
     assert torch.equal(packing.unpad(padded), rows)
 
 
-def test_causal_attention_equals_torchs() -> None:
+def test_rotate_equals_transformers() -> None:
+    vectors = torch.randn(2, HEADS, 9, 8, generator=torch.Generator().manual_seed(0))
+    speed = ROTATION_BASE ** (-torch.arange(0, 8, 2) / 8)
+    angle = (torch.arange(9)[:, None] * speed).repeat(1, 2)[None]  # theirs: (1, L, W)
+    wanted, _ = apply_rotary_pos_emb(vectors, vectors, angle.cos(), angle.sin())
+    torch.testing.assert_close(rotate(vectors), wanted)
+
+
+def test_rotated_products_depend_on_the_distance_alone() -> None:
+    query, key = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(0)).expand(2, 40, 8)
+    products = rotate(query) @ rotate(key).T  # the same two vectors at every pair of positions
+    for distance in (0, 3, 25):
+        along = products.diagonal(distance)
+        torch.testing.assert_close(along, along[:1].expand_as(along), rtol=0, atol=1e-4)
+    assert not torch.isclose(products[0, 0], products[0, 3])
+
+
+def test_causal_attention_equals_a_loop() -> None:
     torch.manual_seed(0)
-    ours = CausalAttention(D, num_heads=HEADS)
-    theirs = nn.MultiheadAttention(D, HEADS, batch_first=True)
-    theirs.load_state_dict(
-        {
-            "in_proj_weight": ours.query_key_value.weight,
-            "in_proj_bias": ours.query_key_value.bias,
-            "out_proj.weight": ours.out.weight,
-            "out_proj.bias": ours.out.bias,
-        }
-    )
+    attention = CausalAttention(D, num_heads=HEADS)
     packing = Packing(OFFSETS)
     events = packing.fill(torch.randn(13, D))
-    mixed = ours(events, packing)
+    mixed = attention(events, packing)
+    query, key, value = attention.query_key_value(events).view(-1, 3, HEADS, D // HEADS).unbind(1)
     for start, stop in pairwise(OFFSETS.tolist()):
-        if start == stop:
-            continue
-        one = events[start:stop][None]
-        blocked = torch.ones(stop - start, stop - start).triu(1).bool()  # torch: True = blocked
-        wanted, _ = theirs(one, one, one, attn_mask=blocked)
-        torch.testing.assert_close(mixed[start:stop], wanted[0], rtol=1e-5, atol=1e-6)
+        for p in range(start, stop):
+            heads = []
+            for h in range(HEADS):
+                turned_key = rotate(key[start : p + 1, h])
+                turned_query = rotate(query[start : p + 1, h])[-1]
+                weights = (turned_key @ turned_query / math.sqrt(D // HEADS)).softmax(0)
+                heads.append(weights @ value[start : p + 1, h])
+            wanted = attention.out(torch.cat(heads))
+            torch.testing.assert_close(mixed[p], wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_masked_attention_equals_torchs() -> None:
@@ -298,6 +326,35 @@ def test_gradient_reaches_every_parameter(kind: str) -> None:
     torch.autograd.backward((content * unit_rows(7)).sum())
     for name, parameter in fusion.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name
+
+
+def test_latents_start_faint_beside_the_mean_of_means() -> None:
+    fusion, tokens = make_fusion("latents").eval(), make_tokens()
+    fusion.norm.weight.detach().zero_()
+    wanted = []
+    for item in range(7):
+        means = []
+        for name in sorted(WIDTHS):
+            projected = fusion.projections[name.replace(".", "_")](tokens[name])[item]
+            means.append(projected[tokens[name].mask[item]].mean(0))
+        wanted.append(fusion.out.projection(torch.stack(means).mean(0)))
+    torch.testing.assert_close(fusion(tokens), F.normalize(torch.stack(wanted), dim=-1))
+
+
+def test_feature_dropout_silences_a_channel_in_all_tokens_of_an_item() -> None:
+    projection = TokenProjection(6, num_tokens=5, width=6, feature_dropout=0.5)
+    nn.init.eye_(projection.projection.weight)
+    for silent in (projection.projection.bias, projection.modality, projection.position):
+        nn.init.zeros_(silent)
+    tokens = make_tokens()["text"]
+    heard = projection(tokens) != 0
+    spoken = projection.norm(tokens.values) != 0
+    share = heard[tokens.mask].float().mean()
+    assert 0.2 < share < 0.8
+    for item in range(7):
+        rows = heard[item][tokens.mask[item]]
+        assert (rows == rows[0]).all() and rows.shape[1] == 6  # one draw an item and channel
+    assert (projection.eval()(tokens) != 0).equal(spoken)
 
 
 def test_output_follows_the_mean_and_never_uses_its_neighbours() -> None:
