@@ -135,10 +135,6 @@ class TrainingConfig(Section):
     freeze_content_epochs: int = Field(0, ge=0)
     """Epochs at the start in which contents stay as the fresh fusion gives them, and nothing is
     encoded: the user model and the ids learn on firm ground first, and cheaply."""
-    alignment: float = Field(0.0, ge=0)
-    """Weight of the mean of 1 - cosine between the contents of fresh items and their embeddings:
-    contents learn what ids have learnt. For `item: both`; 10 did most for new items of
-    MovieLens-1M."""
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = Field(0.05, ge=0)
     """AdamW's, on matrices only: none on norms, biases and embeddings."""
@@ -195,12 +191,6 @@ class Config(Section):
             raise ValueError(
                 "model.item is 'id' but encoders names "
                 f"{', '.join(self.encoders)}: drop the encoders, or set model.item=both"
-            )
-        if self.training.alignment and self.model.item != "both":
-            raise ValueError(
-                f"training.alignment is {self.training.alignment} but model.item is "
-                f"'{self.model.item}': contents are aligned with ids, set model.item=both or "
-                "training.alignment=0"
             )
         if self.model.width % (2 * self.model.history.num_heads):
             raise ValueError(

@@ -53,10 +53,6 @@ class IdPart(nn.Module):
         else:
             nn.init.zeros_(self.table.weight)
 
-    def gates(self) -> Tensor:
-        """(R,) n / (n + kappa), from 0 for a row without events to nearly 1."""
-        return self.counts / (self.counts + self.gate) if self.gate else self.counts.clamp(max=1)
-
     def forward(self, content: Tensor | None, dropped: Tensor | None = None) -> Tensor:
         """All rows' embeddings.
 
@@ -72,7 +68,7 @@ class IdPart(nn.Module):
             return F.normalize(table, dim=-1)
         assert content is not None
         bounded = table / table.norm(dim=-1, keepdim=True).clamp(min=1)
-        gate = self.gates()
+        gate = self.counts / (self.counts + self.gate) if self.gate else self.counts.clamp(max=1)
         if dropped is not None:
             gate = gate.masked_fill(dropped, 0)
         return F.normalize(content + self.bound * gate[:, None] * bounded, dim=-1)

@@ -66,10 +66,6 @@ def test_unknown_key_of_an_encoder_names_the_nearest() -> None:
         ({}, ("model.item is 'both'", "encoders is empty", "model.item=id")),
         ({**TEXT_RUN, **ID_RUN}, ("model.item is 'id'", "text", "model.item=both")),
         (
-            {"model": {"item": "id"}, "training": {"alignment": 2.0}},
-            ("training.alignment is 2.0", "model.item=both", "training.alignment=0"),
-        ),
-        (
             {"model": {"item": "id", "width": 18, "history": {"num_heads": 4}}},
             ("model.width 18", "model.history.num_heads 4"),
         ),

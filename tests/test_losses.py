@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmrec.training.losses import ExcludedPairs, alignment, catalogue_softmax, met_before
+from mmrec.training.losses import ExcludedPairs, catalogue_softmax, met_before
 
 P, N, D = 150, 37, 8
 CHUNKS = pytest.mark.parametrize("chunk_elements", [1, 130 * N, 10**6], ids=["64", "128", "all"])
@@ -173,24 +173,3 @@ def test_pairs_of_a_chunk() -> None:
     pairs = ExcludedPairs(torch.tensor([0, 2, 2, 3]), torch.tensor([1, 0, 4, 2]), num_rows=5)
     assert pairs.within(2, 4, 5).tolist() == [0, 4, 7]
     assert pairs.within(4, 5, 5).tolist() == []
-
-
-def test_alignment_equals_a_loop_and_teaches_contents_alone() -> None:
-    random = torch.Generator().manual_seed(0)
-    content, embedding = F.normalize(torch.randn(2, 5, 8, generator=random), dim=-1)
-    weight = torch.tensor([0.0, 0.5, 0.9, 0.2, 1.0])
-    total = sum(
-        float(weight[i]) * (1 - float(F.cosine_similarity(content[i], embedding[i], dim=0)))
-        for i in range(5)
-    )
-    content.requires_grad_()
-    embedding.requires_grad_()
-    loss = alignment(content, embedding, weight)
-    assert loss.item() == pytest.approx(total / float(weight.sum()), rel=1e-5)
-    torch.autograd.backward(loss)
-    assert embedding.grad is None
-    assert content.grad is not None and content.grad[1:].any(1).all()
-    assert not content.grad[0].any()  # an item that training never met teaches nothing
-    content = content.detach()
-    assert float(alignment(content, content, weight)) == pytest.approx(0, abs=1e-6)
-    assert float(alignment(content, embedding, weight * 0)) == 0

@@ -127,35 +127,6 @@ def test_gradient_reaches_all_that_trains_and_nothing_else(
     assert table is not None and table.any(dim=1).all()
 
 
-def test_alignment_draws_contents_to_what_ids_have_learnt(tiny_data: Path) -> None:
-    def cosine_after(weight: float) -> float:
-        config = configure(fresh_items=None, alignment=weight)
-        assembly = assemble(config, tiny_data)
-        model, bank = assembly.model, make_bank(assembly)
-        random = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            learnt = torch.randn(model.id_part.table.weight.shape, generator=random)  # type: ignore[union-attr]
-            model.get_parameter("id_part.table.weight").copy_(learnt)
-        wanted = model.embeddings(bank).detach()
-        optimiser = make_optimiser(model, config)
-        for group in optimiser.param_groups:
-            group["lr"] = 1e-3
-        for _, batch in zip(range(6), assembly.stream, strict=False):
-            train_step(
-                model,
-                batch,
-                optimiser,
-                bank,
-                config.training,
-                id_dropout=0.0,
-                modality_dropout=0.0,
-                repeats_forbidden=True,
-            )
-        return float((make_bank(assembly) * wanted).sum(-1).mean())
-
-    assert cosine_after(50.0) > cosine_after(0.0) + 0.02
-
-
 def test_item_treated_as_never_met_gives_its_vector_no_gradient(tiny_data: Path) -> None:
     assembly = assemble(configure(), tiny_data)
     first_step(assembly, make_bank(assembly), id_dropout=0.999999)

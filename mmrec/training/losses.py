@@ -185,23 +185,3 @@ class _ChunkedSoftmax(torch.autograd.Function):
             None,
             None,
         )
-
-
-def alignment(content: Tensor, embedding: Tensor, weight: Tensor) -> Tensor:
-    """How far contents are from what their items' embeddings became: weighted mean of 1 - cosine.
-
-    An item met often has an embedding that its users shaped, id part and all. Contents that point
-    there are what the next item like it, which nobody has met, will be ranked by. The softmax says
-    the same of the few items it treats as never met, through the noise of single events; this says
-    it of each item at once.
-
-    Args:
-        content: (M, D) unit vectors, with gradient.
-        embedding: (M, D) unit vectors of the same items; no gradient goes there.
-        weight: (M,) of each item, at least 0; all zero gives 0.
-
-    Returns:
-        A scalar from 0 to 2.
-    """
-    distance = 1 - (content * embedding.detach()).sum(-1)
-    return (distance * weight).sum() / weight.sum().clamp(min=1e-12)

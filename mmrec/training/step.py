@@ -16,7 +16,7 @@ from mmrec.config import TrainingConfig
 from mmrec.data.batch import Batch, ModalityInput
 from mmrec.errors import NonFiniteLoss
 from mmrec.model import RecommenderModel
-from mmrec.training.losses import alignment, catalogue_softmax, met_before
+from mmrec.training.losses import catalogue_softmax, met_before
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ def compute_loss(
         repeats_forbidden: leave items met before out of the candidates.
 
     Returns:
-        The mean loss of the targets, with what the settings add to it, and the number of targets.
+        The mean loss and the number of targets it is the mean of.
     """
     num_items = model.counts.shape[0]
-    content, fresh, dropped = None, None, None
+    content, dropped = None, None
     if bank is not None:
         content = bank
         if batch.media:
@@ -113,9 +113,8 @@ def compute_loss(
                 batch, chance=modality_dropout, random=step_generator(config.seed, batch, 4)
             )
             weight = batch.inverse_probability.clamp(max=config.max_inverse_probability)
-            fresh = model.content(batch.media, keep)
-            scaled = scale_gradient(fresh, weight)
-            content = bank.index_copy(0, batch.fresh, scaled.to(bank.dtype))
+            fresh = scale_gradient(model.content(batch.media, keep), weight)
+            content = bank.index_copy(0, batch.fresh, fresh.to(bank.dtype))
         if model.id_part is not None:
             draw = step_generator(config.seed, batch, 5).random(num_items)
             dropped = torch.from_numpy(draw < id_dropout).to(bank.device)
@@ -139,12 +138,6 @@ def compute_loss(
         excluded=excluded,
         label_smoothing=config.label_smoothing,
     )
-    if config.alignment and fresh is not None and model.id_part is not None:
-        assert content is not None
-        with torch.no_grad():
-            embeddings = model.embeddings(content)[batch.fresh]
-        gates = model.id_part.gates()[batch.fresh]
-        loss = loss + config.alignment * alignment(fresh, embeddings, gates)
     return loss, targets.shape[0]
 
 
