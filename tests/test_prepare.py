@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import psutil
 import pytest
 from tiny_catalogue import (
     CATALOGUE,
@@ -459,6 +460,64 @@ def test_media_come_in_the_order_asked_for(source: Path) -> None:
     one = list(load_media(jobs, image_side=32, num_workers=1))
     two = list(load_media(jobs, image_side=32, num_workers=2))
     assert one == two and [not r.reason for r in one] == [True, False] * 20
+
+
+def test_a_script_without_a_main_guard_prepares_with_processes(
+    catalogue: Path, source: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys; from pathlib import Path; from data_prep.prepare import prepare\n"
+        "print('ran'); prepare(*map(Path, sys.argv[1:4]), num_workers=2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script, catalogue, source, tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "ran\n"  # once: the processes do not run the script again
+    PreparedData.open(tmp_path / "out")
+
+
+class DeadlyPath:
+    """Ends the process that reads it."""
+
+    def read_bytes(self) -> bytes:
+        os._exit(9)
+
+
+def test_a_process_that_dies_is_one_line(source: Path) -> None:
+    jobs = [MediumJob(DeadlyPath(), "image")] * 20  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="died, most likely for want of memory"):
+        list(load_media(jobs, image_side=32, num_workers=2))
+
+
+def test_processes_end_with_a_killed_parent(source: Path, tmp_path: Path) -> None:
+    picture = source / "media" / "c.jpg"
+    code = (
+        "import sys; from pathlib import Path; from data_prep.media_pool import *\n"
+        "import itertools, psutil\n"
+        "jobs = itertools.repeat(MediumJob(Path(sys.argv[1]), 'image'))\n"
+        "for n, _ in enumerate(load_media(jobs, image_side=32, num_workers=2)):\n"
+        "    if n == 100:\n"
+        "        print(*(child.pid for child in psutil.Process().children()), flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, picture],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    ) as parent:
+        assert parent.stdout is not None
+        children = [int(pid) for pid in parent.stdout.readline().split()]
+        parent.kill()
+    assert len(children) >= 2
+    deadline = time.monotonic() + 30
+    while left := [pid for pid in children if psutil.pid_exists(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
 
 
 def test_near_duplicates_are_grouped() -> None:
