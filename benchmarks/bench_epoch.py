@@ -124,7 +124,6 @@ class Stepper:
                 self.optimiser,
                 None,
                 assembly.config.training,
-                id_dropout=0.0,
                 modality_dropout=0.0,
                 repeats_forbidden=assembly.repeats_forbidden,
             )

@@ -100,8 +100,6 @@ class ModelConfig(Section):
     """b: the largest length of the id part beside the content of length 1."""
     id_gate: float = Field(10.0, ge=0)
     """kappa: an item with n training events has the gate n / (n + kappa)."""
-    id_dropout: float = Field(1 / 3, ge=0, lt=1)
-    """Share of items that a step treats as never met, which trains the cold path."""
     popularity: bool = True
     """Learn an explicit term of the score that depends on the item's number of events alone."""
     temperature: float = Field(0.07, gt=0)
@@ -123,6 +121,9 @@ class TrainingConfig(Section):
     """Histories a step, over all ranks."""
     fresh_items: int | None = Field(512, ge=1)
     """M: items encoded with gradient each step; null: all."""
+    cold_weight: float = Field(0.25, ge=0)
+    """Weight of the second loss, in which the fresh items are scored as if never met, by content
+    alone; it trains what new items are scored by. 0: no such loss."""
     max_inverse_probability: float = Field(20.0, ge=1)
     """Cap on 1 / pi, the weight of a fresh item's content gradient."""
     mask_seen: Literal["none", "before", "all"] = "before"

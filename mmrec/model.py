@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from encoders.tokens import Tokens
 from fusion.history import HistoryEncoder, truncate
-from fusion.item import drop_modalities
 from mmrec.data.batch import ModalityInput
 
 
@@ -29,7 +28,7 @@ class IdPart(nn.Module):
 
         e = normalise(c + g * b * d / max(1, |d|)),   g = n / (n + kappa)
 
-    An item without a learned vector, or one treated as never met, is exactly its content c.
+    An item without a learned vector is exactly its content c.
 
     Args:
         counts: (R,) training events n of each row.
@@ -53,12 +52,11 @@ class IdPart(nn.Module):
         else:
             nn.init.zeros_(self.table.weight)
 
-    def forward(self, content: Tensor | None, dropped: Tensor | None = None) -> Tensor:
+    def forward(self, content: Tensor | None) -> Tensor:
         """All rows' embeddings.
 
         Args:
             content: (R, D) unit content of each row; None where the item is its id.
-            dropped: (R,) bool, True = treat as never met.
 
         Returns:
             (R, D) unit vectors.
@@ -69,8 +67,6 @@ class IdPart(nn.Module):
         assert content is not None
         bounded = table / table.norm(dim=-1, keepdim=True).clamp(min=1)
         gate = self.counts / (self.counts + self.gate) if self.gate else self.counts.clamp(max=1)
-        if dropped is not None:
-            gate = gate.masked_fill(dropped, 0)
         return F.normalize(content + self.bound * gate[:, None] * bounded, dim=-1)
 
 
@@ -171,42 +167,33 @@ class RecommenderModel(nn.Module):
             for name, each in media.items()
         }
 
-    def content(
-        self, media: Mapping[str, ModalityInput], keep: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
+    def content(self, media: Mapping[str, ModalityInput]) -> Tensor:
         """Content of M items.
 
         Args:
             media: modality -> cached states or raw inputs of M items.
-            keep: (M,) bool by modality; False masks that item's modality.
 
         Returns:
             (M, D) unit vectors.
         """
         assert self.fusion is not None
-        tokens = self.tokens(media)
-        if keep is not None:
-            tokens = drop_modalities(tokens, keep)
-        content: Tensor = self.fusion(tokens)
+        content: Tensor = self.fusion(self.tokens(media))
         return content
 
-    def embeddings(self, content: Tensor | None, dropped: Tensor | None = None) -> Tensor:
+    def embeddings(self, content: Tensor | None) -> Tensor:
         """Embeddings e of every row: (R, D) content (None for ids alone) -> (R, D) unit vectors."""
         if self.id_part is None:
             assert content is not None
             return content
-        embeddings: Tensor = self.id_part(content, dropped)
+        embeddings: Tensor = self.id_part(content)
         return embeddings
 
-    def bias(self, counts: Tensor, dropped: Tensor | None = None) -> Tensor:
-        """What a logit gets beside <u, e> / tau: popularity, or the offset without events.
+    def bias(self, counts: Tensor) -> Tensor:
+        """What a logit gets beside <u, e> / tau: popularity, or (in use) the offset without events.
 
         Args:
             counts: (R,) training events.
-            dropped: (R,) bool, True = treat as never met (training; the offset is not added).
         """
-        if dropped is not None:
-            counts = counts.masked_fill(dropped, 0)
         bias = self.popularity(counts) if self.popularity is not None else counts * 0.0
         return bias if self.training else bias + self.offset * (counts == 0)
 

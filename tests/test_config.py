@@ -158,7 +158,7 @@ def test_dump_and_load_give_the_same(tmp_path: Path) -> None:
                 "text": {"trainable_blocks": "all", "options": {"width": 3, "deep": True}},
                 "vector.clip": {"kind": "vector", "num_tokens": 1, "learning_rate": 1e-7},
             },
-            "model": {"id_dropout": 1 / 3},
+            "model": {"id_gate": 1 / 3},
             "training": {"max_steps": 7, "fresh_items": None},
         }
     )

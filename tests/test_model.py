@@ -96,14 +96,6 @@ def test_untrained_row_is_exactly_its_content() -> None:
     assert torch.allclose(make_id_part()(content), content, rtol=0, atol=1e-7)
 
 
-def test_dropped_row_is_exactly_its_content() -> None:
-    content, part = unit_rows(R), trained(make_id_part())
-    dropped = torch.tensor([True, False, True, False, True, False])
-    embeddings = part(content, dropped)
-    same = (embeddings - content).abs().amax(1) < 1e-7
-    assert same.tolist() == dropped.tolist()
-
-
 @pytest.mark.parametrize("size", [0.3, 1.0, 7.0])
 @pytest.mark.parametrize("bound", [0.25, 1.0])
 @pytest.mark.parametrize("gate", [0.0, 10.0])
@@ -166,17 +158,6 @@ def test_offset_counts_in_use_only_and_only_without_events() -> None:
     beta = model.popularity(counts)
     torch.testing.assert_close(model.train().bias(counts), beta)
     torch.testing.assert_close(model.eval().bias(counts), beta + torch.tensor([5.0, 5.0, 0.0]))
-
-
-def test_dropped_item_has_no_popularity_in_training() -> None:
-    model = make_model().train()
-    model.offset.fill_(5.0)
-    bias = model.bias(COUNTS, torch.tensor([False, True, False, False, True, False]))
-    assert bias[1] == bias[4] == 0
-    assert model.popularity is not None
-    kept = [0, 2, 3, 5]
-    torch.testing.assert_close(bias[kept], model.popularity(COUNTS)[kept])
-    assert bias[kept].all()
 
 
 def test_popularity_switched_off() -> None:

@@ -30,7 +30,7 @@ from mmrec.data.batch import Batch
 from mmrec.errors import CheckpointMismatch, ConfigError, MediaError, MmrecError, NonFiniteLoss
 from mmrec.training import train as training
 from mmrec.training.optimiser import make_optimiser
-from mmrec.training.step import draw_kept_modalities, encode, train_step
+from mmrec.training.step import compute_losses, draw_kept_modalities, encode, train_step
 from mmrec.training.train import Progress, stopping_value, train
 from mmrec.training.validate import Validation
 
@@ -91,7 +91,7 @@ def losses_of(run: Path) -> list[float]:
 def first_step(assembly: Assembly, bank: Tensor | None, **changes: Any) -> Batch:
     """Trains on the first batch of epoch 0 and returns it."""
     batch = next(iter(assembly.stream))
-    settings = {"id_dropout": 0.0, "modality_dropout": 0.0, "repeats_forbidden": True, **changes}
+    settings = {"modality_dropout": 0.0, "repeats_forbidden": True, **changes}
     optimiser = make_optimiser(assembly.model, assembly.config)
     train_step(assembly.model, batch, optimiser, bank, assembly.config.training, **settings)
     return batch
@@ -127,11 +127,128 @@ def test_gradient_reaches_all_that_trains_and_nothing_else(
     assert table is not None and table.any(dim=1).all()
 
 
-def test_item_treated_as_never_met_gives_its_vector_no_gradient(tiny_data: Path) -> None:
-    assembly = assemble(configure(), tiny_data)
-    first_step(assembly, make_bank(assembly), id_dropout=0.999999)
-    table = assembly.model.get_parameter("id_part.table.weight").grad
-    assert table is not None and not table.any()
+def without_noise(config: Config) -> Config:
+    """The same settings with every dropout at 0."""
+    document = config.model_dump(mode="json")
+    document["model"]["history"]["dropout"] = 0.0
+    document["model"]["fusion"] |= {"dropout": 0.0, "feature_dropout": 0.0}
+    return parse_config(document)
+
+
+def slow_loss(model: Any, batch: Batch, items: Tensor, bias: Tensor, known: Tensor) -> float:
+    """Mean over positions of the cross-entropy of the next item, by a loop over events.
+
+    Args:
+        model: gives users and temperature.
+        batch: its histories.
+        items: (R, D) candidates.
+        bias: (R,) additions to their logits.
+        known: (R, D) what histories are made of.
+    """
+    losses = []
+    states = model.users(known[batch.inputs], batch.offsets)
+    for start, stop in zip(batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True):
+        for place in range(start, stop):
+            target = int(batch.targets[place])
+            logits = items @ states[place] / model.temperature + bias
+            met = [row for row in batch.inputs[start : place + 1].tolist() if row != target]
+            logits[met] = -math.inf
+            losses.append(float(logits.logsumexp(0) - logits[target]))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("item", ["both", "content"])
+def test_losses_equal_a_slow_loop(tiny_data: Path, item: str) -> None:
+    config = without_noise(configure(item, fresh_items=4, precision="fp32"))
+    assembly = assemble(config, tiny_data)
+    model: Any = assembly.model
+    bank = make_bank(assembly)
+    if model.id_part is not None:
+        torch.nn.init.normal_(model.id_part.table.weight, std=0.3)
+    model.fusion.out.momentum = 1.0  # contents stay what the bank holds
+    batch = next(iter(assembly.stream))
+    model.train()
+    loss, cold_loss, num_targets = compute_losses(
+        model, batch, bank, config.training, modality_dropout=0.0, repeats_forbidden=True
+    )
+    assert cold_loss is not None and num_targets == len(batch.targets)
+    model.eval()
+    with torch.no_grad():
+        known, bias = model.embeddings(bank), model.bias(model.counts)
+        wanted = slow_loss(model, batch, known, bias, known)
+        assert float(loss) == pytest.approx(wanted, rel=1e-5)
+        alone, beta = known.clone(), bias.clone()
+        alone[batch.fresh], beta[batch.fresh] = bank[batch.fresh], 0.0
+        wanted = slow_loss(model, batch, alone, beta, known)
+        assert float(cold_loss) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_noise_touches_the_second_loss_alone(tiny_data: Path) -> None:
+    config = configure(fresh_items=4)
+    document = config.model_dump(mode="json")
+    document["model"]["history"]["dropout"] = 0.0
+    document["model"]["fusion"]["feature_dropout"] = 0.5
+    config = parse_config(document)
+    assembly = assemble(config, tiny_data)
+    model, batch = assembly.model.train(), next(iter(assembly.stream))
+    assert model.fusion is not None
+    start = {name: value.clone() for name, value in model.fusion.state_dict().items()}
+    seen = []
+    for seed in (1, 2):
+        model.fusion.load_state_dict(start)
+        torch.manual_seed(seed)
+        losses = compute_losses(
+            model,
+            batch,
+            make_bank(assembly),
+            config.training,
+            modality_dropout=0.5,
+            repeats_forbidden=True,
+        )
+        assembly.model.train()
+        seen.append([float(value.detach()) for value in losses[:2] if value is not None])
+    assert seen[0][0] == seen[1][0] and seen[0][1] != seen[1][1]
+
+
+def test_second_loss_teaches_content_and_users_and_no_id_part(tiny_data: Path) -> None:
+    config = configure(fresh_items=4)
+    assembly = assemble(config, tiny_data)
+    model, batch = assembly.model.train(), next(iter(assembly.stream))
+    assert model.id_part is not None
+    torch.nn.init.normal_(model.id_part.table.weight, std=0.3)
+    bank = make_bank(assembly)
+    model.train()
+    _, cold_loss, _ = compute_losses(
+        model, batch, bank, config.training, modality_dropout=0.2, repeats_forbidden=True
+    )
+    assert cold_loss is not None
+    met = torch.unique(batch.inputs)
+    cold_loss.backward()  # type: ignore[no-untyped-call]
+    gradient = model.id_part.table.weight.grad
+    assert gradient is not None
+    # an id part is reached through histories only, never as a candidate
+    others = torch.ones(len(bank), dtype=torch.bool)
+    others[met] = False
+    assert others.any() and not gradient[others].any() and gradient[met].any()
+    assert any(p.grad is not None and p.grad.any() for p in model.fusion.parameters())  # type: ignore[union-attr]
+    assert model.history.out.weight.grad is not None and model.history.out.weight.grad.any()
+    assert model.popularity is not None and model.popularity.coefficients.grad is None
+
+
+def test_second_loss_can_be_switched_off(tiny_data: Path) -> None:
+    config = configure(fresh_items=4, cold_weight=0.0)
+    assembly = assemble(config, tiny_data)
+    bank = make_bank(assembly)
+    assembly.model.train()
+    _, cold_loss, _ = compute_losses(
+        assembly.model,
+        next(iter(assembly.stream)),
+        bank,
+        config.training,
+        modality_dropout=0.2,
+        repeats_forbidden=True,
+    )
+    assert cold_loss is None
 
 
 def test_bank_takes_the_fresh_items_content_as_it_is_used(tiny_data: Path) -> None:

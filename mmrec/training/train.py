@@ -136,19 +136,19 @@ def train(
                     optimiser,
                     bank,
                     settings,
-                    id_dropout=config.model.id_dropout if config.model.item == "both" else 0.0,
                     modality_dropout=config.model.fusion.modality_dropout,
                     repeats_forbidden=assembly.repeats_forbidden,
                 )
                 state.step, state.batch = state.step + 1, batch.index + 1
                 state.seconds += time.perf_counter() - started
                 if state.step % settings.log_every == 0 or state.step == total_steps:
-                    loss = float(output.loss)
+                    loss, cold = float(output.loss), output.cold_loss
                     log.write(
                         {
                             "step": state.step,
                             "epoch": state.epoch,
                             "loss": loss,
+                            **({} if cold is None else {"cold_loss": float(cold)}),
                             "grad_norm": float(output.grad_norm),
                             "learning_rate": settings.learning_rate * factor,
                             "temperature": float(model.temperature.detach()),
