@@ -20,6 +20,7 @@ from fusion.blocks import (
     MaskedAttention,
     Packing,
     rotate,
+    round_rows,
 )
 from fusion.history import HistoryEncoder, truncate
 from fusion.item import (
@@ -216,6 +217,18 @@ def test_number_of_histories_and_events_sets_few_shapes() -> None:
         for packing in [Packing(torch.tensor([0, 64, 64 + length, 128 + length]))]
     }
     assert len(shapes) == 1  # what a CPU keeps for every new shape would fill its memory
+
+
+def test_rows_come_in_few_sizes_with_little_room_to_spare() -> None:
+    sizes = {number: round_rows(number) for number in range(40_000)}
+    assert all(size >= number for number, size in sizes.items())
+    assert all(size <= max(256, 1.125 * number + 1) or size - number < 256
+               for number, size in sizes.items())  # fmt: skip
+    # multiples of 256 below 4,096, then eight an octave
+    assert len(set(sizes.values())) == 16 + 8 + 8 + 8 + 2
+    assert [round_rows(n) for n in (0, 1, 256, 257, 4097, 25_600)] == [
+        256, 256, 256, 512, 4608, 26_624,
+    ]  # fmt: skip
 
 
 def test_query_is_the_last_state() -> None:
