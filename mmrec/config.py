@@ -124,6 +124,9 @@ class TrainingConfig(Section):
     cold_weight: float = Field(0.25, ge=0)
     """Weight of the second loss, in which the fresh items are scored as if never met, by content
     alone; it trains what new items are scored by. 0: no such loss."""
+    content_gradient: float = Field(1.0, ge=0, le=1)
+    """Share of the first loss's gradient that reaches contents. Encoders that still have to learn
+    what to look at learn the items of training by heart with all of it; cached ones do not."""
     max_inverse_probability: float = Field(20.0, ge=1)
     """Cap on 1 / pi, the weight of a fresh item's content gradient."""
     mask_seen: Literal["none", "before", "all"] = "before"

@@ -235,6 +235,27 @@ def test_second_loss_teaches_content_and_users_and_no_id_part(tiny_data: Path) -
     assert model.popularity is not None and model.popularity.coefficients.grad is None
 
 
+def test_share_of_the_first_loss_that_reaches_contents(tiny_data: Path) -> None:
+    gradients = {}
+    for share in (0.0, 0.25, 1.0):
+        config = without_noise(configure(fresh_items=4, content_gradient=share, precision="fp32"))
+        assembly = assemble(config, tiny_data)
+        bank = make_bank(assembly)
+        model: Any = assembly.model.train()
+        loss, _, _ = compute_losses(
+            model,
+            next(iter(assembly.stream)),
+            bank,
+            config.training,
+            modality_dropout=0.0,
+            repeats_forbidden=True,
+        )
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients[share] = model.fusion.out.projection.weight.grad
+    assert gradients[1.0].any() and not gradients[0.0].any()
+    torch.testing.assert_close(gradients[0.25], gradients[1.0] / 4)
+
+
 def test_second_loss_can_be_switched_off(tiny_data: Path) -> None:
     config = configure(fresh_items=4, cold_weight=0.0)
     assembly = assemble(config, tiny_data)

@@ -113,7 +113,7 @@ def fresh_content(
     Encoders run once for both.
 
     Returns:
-        (M, D) each, gradients times min(1 / pi, cap).
+        (M, D) each, gradients times min(1 / pi, cap), the first also times content_gradient.
     """
     assert model.fusion is not None
     weight = batch.inverse_probability.clamp(max=config.max_inverse_probability)
@@ -124,7 +124,7 @@ def fresh_content(
     with dropout_off(model.fusion):
         clean = model.fusion(tokens)
     noisy = model.fusion(tokens if keep is None else drop_modalities(tokens, keep))
-    return scale_gradient(clean, weight), scale_gradient(noisy, weight)
+    return scale_gradient(clean, weight * config.content_gradient), scale_gradient(noisy, weight)
 
 
 def compute_losses(
