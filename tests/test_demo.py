@@ -67,20 +67,20 @@ def test_demo_runs_every_stage(tmp_path: Path) -> None:
 def test_trained_encoders_beat_random_frozen_ones(tmp_path: Path) -> None:
     """A model that ignores what the media show cannot rank items nobody has met.
 
-    Both are trained as the demo is, on one catalogue; what is compared is what each gains over a
-    random order of the cold items, which is not nothing.
+    Both are trained as the demo is, on one catalogue; figures are of the cold items among
+    themselves. A random order has no small NDCG@10 among sixty items, so what each gains over it
+    is compared too.
     """
-    gain = {}
+    ndcg = {}
     for name, config in (
         ("trained", small_encoders()),
         ("frozen", frozen(small_encoders())),
     ):
         run_demo(tmp_path / "demo", config=config)
         text = (tmp_path / "demo" / "run" / "metrics-test.json").read_text(encoding="utf-8")
-        ndcg = {
-            model: slices["cold_among_cold"]["ndcg@10"]
-            for model, slices in json.loads(text)["models"].items()
-        }
-        gain[name] = ndcg["mmrec"] - ndcg["random"]
-    assert gain["trained"] > 0.02, gain
-    assert gain["trained"] > 1.5 * gain["frozen"], gain
+        models = json.loads(text)["models"]
+        ndcg[name] = models["mmrec"]["cold_among_cold"]["ndcg@10"]
+        ndcg["random"] = models["random"]["cold_among_cold"]["ndcg@10"]
+    assert ndcg["trained"] > 1.5 * ndcg["frozen"], ndcg
+    gain = {name: ndcg[name] - ndcg["random"] for name in ("trained", "frozen")}
+    assert gain["trained"] > max(0.02, 2 * gain["frozen"]), ndcg
