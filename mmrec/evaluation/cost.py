@@ -68,11 +68,13 @@ class Costs:
 
 
 def measure_latency(loaded: LoadedRun, *, num_calls: int = NUM_CALLS) -> Latency:
-    """Times single recommendations for stored users, drawn evenly, on the machine as it is."""
+    """Times single recommendations for users with a history, taken evenly, one by one."""
+    assert loaded.split is not None
     retriever = retriever_of(loaded)
-    num_users = len(retriever.users.user_ids)
+    users = loaded.split.full.user_index
+    places = np.linspace(0, len(users) - 1, NUM_WARM_UP + num_calls).astype(int)
     milliseconds = []
-    for user in np.linspace(0, num_users - 1, NUM_WARM_UP + num_calls).astype(int).tolist():
+    for user in users[places].tolist():
         started = time.perf_counter()
         recommend_next(retriever, retriever.stored_user(user), LIST_LENGTH)
         milliseconds.append(1000 * (time.perf_counter() - started))
