@@ -124,7 +124,7 @@ def test_a_full_run_is_one_file_with_every_section(run: Path, data: PreparedData
     strips = [
         UserStrip(
             "u<1>",
-            met=list(range(12)),
+            met=list(range(8, 20)),
             num_met=20,
             recommended=[3, no_picture],
             cold=[5],
