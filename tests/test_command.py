@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,14 +13,13 @@ import torch
 
 from data_prep.shards import PreparedData
 from mmrec.build import load_run, open_source
-from mmrec.evaluation.command import (
-    content_of_subsets,
-    evaluate_run,
-    initial_content,
-    knock_out,
-    user_strips,
-)
+from mmrec.errors import WeightsError
+from mmrec.evaluation.ablation import content_of_subsets, knock_out, untrained
+from mmrec.evaluation.command import evaluate_run, initial_content, validation_sweeps
 from mmrec.evaluation.protocol import load_cases, training_popularity
+from mmrec.evaluation.ranking import VectorScorer, rank_cases
+from mmrec.evaluation.strips import even_strips, extreme_strips
+from mmrec.training.train import train
 from mmrec.training.validate import case_vectors
 
 pytest_plugins = ["tiny_run"]
@@ -34,7 +34,98 @@ def test_evaluate_writes_figures_ranks_and_report(tiny_run: Path) -> None:
     ours = ranks.filter(pl.col("model") == "mmrec")
     whole = document["models"]["mmrec"]["all"]
     assert whole["hr@10"] == pytest.approx((ours["rank"] <= 10).mean(), abs=0.05)
+    assert {"gini@10", "diversity@10"} <= set(whole)
     assert (tiny_run / "report.html").stat().st_size > 10_000
+    report = json.loads((tiny_run / "report.json").read_text(encoding="utf-8"))
+    assert report["models"] == document["models"]
+    assert set(report["intervals"]["ease"]["cold"]) == {"hr@10", "ndcg@10"}
+    others = set(document["models"]) - {"mmrec"}
+    assert {(each["second"], each["slice"]) for each in report["tests"]} == {
+        (name, part) for name in others for part in ("all", "warm", "cold", "cold_among_cold")
+    }
+    assert {each["model"] for each in report["sweeps"]} == set(document["models"])
+    assert [each["k"] for each in report["reliability"]] == [1, 10]
+    assert [(each["by"], each["slice"]) for each in report["breakdowns"]] == [
+        ("item", "all"),
+        ("user", "warm"),
+        ("user", "cold"),
+    ]
+    assert (
+        report["before"]["warm"]["num_targets"]
+        == whole["num_targets"] - (report["before"]["cold"]["num_targets"])
+    )
+    assert report["costs"]["peak_memory_bytes"] > 1e7
+    assert 0 < report["costs"]["latency"]["p50_ms"] <= report["costs"]["latency"]["p95_ms"]
+    assert report["facts"]["tied_share"] is None and report["facts"]["num_candidates"] == 13
+    assert report["best"] and len(report["best"]) == len(report["worst"])
+
+
+def test_our_sweep_at_its_own_offset_gives_the_metrics_of_validation(tiny_run: Path) -> None:
+    metrics = evaluate_run(tiny_run, split="validation")["models"]
+    loaded = load_run(tiny_run)
+    assert loaded.split is not None
+    content = initial_content(loaded, open_source(loaded))
+    for sweep in validation_sweeps(loaded, training_popularity(loaded.split), content):
+        at = sweep.as_it_is()
+        assert sweep.warm_ndcg[at] == pytest.approx(metrics[sweep.model]["warm"]["ndcg@10"])
+        assert sweep.cold_hr[at] == pytest.approx(metrics[sweep.model]["cold"]["hr@10"])
+
+
+class StoppedError(Exception):
+    """Raised in place of the first step."""
+
+
+def test_the_model_before_training_is_the_one_that_training_starts_from(
+    tiny_run: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tiny_run import tiny_config  # at the top it would be imported before pytest's plug-in is
+
+    started: list[dict[str, torch.Tensor]] = []
+
+    def first_step(model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        started.append({key: value.clone() for key, value in model.state_dict().items()})
+        raise StoppedError
+
+    monkeypatch.setattr("mmrec.training.train.train_step", first_step)
+    with pytest.raises(StoppedError):
+        train(tiny_config(), tiny_data, tmp_path / "run")
+    fresh = untrained(load_run(tiny_run))
+    assert fresh is not None
+    for name, value in fresh.model.state_dict().items():
+        assert torch.equal(value, started[0][name]), name
+
+
+def test_lost_weights_leave_out_the_untrained_model_only(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: Any) -> None:
+        raise WeightsError("weights minilm: not installed")
+
+    monkeypatch.setattr("mmrec.evaluation.ablation.assemble", lost)
+    assert untrained(load_run(tiny_run)) is None
+
+
+def test_a_model_of_ids_gets_a_report_too(tiny_run_id: Path) -> None:
+    evaluate_run(tiny_run_id)
+    report = json.loads((tiny_run_id / "report.json").read_text(encoding="utf-8"))
+    assert report["knockout"] == [] and "item embeddings" in report["lists"]["diversity_by"]
+    assert report["before"]["warm"]["ndcg@10"] >= 0
+
+
+def test_best_and_worst_cases_are_those_of_the_ranks(tiny_run: Path) -> None:
+    loaded = load_run(tiny_run)
+    assert loaded.data is not None and loaded.split is not None
+    cases = load_cases(loaded.data, loaded.split, "test")
+    users, items = case_vectors(loaded.model, cases, loaded.content, loaded.item_index_of)
+    rank = rank_cases(VectorScorer(users, items), cases).rank
+    best, worst = extreme_strips(loaded, cases, users, items, rank)
+    for name, own in (("warm", slice(0, 2)), ("cold", slice(2, 4))):
+        ranks = np.sort(rank[[each == name for each in cases.slice]])
+        for strips, wanted in ((best, ranks[:2]), (worst, ranks[::-1][:2])):
+            notes = [strip.note for strip in strips[own]]
+            assert notes == [f"{name} target at rank {value:,.4g} of 13" for value in wanted]
+    place = best[0].recommended.index(best[0].targets[0]) + 1
+    assert f"rank {place} of" in best[0].note and not best[0].cold
 
 
 def test_evaluating_validation_leaves_the_test_files_alone(tiny_run: Path) -> None:
@@ -70,7 +161,7 @@ def test_strips_show_nothing_the_user_has_met(tiny_run: Path) -> None:
     assert loaded.data is not None and loaded.split is not None
     cases = load_cases(loaded.data, loaded.split, "test")
     users, items = case_vectors(loaded.model, cases, loaded.content, loaded.item_index_of)
-    strips = user_strips(loaded, cases, users, items)
+    strips = even_strips(loaded, cases, users, items)
     assert len(strips) == 6
     cold = set(cases.candidates[cases.candidate_is_cold].tolist())
     for strip in strips:

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -16,15 +17,19 @@ from data_prep.shards import PreparedData
 from data_prep.simulate import simulate
 from mmrec.errors import UserError
 from mmrec.evaluation import report_plots
-from mmrec.evaluation.report import (
-    SLICE_LABELS,
-    KnockoutRow,
-    OffsetPoint,
-    UserStrip,
-    headline,
-    metrics_table,
-    render_report,
-)
+from mmrec.evaluation.ablation import KnockoutRow
+from mmrec.evaluation.breakdown import Breakdown
+from mmrec.evaluation.confidence import Reliability
+from mmrec.evaluation.cost import Costs, Latency
+from mmrec.evaluation.data_facts import DataFacts
+from mmrec.evaluation.findings import Findings, OffsetPoint
+from mmrec.evaluation.report import SLICE_LABELS, render_report
+from mmrec.evaluation.report_tables import metrics_table
+from mmrec.evaluation.report_words import headline
+from mmrec.evaluation.strips import UserStrip
+from mmrec.evaluation.sweep import Sweep
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def scores(hr: float, ndcg: float) -> dict[str, float]:
@@ -91,7 +96,7 @@ def words_of(page: str) -> str:
 
 
 def test_a_run_with_figures_only_gives_a_report(run: Path, data: PreparedData) -> None:
-    path = render_report(run, data=data, strips=[])
+    path = render_report(run, data=data, findings=Findings())
     words = words_of(path.read_text())
     assert "Simulated data." in words
     assert "medium: broken image 1" in words and "medium: broken audio 1" in words
@@ -117,38 +122,117 @@ def test_a_full_run_is_one_file_with_every_section(run: Path, data: PreparedData
     pl.DataFrame(ranks).write_parquet(run / "ranks-test.parquet")
     no_picture = int((~data.items.has("image")).argmax())
     strips = [
-        UserStrip("u<1>", met=list(range(20)), recommended=[3, no_picture], cold=[5], targets=[3])
+        UserStrip(
+            "u<1>",
+            met=list(range(8, 20)),
+            num_met=20,
+            recommended=[3, no_picture],
+            cold=[5],
+            targets=[3],
+        )
     ]
     path = render_report(
         run,
         data=data,
-        strips=strips,
-        knockout=[
-            KnockoutRow("all media", {"warm": 0.3, "cold": 0.2}),
-            KnockoutRow("without audio", {"warm": 0.2, "cold": None}),
-        ],
-        offset_curve=[OffsetPoint(float(o), 0.3 - o / 20, o / 20, 0.5, 0.2) for o in range(4)],
-        chosen_offset=1.0,
-        warm_cost=0.05,
-        facts={"parameters": 312_345, "seconds": 12.5},
+        findings=Findings(
+            strips=strips,
+            knockout=[
+                KnockoutRow("all media", {"warm": 0.3, "cold": 0.2}),
+                KnockoutRow("without audio", {"warm": 0.2, "cold": None}),
+            ],
+            offset_curve=[OffsetPoint(float(o), 0.3 - o / 20, o / 20, 0.5, 0.2) for o in range(4)],
+            chosen_offset=1.0,
+            warm_cost=0.05,
+            **everything_else(),
+        ),
     )
     page = path.read_text()
     words = words_of(page)
     for heading in ("Learning", "What each medium is worth", "Cold against warm", "1 user"):
         assert heading in words
     assert "at most 5 % of the warm NDCG@10: +1.00 logits" in words
-    assert "parameters 312,345" in words and "seconds 12.5" in words
+    assert "parameters of fusion 312,345 trained, 7 frozen" in words
+    assert "training 12 s in 40 steps" in words and "peak memory of training 1.5 GB" in words
+    assert "one recommendation, median 2.5 ms 95 % are faster than 4 ms" in words
     assert "Met, oldest to newest (last 12 of 20)" in words
-    assert "Warm items: +0." in words and "4 users" in words
+    assert "minus All targets Warm items" in words
+    assert "+0.2220 +0.0938 to +0.4033, p = .123" in words
+    assert "By training events of the target item, all targets" in words
+    assert "head: 1 item, 30 events" in words
+    assert "0.0625 for the first item (40 cases" in words
+    assert "Before: the same network at its first step" in words
+    assert "best for cold, at most 5 % of warm lost" in words
+    assert "Best cases" in words and "User u2: warm target at rank 1 of 48" in words
+    assert "53% of a user's events carry the same time" in words.replace("&#39;", "'")
+    assert "2000-04-25" in words and "60 of 100 users of the catalogue" in words
     assert "u&lt;1&gt;" in page and "&lt;demo&gt; &amp; more" in page
-    assert page.count('class="tile hit"') == 1 and 'class="blank"' in page
-    assert page.count('src="data:image/svg+xml') == 4 and 'src="data:audio/flac' in page
+    assert page.count('class="tile hit"') == 3 and 'class="blank"' in page
+    assert page.count('src="data:image/svg+xml') == 8 and 'src="data:audio/flac' in page
     assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page
 
 
+def everything_else() -> dict[str, Any]:
+    """Findings that the first part of the test does not spell out."""
+    scores_of = {"num_users": 4, "num_targets": 4, "hr@10": 0.5, "ndcg@10": 0.25}
+    return {
+        "best": [UserStrip("u2", [1], [2], [], [2], 1, "warm target at rank 1 of 48")],
+        "before": {"warm": {**scores_of, "hr@10": 0.125}, "cold": None},
+        "breakdowns": [
+            Breakdown(
+                "item",
+                "all",
+                {"head": "head: 1 item, 30 events"},
+                {"mmrec": {"head": dict(scores_of)}, "popularity": {"head": dict(scores_of)}},
+            )
+        ],
+        "sweeps": [Sweep("mmrec", [-1.0, 0.0], [0.4, 0.3], [0.1, 0.2], [0.5, 0.4], [0.2, 0.3])],
+        "reliability": [Reliability(1, "warm", 40, 0.0625, [0.1, 0.2], [0.15, 0.3], [20, 20])],
+        "costs": Costs(
+            parameters={"fusion": {"trainable": 312_345, "frozen": 7}},
+            training_s=12.4,
+            steps=40,
+            epochs=2,
+            step_of_model=30,
+            peak_memory_bytes=1_500_000_000,
+            peak_device_memory_bytes=None,
+            vector_bytes=4096,
+            latency=Latency(2.5, 4.0, 200, 48, 1, "cpu"),
+        ),
+        "facts": DataFacts(100, 60, 48, 30, 7.0, "order", 0.53, 956_700_000, 1_046_454_590),
+        "diversity_by": "content vectors",
+        "miscalibration_by": "genres",
+    }
+
+
+def test_the_same_figures_as_json(run: Path, data: PreparedData) -> None:
+    render_report(run, data=data, findings=Findings(strips=[UserStrip("u", [0], [1], [2], [1])]))
+    document = json.loads((run / "report.json").read_text())
+    golden = json.loads((GOLDEN / "report.json").read_text())
+    # of the data and of the seed that made them: not the report's to keep
+    for each in (document, golden):
+        each.pop("data"), each.pop("data_hash"), each.pop("quarantine")
+    assert document == golden
+
+
+def test_json_holds_what_the_page_shows(run: Path, data: PreparedData) -> None:
+    render_report(run, data=data, findings=Findings(**everything_else()))
+    document = json.loads((run / "report.json").read_text())
+    assert document["schema"] == 1 and document["models"] == MODELS
+    assert document["before"]["warm"]["hr@10"] == 0.125
+    assert document["breakdowns"][0]["models"]["mmrec"]["head"]["num_targets"] == 4
+    assert document["sweeps"][0]["cold_ndcg"] == [0.1, 0.2]
+    assert document["reliability"][0]["error"] == 0.0625
+    assert document["costs"]["latency"]["p95_ms"] == 4.0
+    assert document["facts"]["tied_share"] == 0.53
+    assert document["best"][0]["targets"] == [data.items.item_ids[2]]
+    page = words_of((run / "report.html").read_text()).replace("&#39;", "'")
+    for sentence in [*document["sentences"], *document["limits"]]:
+        assert sentence in page
+
+
 def test_equal_inputs_give_equal_bytes(run: Path, data: PreparedData) -> None:
-    first = render_report(run, data=data, strips=[]).read_bytes()
-    assert render_report(run, data=data, strips=[]).read_bytes() == first
+    first = render_report(run, data=data, findings=Findings()).read_bytes()
+    assert render_report(run, data=data, findings=Findings()).read_bytes() == first
 
 
 def test_the_best_is_bold_whoever_it_is() -> None:
@@ -168,7 +252,7 @@ def test_a_run_without_test_figures_is_refused_in_one_line(
     tmp_path: Path, data: PreparedData
 ) -> None:
     with pytest.raises(UserError, match="no metrics-test.json; run `mmrec evaluate"):
-        render_report(tmp_path, data=data, strips=[])
+        render_report(tmp_path, data=data, findings=Findings())
 
 
 def test_names_of_the_knock_outs_stand_clear_of_each_other(

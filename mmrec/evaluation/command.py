@@ -1,33 +1,39 @@
 """`mmrec evaluate`: our model beside the baselines on one split's targets, and the report.
 
 RUN + DATA ─► cases ─► ours, baselines ─► metrics-WHICH.json, ranks-WHICH.parquet
-                    └► each modality left out, six users' lists ─► report.html
+                    └► each medium left out, before training, offsets on validation,
+                       costs, users' lists ─► report.html, report.json
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
-from torch import Tensor
 
 from mmrec.build import LoadedRun, ModelInputs, load_run, open_source
-from mmrec.data.batch import media_to
 from mmrec.data.histories import IntArray
 from mmrec.encoder_parts import make_encoder, rebuild_encoder
 from mmrec.errors import UserError
+from mmrec.evaluation.ablation import before_training, knock_out, untrained
 from mmrec.evaluation.baselines import Content, fit_baselines, join_content
+from mmrec.evaluation.breakdown import breakdowns
+from mmrec.evaluation.confidence import our_reliability
+from mmrec.evaluation.cost import costs_of, measure_latency
+from mmrec.evaluation.data_facts import data_facts
 from mmrec.evaluation.evaluate import (
+    Evaluation,
     evaluate_scorers,
     metrics_document,
-    slice_metrics,
     write_evaluation,
 )
+from mmrec.evaluation.findings import Findings, OffsetPoint
+from mmrec.evaluation.lists import ItemTraits, category_shares
 from mmrec.evaluation.protocol import (
     Cases,
     Which,
@@ -36,14 +42,14 @@ from mmrec.evaluation.protocol import (
     training_histories,
     training_popularity,
 )
-from mmrec.evaluation.ranking import Scorer, VectorScorer, rank_cases
-from mmrec.evaluation.report import KnockoutRow, OffsetPoint, UserStrip, render_report
+from mmrec.evaluation.ranking import Scorer, VectorScorer
+from mmrec.evaluation.report import render_report
+from mmrec.evaluation.strips import even_strips, extreme_strips
+from mmrec.evaluation.sweep import Sweep, sweep_models
 from mmrec.training.validate import case_vectors
+from mmrec.vectors import item_vectors
 
 logger = logging.getLogger(__name__)
-
-NUM_STRIPS = 6
-STRIP_LENGTH = 8
 
 
 def evaluate_run(
@@ -62,7 +68,8 @@ def evaluate_run(
         progress: called with (model, cases done, cases).
 
     Returns:
-        The content of metrics-WHICH.json. For `test`, report.html is written as well.
+        The content of metrics-WHICH.json. For `test`, report.html and report.json are written as
+        well.
 
     Raises:
         CheckpointMismatch: the run is not finished, or the data are others.
@@ -79,17 +86,25 @@ def evaluate_run(
     popularity = training_popularity(loaded.split)
     source = open_source(loaded)
     users, items = case_vectors(loaded.model, cases, loaded.content, loaded.item_index_of)
-    scorers: dict[str, Scorer] = {"mmrec": VectorScorer(users, items)}
+    ours = VectorScorer(users, items)
+    scorers: dict[str, Scorer] = {"mmrec": ours}
+    content = initial_content(loaded, source)
     scorers |= fit_baselines(
         loaded.config.evaluation.baselines,
         cases,
         train_users=loaded.split.train.user_index,
         train=training_histories(loaded.split),
-        content=initial_content(loaded, source),
+        content=content,
         seed=loaded.config.training.seed,
     )
+    traits = item_traits(loaded, content)
     evaluation = evaluate_scorers(
-        scorers, cases, popularity=popularity, device=loaded.device, progress=progress
+        scorers,
+        cases,
+        popularity=popularity,
+        traits=traits,
+        device=loaded.device,
+        progress=progress,
     )
     document = metrics_document(
         evaluation,
@@ -113,7 +128,17 @@ def evaluate_run(
         item_ids=loaded.data.items.item_ids,
     )
     if split == "test":
-        write_report(loaded, source, cases, users, items, popularity)
+        findings = find_out(
+            loaded,
+            source,
+            cases,
+            ours=ours,
+            evaluation=evaluation,
+            popularity=popularity,
+            traits=traits,
+            content=content,
+        )
+        render_report(run, data=loaded.data, findings=findings)
     return document
 
 
@@ -157,58 +182,40 @@ def _untrained(
     return Content(torch.cat(vectors), torch.cat(masks))
 
 
-@torch.no_grad()
-def content_of_subsets(
-    loaded: LoadedRun, source: ModelInputs, subsets: Sequence[frozenset[str]], tile: int = 128
-) -> list[Tensor]:
-    """Content (N, D) of every item with only the modalities of each subset.
-
-    Tokens are made once; what is left out is not given to the fusion at all.
-    """
-    assert loaded.model.fusion is not None
-    loaded.model.eval()
-    parts: list[list[Tensor]] = [[] for _ in subsets]
-    for start in range(0, len(loaded.item_ids), tile):
-        item_index = np.arange(start, min(start + tile, len(loaded.item_ids)))
-        tokens = loaded.model.tokens(media_to(source.collate(item_index), loaded.device))
-        for part, subset in zip(parts, subsets, strict=True):
-            part.append(loaded.model.fusion({k: v for k, v in tokens.items() if k in subset}))
-    return [torch.cat(part) for part in parts]
-
-
-def knock_out(
-    loaded: LoadedRun, source: ModelInputs, cases: Cases, popularity: IntArray
-) -> list[KnockoutRow]:
-    """NDCG@10 by slice with all media, with each modality left out, and with each alone."""
-    names = sorted(loaded.parts)
-    everything = frozenset(names)
-    rows = {"all media": everything}
-    if len(names) > 1:
-        rows |= {f"without {name}": everything - {name} for name in names}
-        if len(names) > 2:
-            rows |= {f"{name} alone": frozenset({name}) for name in names}
-    result = []
-    contents = content_of_subsets(loaded, source, list(rows.values()))
-    for name, content in zip(rows, contents, strict=True):
-        users, items = case_vectors(loaded.model, cases, content, loaded.item_index_of)
-        ranking = rank_cases(VectorScorer(users, items), cases, device=users.device)
-        metrics = slice_metrics(ranking, cases, popularity=popularity)
-        ndcg = {key: value["ndcg@10"] if value else None for key, value in metrics.items()}
-        result.append(KnockoutRow(name, ndcg))
-    return result
-
-
-def write_report(
+def find_out(
     loaded: LoadedRun,
     source: ModelInputs | None,
     cases: Cases,
-    users: Tensor,
-    items: Tensor,
+    *,
+    ours: VectorScorer,
+    evaluation: Evaluation,
     popularity: IntArray,
-) -> Path:
-    """Writes RUN/report.html: figures, curves, what each modality is worth, six users' lists."""
-    assert loaded.data is not None
-    state = loaded.state
+    traits: ItemTraits,
+    content: Content | None,
+) -> Findings:
+    """Everything that the report shows beside metrics and ranks.
+
+    Args:
+        loaded: the run.
+        source: its media; None for a model of ids.
+        cases: of the test.
+        ours: our vectors for them.
+        evaluation: all models' ranks.
+        popularity: (N,) training events of each item.
+        traits: of the items.
+        content: vectors of content_knn.
+    """
+    assert loaded.data is not None and loaded.split is not None
+    state, config = loaded.state, loaded.config
+    users, items = ours.user_vectors, ours.item_vectors
+    own = evaluation.ranks.filter(
+        (pl.col("model") == "mmrec") & (pl.col("slice") != "cold_among_cold")
+    )
+    best, worst = extreme_strips(loaded, cases, users, items, own["rank"].to_numpy())
+    events = np.zeros(len(loaded.data.user_ids), dtype=np.int64)
+    events[loaded.split.train.user_index] = loaded.split.train.lengths
+    tau = float(loaded.model.temperature.detach())
+    fresh = untrained(loaded)
     curve = [
         OffsetPoint(
             point["offset"],
@@ -219,57 +226,64 @@ def write_report(
         )
         for point in state["offset_curve"]
     ]
-    parameters: dict[str, str | int | float] = {
-        f"parameters of {part}": f"{counts['trainable']:,} trained, {counts['frozen']:,} frozen"
-        for part, counts in state["parameters"].items()
-    }
-    return render_report(
-        loaded.run,
-        data=loaded.data,
-        strips=user_strips(loaded, cases, users, items),
-        knockout=knock_out(loaded, source, cases, popularity) if source is not None else (),
+    return Findings(
+        strips=even_strips(loaded, cases, users, items),
+        best=best,
+        worst=worst,
+        knockout=() if source is None else knock_out(loaded, source, cases, popularity),
+        before=None if fresh is None else before_training(fresh, cases, popularity),
+        breakdowns=breakdowns(evaluation.ranks, popularity=popularity, events=events),
         offset_curve=curve,
         chosen_offset=state["offset"] if curve else None,
-        warm_cost=loaded.config.evaluation.warm_cost if curve else None,
-        facts={
-            **parameters,
-            "seconds of training": round(state["seconds"]),
-            "epochs trained": state["epochs_trained"],
-            "steps to the best validation": state["step"],
-        },
+        warm_cost=config.evaluation.warm_cost if curve else None,
+        sweeps=validation_sweeps(loaded, popularity, content),
+        reliability=our_reliability(ours, cases, temperature=tau),
+        costs=costs_of(
+            state,
+            vector_bytes=items.numel() * items.element_size(),
+            latency=measure_latency(loaded),
+        ),
+        facts=data_facts(loaded.data, cases),
+        diversity_by=traits.vectors_are,
+        miscalibration_by=traits.attribute,
     )
 
 
-def user_strips(loaded: LoadedRun, cases: Cases, users: Tensor, items: Tensor) -> list[UserStrip]:
-    """What six users met, are recommended, and which cold items score highest for them.
+def validation_sweeps(
+    loaded: LoadedRun, popularity: IntArray, content: Content | None
+) -> list[Sweep]:
+    """Cold against warm of every model on validation; nothing where it has no cold targets."""
+    assert loaded.data is not None and loaded.split is not None
+    if "cold" not in loaded.split.targets("validation")["slice"]:
+        return []
+    cases = load_cases(loaded.data, loaded.split, "validation")
+    users, items = case_vectors(loaded.model, cases, loaded.content, loaded.item_index_of)
+    scorers: dict[str, Scorer] = {"mmrec": VectorScorer(users, items)}
+    scorers |= fit_baselines(
+        loaded.config.evaluation.baselines,
+        cases,
+        train_users=loaded.split.train.user_index,
+        train=training_histories(loaded.split),
+        content=content,
+        seed=loaded.config.training.seed,
+    )
+    return sweep_models(scorers, cases, popularity, device=loaded.device)
 
-    Users are taken evenly from those with the most kinds of cases, not chosen by success.
+
+def item_traits(loaded: LoadedRun, content: Content | None) -> ItemTraits:
+    """What lists are compared by: content from before any training, where the run has media.
+
+    It is the same for every model and no model was trained on it. Where there is none, it is the
+    model's own item embeddings, without the items that training never met.
     """
     assert loaded.data is not None
-    rows_of: dict[int, list[int]] = {}
-    for row, user in enumerate(cases.user_index.tolist()):
-        rows_of.setdefault(user, []).append(row)
-    most = max(len(rows) for rows in rows_of.values())
-    pool = [rows for rows in rows_of.values() if len(rows) == most]
-    chosen = [pool[i] for i in np.linspace(0, len(pool) - 1, NUM_STRIPS).astype(int)]
-    strips = []
-    for rows in itertools.islice(chosen, NUM_STRIPS):
-        first = rows[0]  # the warm case comes first and has the longest history
-        score = (users[first] @ items.T).cpu().numpy()
-        column = {int(item): i for i, item in enumerate(cases.candidates)}
-        score[[column[int(item)] for item in cases.seen[first] if int(item) in column]] = -np.inf
-        unavailable = cases.unavailable(np.array([first]), 0, len(score))
-        if unavailable is not None:
-            score[unavailable[0]] = -np.inf
-        order = [i for i in np.argsort(-score, kind="stable") if np.isfinite(score[i])]
-        cold = [i for i in order if cases.candidate_is_cold[i]]
-        strips.append(
-            UserStrip(
-                user_id=loaded.data.user_ids[int(cases.user_index[first])],
-                met=cases.history[first][-STRIP_LENGTH:].tolist(),
-                recommended=[int(cases.candidates[i]) for i in order[:STRIP_LENGTH]],
-                cold=[int(cases.candidates[i]) for i in cold[:STRIP_LENGTH]],
-                targets=[int(item) for row in rows for item in cases.targets[row]],
-            )
-        )
-    return strips
+    if content is None:
+        embedding = item_vectors(
+            loaded.model, None, loaded.item_index_of, num_items=len(loaded.item_ids)
+        ).embedding
+        vectors, what = embedding, "the model's item embeddings (the run has no media)"
+    else:
+        vectors = torch.nn.functional.normalize(content.vectors, dim=1) * content.mask[:, None]
+        what = "content vectors from before training"
+    found = category_shares(loaded.data)
+    return ItemTraits(vectors, what, *(found or (None, None)))

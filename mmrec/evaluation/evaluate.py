@@ -19,6 +19,7 @@ import polars as pl
 import torch
 
 from mmrec.data.ragged import IntArray, Ragged, offsets_of
+from mmrec.evaluation.lists import ItemTraits, case_list_metrics
 from mmrec.evaluation.metrics import (
     KS,
     FloatArray,
@@ -75,6 +76,7 @@ def evaluate_scorers(
     cases: Cases,
     *,
     popularity: IntArray,
+    traits: ItemTraits | None = None,
     ks: Sequence[int] = KS,
     device: torch.device | str = "cpu",
     progress: Callable[[str, int, int], None] | None = None,
@@ -85,6 +87,7 @@ def evaluate_scorers(
         scorers: by name; ours is "mmrec".
         cases: who is asked what.
         popularity: (N,) training events of each item, for novelty and popularity of lists.
+        traits: of the items, for the diversity of lists and their match with histories.
         ks: the list lengths.
         device: where scores are compared.
         progress: called with (name, cases done, cases).
@@ -98,17 +101,35 @@ def evaluate_scorers(
                 progress(name, done, total)
 
         ranking = rank_cases(scorer, cases, top_k=max(ks), device=device, progress=report)
-        models[name] = slice_metrics(ranking, cases, popularity=popularity, ks=ks)
+        of_lists = None
+        if traits is not None:
+            of_lists = case_list_metrics(ranking.top_items, cases.history, traits)
+        models[name] = slice_metrics(
+            ranking, cases, popularity=popularity, of_lists=of_lists, ks=ks
+        )
         ranks.append(_rank_table(name, ranking, cases))
     return Evaluation(models, pl.concat(ranks) if ranks else _empty_ranks())
 
 
 def slice_metrics(
-    ranking: Ranking, cases: Cases, *, popularity: IntArray, ks: Sequence[int] = KS
+    ranking: Ranking,
+    cases: Cases,
+    *,
+    popularity: IntArray,
+    of_lists: Mapping[str, FloatArray] | None = None,
+    ks: Sequence[int] = KS,
 ) -> dict[str, Metrics | None]:
     """Metrics of one ranking on every slice; None where the slice has no case.
 
     `cold_among_cold` says nothing of lists, since the lists are those among all candidates.
+
+    Args:
+        ranking: of the cases.
+        cases: who is asked what.
+        popularity: (N,) training events of each item.
+        of_lists: further metrics of lists, (U,) each, nan where a list has none; their means over
+            lists join the others.
+        ks: the list lengths.
     """
     names = np.array(cases.slice, dtype=object)
     result: dict[str, Metrics | None] = {}
@@ -119,7 +140,7 @@ def slice_metrics(
         if not len(rows):
             result[slice_name] = None
             continue
-        ranks, offsets = _ranks_of(
+        ranks, offsets = ranks_of(
             ranking.rank_among_cold if among_cold else ranking.rank, cases.targets, rows
         )
         users = cases.user_index[rows]
@@ -134,6 +155,10 @@ def slice_metrics(
                     ks=ks,
                 )
             )
+            for name, values in (of_lists or {}).items():
+                own = values[rows]
+                if not np.isnan(own).all():
+                    metrics[name] = float(np.nanmean(own))
         result[slice_name] = metrics
     return result
 
@@ -258,8 +283,17 @@ def compare_models(
     )
 
 
-def _ranks_of(ranks: FloatArray, targets: Ragged, rows: IntArray) -> tuple[FloatArray, IntArray]:
-    """Ranks of the targets of some cases, and where those of each case start."""
+def ranks_of(ranks: FloatArray, targets: Ragged, rows: IntArray) -> tuple[FloatArray, IntArray]:
+    """Picks some cases.
+
+    Args:
+        ranks: (T,) of all targets.
+        targets: of the cases, in the same order.
+        rows: (b,) of the cases wanted.
+
+    Returns:
+        Ranks of their targets, and where those of each case start.
+    """
     place = Ragged(np.arange(len(targets.values)), targets.offsets).take(rows)
     return ranks[place.values], place.offsets
 

@@ -122,6 +122,10 @@ def list_metrics(
                       of meeting the item in the training log (n of its E events), add-one smoothed
                       so that an item without events has a value
         popularity@K  mean over shown items of n
+        gini@K        inequality of exposure: with e_1 <= ... <= e_C how often each candidate is
+                      shown, sum_i (2 i - C - 1) e_i / (C sum_i e_i); 0 where all are shown equally
+                      often, near 1 where few items are all that is shown (Shani and Gunawardana,
+                      2011, who divide by C - 1)
 
     Args:
         top_items: (U, K_max) item_index, best first; -1 where a list is shorter.
@@ -139,7 +143,21 @@ def list_metrics(
         metrics[f"coverage@{k}"] = len(np.unique(shown)) / num_candidates
         metrics[f"novelty@{k}"] = float(surprise[shown].mean())
         metrics[f"popularity@{k}"] = float(popularity[shown].mean())
+        metrics[f"gini@{k}"] = gini(np.bincount(shown), num_candidates)
     return metrics
+
+
+def gini(counts: IntArray, num_candidates: int) -> float:
+    """Gini index of how often each candidate is shown; see `list_metrics` for the formula.
+
+    Args:
+        counts: how often items are shown, at least one of them; those not given are never shown.
+        num_candidates: C, at least as many as are shown.
+    """
+    shown = np.sort(counts[counts > 0])
+    place = np.arange(num_candidates - len(shown), num_candidates) + 1
+    weight = 2 * place - num_candidates - 1
+    return float((weight * shown).sum() / (num_candidates * shown.sum()))
 
 
 def bootstrap_interval(

@@ -14,6 +14,9 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from mmrec.evaluation.confidence import Reliability
+from mmrec.evaluation.sweep import Sweep
+
 OURS = "mmrec"
 _OURS_COLOUR, _OTHERS_COLOUR = "#c2410c", "#94a3b8"
 _SLICE_COLOURS = {
@@ -22,6 +25,15 @@ _SLICE_COLOURS = {
     "cold": "#2563eb",
     "cold_among_cold": "#7db3f5",
     "new_users": "#0f766e",
+}
+_MODEL_COLOURS = {
+    "mmrec": _OURS_COLOUR,
+    "random": "#9ca3af",
+    "popularity": "#a16207",
+    "item_knn": "#15803d",
+    "ease": "#7c3aed",
+    "markov": "#0891b2",
+    "content_knn": "#db2777",
 }
 _STYLE: Any = {
     "font.size": 9,
@@ -172,6 +184,65 @@ def offset_plot(
             axes.set_ylim(bottom=0)
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(fontsize=8)
+        return _as_uri(figure)
+
+
+def sweep_plot(sweeps: Sequence[Sweep]) -> str | None:
+    """Cold against warm of every model as one number is added to the items without events.
+
+    Returns:
+        A data URI; None where nothing was swept.
+    """
+    if not sweeps:
+        return None
+    with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "both"}):
+        figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+        panels = figure.subplots(1, 2)
+        for sweep in sweeps:
+            colour = _MODEL_COLOURS.get(sweep.model, "#111827")
+            width = 2.2 if sweep.model == OURS else 1.3
+            curves = ((sweep.warm_ndcg, sweep.cold_ndcg), (sweep.warm_hr, sweep.cold_hr))
+            for axes, (warm, cold) in zip(panels, curves, strict=True):
+                label = sweep.model if axes is panels[0] else None
+                axes.plot(warm, cold, color=colour, linewidth=width, label=label)
+                here = sweep.as_it_is()
+                axes.plot(warm[here], cold[here], "o", color=colour, markersize=5)
+        panels[0].plot([], [], "o", color="#6b7280", markersize=5, label="as the model is")
+        for axes, metric in zip(panels, ("NDCG@10", "HR@10"), strict=True):
+            axes.set(xlabel=f"warm {metric}", ylabel=f"cold {metric}, all candidates")
+            axes.set_xlim(left=0)
+            axes.set_ylim(bottom=0)
+        figure.legend(loc="outside right center", fontsize=8)
+        return _as_uri(figure)
+
+
+def reliability_plot(found: Sequence[Reliability]) -> str | None:
+    """Predicted probability beside the observed share, a panel an event.
+
+    Returns:
+        A data URI; None where nothing was measured.
+    """
+    if not found:
+        return None
+    with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "both"}):
+        figure = Figure(figsize=(9.0, 3.2), layout="constrained")
+        panels = figure.subplots(1, len(found), squeeze=False)[0]
+        for axes, each in zip(panels, found, strict=True):
+            top = 1.08 * max(*each.predicted, *each.observed, 1e-6)
+            axes.plot([0, top], [0, top], color="#9ca3af", linestyle="--", label="as predicted")
+            axes.plot(
+                each.predicted,
+                each.observed,
+                color=_OURS_COLOUR,
+                label="a tenth of the cases each",
+                **_DOTS,
+            )
+            what = "the first item" if each.k == 1 else f"one of the first {each.k}"
+            axes.set_title(f"The next item is {what}", fontsize=9)
+            axes.set(xlabel="predicted probability", ylabel="observed share of cases")
+            axes.set_xlim(0, top)
+            axes.set_ylim(0, top)
+            axes.legend(fontsize=8, loc="upper left")
         return _as_uri(figure)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.shards import PreparedData, Split
-from mmrec.build import load_run
+from mmrec.build import LoadedRun, load_run
 from mmrec.data.ragged import IntArray
 from mmrec.retrieval.bundle import BUNDLE_FILE, load_bundle
 from mmrec.retrieval.retriever import MODEL_FILES, Items, Retriever
@@ -29,7 +29,12 @@ def load_retriever(path: Path, data: Path | None = None) -> Retriever:
     path = Path(path)
     if (path / BUNDLE_FILE).is_file():
         return load_bundle(path)
-    loaded = load_run(path, None if data is None else Path(data))
+    return retriever_of(load_run(path, None if data is None else Path(data)))
+
+
+def retriever_of(loaded: LoadedRun) -> Retriever:
+    """A run that is loaded already, with what it recommends from."""
+    path = loaded.run
     prepared, split = loaded.data, loaded.split
     assert prepared is not None and split is not None
     roles = split.items.sort("item_index")["role"].to_numpy().astype(str)

@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -110,7 +112,7 @@ def train(
         state = load_checkpoint(found, model=model, optimiser=optimiser, bank=bank)
         logger.info("resumed at step %d (epoch %d, batch %d)", state.step, state.epoch, state.batch)
     elif bank is not None:
-        _spread_content(assembly)
+        spread_content(assembly)
         bank.copy_(_trained_content(assembly))
     with closing(_MetricsLog(run / "metrics.jsonl", keep_bytes=state.metrics_bytes)) as log:
         while not state.finished:
@@ -238,7 +240,7 @@ def _write_best(
     write_folder(checkpoints / f"best-{state.best_step:08d}", tensors, {"schema": SCHEMA})
 
 
-def _spread_content(assembly: Assembly) -> None:
+def spread_content(assembly: Assembly) -> None:
     """Starts contents apart from each other; see `fusion.item.Output`."""
     fusion: Any = assembly.model.fusion
     assert fusion is not None and assembly.source is not None
@@ -283,6 +285,7 @@ def _write_final(run: Path, config: Config, assembly: Assembly, state: TrainStat
             "steps_trained": state.step,
             "epochs_trained": state.epoch,
             "seconds": round(state.seconds, 3),
+            **peak_memory(assembly.device),
             "offset": float(assembly.model.offset),
             "offset_curve": curve,
             "data_hash": assembly.data.data_hash,
@@ -293,6 +296,15 @@ def _write_final(run: Path, config: Config, assembly: Assembly, state: TrainStat
             "cache_dtypes": assembly.cache_dtypes,
         },
     )
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Most memory this process has held, in bytes; of a resumed run that of its last part."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, see getrusage(2)
+    peak = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        peak["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+    return peak
 
 
 class _MetricsLog:

@@ -1,0 +1,104 @@
+"""The model with something taken away: each medium, or all that training did."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmrec.build import Assembly, LoadedRun, ModelInputs, assemble
+from mmrec.data.batch import media_to
+from mmrec.data.ragged import IntArray
+from mmrec.errors import WeightsError
+from mmrec.evaluation.evaluate import Metrics, slice_metrics
+from mmrec.evaluation.protocol import Cases
+from mmrec.evaluation.ranking import VectorScorer, rank_cases
+from mmrec.training.train import spread_content
+from mmrec.training.validate import case_vectors
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class KnockoutRow:
+    """NDCG@10 by slice with some media left out: `name` says which ("all media" for none)."""
+
+    name: str
+    ndcg: dict[str, float | None]
+
+
+def knock_out(
+    loaded: LoadedRun, source: ModelInputs, cases: Cases, popularity: IntArray
+) -> list[KnockoutRow]:
+    """NDCG@10 by slice with all media, with each modality left out, and with each alone."""
+    names = sorted(loaded.parts)
+    everything = frozenset(names)
+    rows = {"all media": everything}
+    if len(names) > 1:
+        rows |= {f"without {name}": everything - {name} for name in names}
+        if len(names) > 2:
+            rows |= {f"{name} alone": frozenset({name}) for name in names}
+    result = []
+    contents = content_of_subsets(loaded, source, list(rows.values()))
+    for name, content in zip(rows, contents, strict=True):
+        users, items = case_vectors(loaded.model, cases, content, loaded.item_index_of)
+        ranking = rank_cases(VectorScorer(users, items), cases, device=users.device)
+        metrics = slice_metrics(ranking, cases, popularity=popularity)
+        ndcg = {key: value["ndcg@10"] if value else None for key, value in metrics.items()}
+        result.append(KnockoutRow(name, ndcg))
+    return result
+
+
+@torch.no_grad()
+def content_of_subsets(
+    loaded: LoadedRun, source: ModelInputs, subsets: Sequence[frozenset[str]], tile: int = 128
+) -> list[Tensor]:
+    """Content (N, D) of every item with only the modalities of each subset.
+
+    Tokens are made once; what is left out is not given to the fusion at all.
+    """
+    assert loaded.model.fusion is not None
+    loaded.model.eval()
+    parts: list[list[Tensor]] = [[] for _ in subsets]
+    for start in range(0, len(loaded.item_ids), tile):
+        item_index = np.arange(start, min(start + tile, len(loaded.item_ids)))
+        tokens = loaded.model.tokens(media_to(source.collate(item_index), loaded.device))
+        for part, subset in zip(parts, subsets, strict=True):
+            part.append(loaded.model.fusion({k: v for k, v in tokens.items() if k in subset}))
+    return [torch.cat(part) for part in parts]
+
+
+def untrained(loaded: LoadedRun) -> Assembly | None:
+    """The run's parts as they were before its first step: same seed, same start of the contents.
+
+    Encoders have their pretrained weights where they have some. Popularity starts at its own best
+    (`mmrec.model.Popularity`), so the untrained model is not a random one.
+
+    Returns:
+        None where pretrained weights are no longer installed: a trained run needs them no more.
+    """
+    assert loaded.data is not None
+    torch.manual_seed(loaded.config.training.seed)
+    try:
+        assembly = assemble(loaded.config, loaded.data.path)
+    except WeightsError as error:
+        logger.warning("the report leaves out the model before training: %s", error)
+        return None
+    if assembly.source is not None:
+        spread_content(assembly)
+    assembly.model.eval()
+    return assembly
+
+
+def before_training(
+    fresh: Assembly, cases: Cases, popularity: IntArray
+) -> dict[str, Metrics | None]:
+    """Metrics by slice of the untrained model, on the cases that the trained one is asked."""
+    content = fresh.all_content()
+    users, items = case_vectors(fresh.model, cases, content, fresh.item_index_of)
+    ranking = rank_cases(VectorScorer(users, items), cases, device=users.device)
+    return slice_metrics(ranking, cases, popularity=popularity)

@@ -1,0 +1,67 @@
+"""What an evaluation found beside metrics and ranks; with those, all that the report says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mmrec.evaluation.ablation import KnockoutRow
+from mmrec.evaluation.breakdown import Breakdown
+from mmrec.evaluation.confidence import Reliability
+from mmrec.evaluation.cost import Costs
+from mmrec.evaluation.data_facts import DataFacts
+from mmrec.evaluation.evaluate import Metrics
+from mmrec.evaluation.strips import UserStrip
+from mmrec.evaluation.sweep import Sweep
+
+
+@dataclass(frozen=True)
+class OffsetPoint:
+    """Validation figures at one offset (in logits) of the items without events."""
+
+    offset: float
+    warm_ndcg: float
+    cold_ndcg: float
+    warm_hr: float
+    cold_hr: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Each is left out of the report where it is empty.
+
+    Attributes:
+        strips: users taken evenly, to show with pictures.
+        best: cases where our model did best.
+        worst: cases where it did worst.
+        knockout: figures with media left out, the whole model first.
+        before: our metrics by slice before the first step, on the same cases.
+        breakdowns: accuracy by counts of events.
+        offset_curve: warm against cold on validation, as our offset was chosen.
+        chosen_offset: our model's offset, in logits.
+        warm_cost: share of warm NDCG@10 that the choice was allowed to cost.
+        sweeps: cold against warm of every model on validation.
+        reliability: of our probabilities.
+        costs: of training and use.
+        facts: of the data.
+        diversity_by: in words, the vectors that the diversity of lists is measured with.
+        miscalibration_by: attribute whose mix lists are compared by.
+        simulated: say so beside the figures; also said where the catalogue's kind is `simulated`.
+    """
+
+    strips: Sequence[UserStrip] = ()
+    best: Sequence[UserStrip] = ()
+    worst: Sequence[UserStrip] = ()
+    knockout: Sequence[KnockoutRow] = ()
+    before: Mapping[str, Metrics | None] | None = None
+    breakdowns: Sequence[Breakdown] = ()
+    offset_curve: Sequence[OffsetPoint] = ()
+    chosen_offset: float | None = None
+    warm_cost: float | None = None
+    sweeps: Sequence[Sweep] = ()
+    reliability: Sequence[Reliability] = ()
+    costs: Costs | None = None
+    facts: DataFacts | None = None
+    diversity_by: str | None = None
+    miscalibration_by: str | None = None
+    simulated: bool = False

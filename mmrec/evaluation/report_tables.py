@@ -1,0 +1,205 @@
+"""The report's tables: rows of cells, each with its text and whether it is its column's best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.shards import PreparedData
+from mmrec.evaluation.breakdown import Breakdown
+from mmrec.evaluation.cost import Costs
+from mmrec.evaluation.report_plots import OURS
+from mmrec.evaluation.report_words import Intervals, Models, size_in_words
+from mmrec.evaluation.significance import PairedDifference
+from mmrec.evaluation.sweep import Sweep
+
+# Of lists, no end is better: novelty and popularity pull against each other, diversity against hits
+_NO_BEST = ("popularity", "novelty", "diversity")
+_LOWEST = ("gini", "miscalibration")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure: `note` stands small beneath it."""
+
+    text: str
+    best: bool = False
+    note: str = ""
+
+
+Rows = list[tuple[str, list[Cell]]]
+
+
+def metrics_table(
+    models: Models,
+    slices: Sequence[str],
+    metrics: Sequence[str],
+    intervals: Intervals | None = None,
+) -> Rows:
+    """Rows of (model, cells), a cell a slice and metric; the best of a column is marked.
+
+    Popularity, novelty and diversity of what is shown have no better end: nothing is marked there.
+    """
+    columns = [
+        [(scores.get(name) or {}).get(metric) for scores in models.values()]
+        for name in slices
+        for metric in metrics
+    ]
+    names = [(name, metric) for name in slices for metric in metrics]
+    best = [_best(column, metric) for column, (_, metric) in zip(columns, names, strict=True)]
+    rows: Rows = []
+    for row, model in enumerate(models):
+        cells = []
+        for (name, metric), column, top in zip(names, columns, best, strict=True):
+            interval = (intervals or {}).get(model, {}).get(name, {}).get(metric)
+            note = "" if interval is None else f"{_short(interval[0])}–{_short(interval[1])}"
+            is_best = column[row] is not None and column[row] == top
+            cells.append(Cell(_number(column[row], metric), is_best, note))
+        rows.append((model, cells))
+    return rows
+
+
+def _best(column: Sequence[float | None], metric: str) -> float | None:
+    given = [value for value in column if value is not None]
+    if not given or metric.startswith(_NO_BEST):
+        return None
+    return min(given) if metric.startswith(_LOWEST) else max(given)
+
+
+def breakdown_table(breakdown: Breakdown) -> Rows:
+    """HR@10 and NDCG@10 of every model, two columns a group."""
+    return metrics_table(breakdown.models, tuple(breakdown.groups), ("hr@10", "ndcg@10"))
+
+
+def paired_table(differences: Sequence[PairedDifference], slices: Sequence[str]) -> Rows:
+    """A row a baseline, a cell a slice: the difference, its interval and p-value beneath."""
+    found = {(each.second, each.slice): each for each in differences}
+    rows: Rows = []
+    for other in dict.fromkeys(each.second for each in differences):
+        cells = []
+        for name in slices:
+            each = found.get((other, name))
+            if each is None:
+                cells.append(Cell("–"))
+                continue
+            low, high = each.interval
+            note = f"{_signed(low)} to {_signed(high)}, {_p_value(each.p_value)}"
+            cells.append(Cell(f"{each.difference:+.4f}", each.p_value < 0.05, note))
+        rows.append((other, cells))
+    return rows
+
+
+def sweep_table(sweeps: Sequence[Sweep], warm_cost: float) -> Rows:
+    """Each model as it is, and with the offset that pays best for at most `warm_cost` of warm."""
+    rows: Rows = []
+    for sweep in sweeps:
+        cells = []
+        for place in (sweep.as_it_is(), sweep.best_within(warm_cost)):
+            for values in (sweep.warm_ndcg, sweep.cold_ndcg):
+                cells.append(Cell(_number(values[place], "ndcg@10")))
+        rows.append((sweep.model, cells))
+    return rows
+
+
+def cost_rows(costs: Costs) -> list[tuple[str, str]]:
+    """What is shown of the costs, in words and units."""
+    rows = [
+        (
+            f"parameters of {part}",
+            f"{counts['trainable']:,} trained, {counts['frozen']:,} frozen",
+        )
+        for part, counts in costs.parameters.items()
+    ]
+    rows += [
+        ("training", f"{costs.training_s:,.0f} s in {costs.steps:,} steps"),
+        ("epochs trained", f"{costs.epochs}"),
+        ("step of the weights kept", f"{costs.step_of_model:,}"),
+    ]
+    if costs.peak_memory_bytes is not None:
+        rows.append(("peak memory of training", size_in_words(costs.peak_memory_bytes)))
+    if costs.peak_device_memory_bytes is not None:
+        rows.append(("peak on the accelerator", size_in_words(costs.peak_device_memory_bytes)))
+    rows.append(("vectors of the candidates", size_in_words(costs.vector_bytes)))
+    if costs.latency is not None:
+        each = costs.latency
+        threads = f"{each.num_threads} thread{'s' if each.num_threads > 1 else ''}"
+        rows += [
+            ("one recommendation, median", f"{each.p50_ms:.3g} ms"),
+            ("95 % are faster than", f"{each.p95_ms:.3g} ms"),
+            (
+                "measured over",
+                f"{each.num_calls} calls, {each.num_candidates:,} candidates, "
+                f"{each.device}, {threads}",
+            ),
+        ]
+    return rows
+
+
+def data_rows(data: PreparedData) -> list[tuple[str, str]]:
+    """Sizes of the catalogue."""
+    counts = data.manifest["counts"]
+    num_items = max(1, counts["items"])
+    rows = [
+        (name, f"{counts[name]:,}")
+        for name in ("items", "users", "interactions", "media")
+        if name in counts
+    ]
+    rows += [
+        (f"items with {modality}", f"{number:,} ({number / num_items:.0%})")
+        for modality, number in counts.get("items_with_modality", {}).items()
+    ]
+    return rows
+
+
+def quarantine_rows(data: PreparedData, document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was set aside, by reason, of the data and of the split that was evaluated."""
+    found = dict(data.manifest.get("quarantine", {}))
+    name = document["protocol"].get("name")
+    if name in data.splits:
+        found |= data.split(name).manifest.get("quarantine", {})
+    return [
+        (f"{kind}: {reason}", f"{count:,}")
+        for kind, reasons in found.items()
+        for reason, count in reasons.items()
+    ]
+
+
+def run_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the figures were made from."""
+    protocol = document["protocol"]
+    rows = {
+        "protocol": protocol.get("name"),
+        "protocol hash": str(protocol.get("hash"))[:16],
+        "data hash": str(document.get("data_hash"))[:16],
+        "checkpoint": document.get("checkpoint"),
+        "seed": document.get("seed"),
+    }
+    return [(name, str(value)) for name, value in rows.items() if value is not None]
+
+
+def ours_first(models: Models) -> dict[str, Mapping[str, Mapping[str, float] | None]]:
+    """Our model, then the baselines, best NDCG@10 over all targets first."""
+
+    def order(name: str) -> tuple[bool, float]:
+        return name != OURS, -(models[name].get("all") or {}).get("ndcg@10", 0.0)
+
+    return {name: models[name] for name in sorted(models, key=order)}
+
+
+def _number(value: float | None, metric: str) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if metric.startswith(("popularity", "novelty")) else f"{value:.4f}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.4f}".removeprefix("0")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}"
+
+
+def _p_value(value: float) -> str:
+    return "p < .001" if value < 0.001 else f"p = {value:.3f}".replace("0.", ".", 1)
