@@ -95,6 +95,8 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
     if OURS not in models:
         raise UserError(f"{run / 'metrics-test.json'}: no model {OURS!r} among {', '.join(models)}")
     labels = {n: label for n, label in SLICE_LABELS.items() if models[OURS].get(n)}
+    if len(labels) == 2:
+        labels.pop("all", None)  # it is the other one over again
     intervals, tests = _significance(run / "ranks-test.parquet", list(models), list(labels))
     simulated = findings.simulated or data.catalogue.kind == "simulated"
     steps = _read_lines(run / "metrics.jsonl")
@@ -251,7 +253,7 @@ def _strip(data: PreparedData, strip: UserStrip) -> dict[str, Any]:
     ]
     if strip.note:
         rows.append(("Really met next", tiles(strip.targets, with_sound=False)))
-    else:
+    elif strip.cold:
         rows.append(("Cold items that score highest", tiles(strip.cold, with_sound=True)))
     return {"user_id": strip.user_id, "note": strip.note, "rows": rows}
 
