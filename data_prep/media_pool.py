@@ -86,9 +86,7 @@ def load_media(
         yield from (load_medium(job, image_side) for job in jobs)
         return
     chunks = _chunked(jobs)
-    with ProcessPoolExecutor(
-        num_workers, initializer=_end_with_parent, initargs=(os.getpid(),)
-    ) as pool:
+    with ProcessPoolExecutor(num_workers, initializer=_start, initargs=(os.getpid(),)) as pool:
         waiting: deque[Future[list[LoadedMedium]]] = deque()
         try:
             for chunk in chunks:
@@ -112,8 +110,13 @@ def default_num_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
-def _end_with_parent(parent: int) -> None:
-    """Lets a process end soon after the one that started it, which may be killed at any moment."""
+def _start(parent: int) -> None:
+    """Makes a process keep what it frees, and end soon after its parent, however that ended."""
+    # glibc hands back what is free above twice the largest block that was ever freed. Small ones
+    # alone meant that each picture's pages were faulted in anew: 400,000 faults in a thousand
+    # pictures, a twelfth of the time; 22,000 with one large block freed first
+    largest = bytearray(16 << 20)
+    del largest
 
     def watch() -> None:
         while os.getppid() == parent:
