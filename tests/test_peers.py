@@ -339,7 +339,7 @@ def test_an_environment_is_built_once(tmp_path: Path, monkeypatch: pytest.Monkey
         asked.append([str(part) for part in command])
         if "venv" in asked[-1]:
             command[-1].mkdir(parents=True)
-        return process.Ended(1.0, 0.1, reason[0])
+        return process.Ended(1.0, 0.1, 1.0, reason[0])
 
     monkeypatch.setattr(environments, "run_process", pretend)
     python = environments.build_environment(requirements, tmp_path / "cache", threads=1)

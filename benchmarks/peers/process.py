@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-POLL_S = 0.1
+POLL_S = 0.5
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
 
 
@@ -23,11 +23,13 @@ class Ended:
         seconds: wall time.
         peak_gb: largest resident memory of the process and its children together, sampled; pages
             that they share count for each, so this is an upper bound.
+        cpu_s: processor time of the same, sampled; says more than `seconds` on a busy machine.
         reason: None where it ended well, else one line.
     """
 
     seconds: float
     peak_gb: float
+    cpu_s: float
     reason: str | None
 
 
@@ -38,20 +40,25 @@ def run_process(
     limit_s: float,
     environment: Mapping[str, str],
 ) -> Ended:
-    """Run a command, its output in `log`; end it, with its children, after `limit_s`."""
+    """Run a command, its output in `log`; end it, with its children, after `limit_s`.
+
+    It runs in the log's folder: RecBole and Lightning leave files where they run.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
-    started, peak, ended_by_limit = time.monotonic(), 0, False
+    started, peak, cpu_s, ended_by_limit = time.monotonic(), 0, 0.0, False
     with log.open("wb") as file:
         process = psutil.Popen(
             [str(part) for part in command],
             stdout=file,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
+            cwd=log.parent,
             env=dict(environment),
         )
         try:
             while process.poll() is None:
-                peak = max(peak, _resident(process))
+                resident, used = _use_of(process)
+                peak, cpu_s = max(peak, resident), max(cpu_s, used)
                 if time.monotonic() - started > limit_s:
                     ended_by_limit = True
                     break
@@ -64,7 +71,7 @@ def run_process(
         reason = f"ended after {limit_s / 60:.0f} minutes"
     elif process.returncode:
         reason = last_line(log) or f"exit status {process.returncode} without a word"
-    return Ended(time.monotonic() - started, peak / 1e9, reason)
+    return Ended(time.monotonic() - started, peak / 1e9, cpu_s, reason)
 
 
 def child_environment(*, threads: int, ours: bool, root: Path) -> dict[str, str]:
@@ -88,14 +95,16 @@ def _tree(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def _resident(process: psutil.Process) -> int:
-    total = 0
+def _use_of(process: psutil.Process) -> tuple[int, float]:
+    """Resident bytes and processor seconds of a tree, those of children that ended included."""
+    resident, cpu_s = 0, 0.0
     for each in _tree(process):
         try:
-            total += each.memory_info().rss
+            resident += each.memory_info().rss
+            cpu_s += sum(each.cpu_times()[:4])  # own and ended children's, user and system
         except psutil.NoSuchProcess:
             continue
-    return total
+    return resident, cpu_s
 
 
 def _end(process: psutil.Process) -> None:

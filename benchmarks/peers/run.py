@@ -153,7 +153,7 @@ def machine(threads: int) -> dict[str, Any]:
     """What the seconds depend on."""
     from importlib.metadata import version
 
-    return {"cores": os.cpu_count(), "threads": threads, "(torch of mmrec)": version("torch")}
+    return {"cores": os.cpu_count(), "threads": threads, "torch": version("torch")}
 
 
 def _refuse(reason: str) -> int:

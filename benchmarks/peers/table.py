@@ -79,6 +79,7 @@ def row_of(arm: Arm, table: Table, out: Path, seeds: Sequence[int]) -> dict[str,
         "notes": [state["notes"] for state in kept],
         "seconds": float(np.mean([state["seconds"] for state in kept])),
         "fit_s": float(np.mean([state["fit_s"] for state in kept])),
+        "cpu_s": float(np.mean([state["cpu_s"] for state in kept])),
         "peak_gb": max(state["peak_gb"] for state in kept),
         "slices": {name: figures(ranks, arm.name, name) for name in table.slices},
     }
@@ -141,7 +142,7 @@ def compare_with_best(
 
 def render(document: Mapping[str, Any]) -> str:
     """The Markdown of a results document."""
-    machine = ", ".join(f"{value} {name}" for name, value in document["machine"].items())
+    machine = ", ".join(f"{name} {value}" for name, value in document["machine"].items())
     lines = [f"# {document['title']}", "", f"Machine: {machine}.", ""]
     for table in document["tables"]:
         lines += [f"## {table['title']}", "", *_markdown_table(table), ""]
@@ -157,14 +158,14 @@ def _markdown_table(table: Mapping[str, Any]) -> list[str]:
     columns += [
         f"{SLICES[name]} {metric.upper()}" for name in table["slices"] for metric in METRICS
     ]
-    columns += ["training s", "peak GB", "seeds"]
+    columns += ["training s", "CPU s", "peak GB", "seeds"]
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for row in table["rows"]:
         cells = [f"**{row['name']}**" if row["peer"] == OURS else row["name"]]
         if row["slices"]:
             cells += [_figure(row["slices"][s][m]) for s in table["slices"] for m in METRICS]
             limit = "*" if any(notes.get("limit") for notes in row["notes"]) else ""
-            cells += [f"{row['fit_s']:.0f}{limit}", f"{row['peak_gb']:.1f}"]
+            cells += [f"{row['fit_s']:.0f}{limit}", f"{row['cpu_s']:.0f}", f"{row['peak_gb']:.1f}"]
             cells += [", ".join(map(str, row["seeds"]))]
         else:
             cells += [f"broken: {row['reason']}".replace("|", "/")]
