@@ -2,10 +2,13 @@
 #   VENV=path    another environment (kept outside the clone by .ci/run)
 #   PYTHON=path  another interpreter, 3.11 or newer
 #   ARGS="…"     passed on to pytest or to the benchmarks, for example ARGS="-m slow"
+#   QUICK=1      bench-peers on MovieLens-100K, DATA=path the folder above the data sets
 
 VENV ?= .venv
 PYTHON ?= python3
 ARGS ?=
+QUICK ?=
+DATA ?= ../shared/data
 
 BIN := $(VENV)/bin
 # A changed requirement gives another stamp, so the environment follows the two files by itself.
@@ -14,7 +17,7 @@ STAMP := $(VENV)/.mmrec-$(shell cat pyproject.toml constraints.txt | cksum | cut
 # Whatever clone an environment was installed from, the code of this one is used.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: install demo test check bench format
+.PHONY: install demo test check bench bench-peers format
 
 install: $(STAMP)
 
@@ -39,6 +42,9 @@ check: install
 
 bench: install
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+bench-peers: install
+	$(BIN)/python -m benchmarks.peers.run $(if $(QUICK),--quick) --data "$(DATA)" $(ARGS)
 
 format: install
 	$(BIN)/ruff check --fix .
