@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from mmrec.build import Assembly, assemble
-from mmrec.config import Config, dump_config
+from mmrec.config import Config, dump_config, load_config
 from mmrec.data.batch import batch_loader
 from mmrec.errors import CheckpointMismatch
 from mmrec.training.calibrate import choose_offset
@@ -327,7 +327,7 @@ def _check_run(run: Path, config: Config, resume: bool) -> None:
         raise CheckpointMismatch(
             f"{run}: holds a run already; add --resume to go on with it, or name a new folder"
         )
-    if path.read_text(encoding="utf-8") != dump_config(config):
+    if load_config(path) != config:  # values, not text: a newer version may know more settings
         raise CheckpointMismatch(
             f"{path}: differs from the settings given; resume with the run's own config.yaml"
         )
