@@ -159,6 +159,9 @@ class TrainingConfig(Section):
     """Steps between checkpoints; null: every epoch."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of metrics.jsonl."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where metrics.jsonl is shown as well, inside the run's folder; each needs its extra. Nothing
+    is sent anywhere unless WANDB_MODE or MLFLOW_TRACKING_URI say so."""
     deterministic: bool = True
     """torch.use_deterministic_algorithms: a resumed run equals the unbroken one bit for bit."""
 
