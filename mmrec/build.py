@@ -6,6 +6,7 @@ RUN or bundle         ─► model, item ids, contents                          
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ from mmrec.config import Config, load_config
 from mmrec.data.batch import BatchStream, ModalityInput, TargetRule
 from mmrec.data.cache import StateCache, round_states
 from mmrec.data.fill import fill_cache
-from mmrec.data.histories import EpochPlan, IntArray
+from mmrec.data.histories import ChosenHistories, EpochPlan, HistorySource, IntArray
 from mmrec.data.items import Broken, ItemInputs
 from mmrec.encoder_parts import Document, EncoderParts, make_encoder, rebuild_encoder
 from mmrec.errors import CheckpointMismatch, ConfigError, MediaError
@@ -133,9 +135,13 @@ def assemble(config: Config, data_folder: Path) -> Assembly:
     data = PreparedData.open(data_folder)
     data.verify_tables()
     split = data.split(config.data.split)
+    histories = _training_histories(data, split, config.data.user_share)
     validation = None
     if split.targets("validation").height > 0:
         validation = load_cases(data, split, "validation")
+        if config.data.user_share < 1:
+            chosen = in_share(data.user_ids, config.data.user_share)
+            validation = validation.take(np.flatnonzero(chosen[validation.user_index]))
         check_stop_on(config.training.stop_on, validation)
     popularity = training_popularity(split)
     item_index_of = np.flatnonzero(popularity > 0).astype(np.int64)
@@ -164,8 +170,8 @@ def assemble(config: Config, data_folder: Path) -> Assembly:
     row_of = np.full(len(data.items), -1, np.int64)
     row_of[item_index_of] = np.arange(item_index_of.shape[0])
     plan = EpochPlan(
-        split.train.lengths,
-        split.train.shard_of,
+        histories.lengths,
+        histories.shard_of,
         batch_size=config.training.batch_size,
         max_length=config.data.max_history,
         shuffle_window=config.data.shuffle_window,
@@ -175,7 +181,7 @@ def assemble(config: Config, data_folder: Path) -> Assembly:
     )
     stream = BatchStream(
         plan,
-        split.train,
+        histories,
         row_of=row_of,
         item_index_of=item_index_of,
         items=source,
@@ -199,6 +205,30 @@ def assemble(config: Config, data_folder: Path) -> Assembly:
         repeats_forbidden=data.catalogue.repeats == "forbid",
         device=device,
     )
+
+
+def in_share(user_ids: Sequence[str], share: float) -> npt.NDArray[np.bool_]:
+    """(U,) True for the users of a share; the same users in every run and on every machine."""
+    digests = [hashlib.sha256(f"user_share:{user_id}".encode()).digest() for user_id in user_ids]
+    places = np.array([int.from_bytes(each[:6], "big") for each in digests], np.int64)
+    return places < share * 2**48
+
+
+def _training_histories(data: PreparedData, split: Split, share: float) -> HistorySource:
+    """Histories of the share of users.
+
+    Raises:
+        ConfigError: no user with a training history falls in it.
+    """
+    if share == 1:
+        return split.train
+    rows = np.flatnonzero(in_share(data.user_ids, share)[split.train.user_index])
+    if not len(rows):
+        raise ConfigError(
+            f"data.user_share is {share:g}: none of the {len(split.train)} users with a training "
+            "history falls in it; give a larger share"
+        )
+    return ChosenHistories(split.train, rows.astype(np.int64))
 
 
 def make_model(

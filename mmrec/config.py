@@ -39,6 +39,10 @@ class DataConfig(Section):
     """Shards of histories among which samples are permuted."""
     bucket_batches: int = Field(16, ge=1)
     """Batches sorted by length together, so that a batch holds histories of like length."""
+    user_share: float = Field(1.0, gt=0, le=1)
+    """Share of the users whose histories train and whose targets validation asks for, chosen by a
+    hash of their ids; below 1 for cheap searches. A smaller share lies within a larger one. Items
+    keep the counts of all training histories."""
     max_broken_media: float = Field(0.05, ge=0, le=1)
     """Share of media that may fail to decode before the run stops."""
 
@@ -159,6 +163,9 @@ class TrainingConfig(Section):
     """Steps between checkpoints; null: every epoch."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of metrics.jsonl."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where metrics.jsonl is shown as well, inside the run's folder; each needs its extra. Nothing
+    is sent anywhere unless WANDB_MODE or MLFLOW_TRACKING_URI say so."""
     deterministic: bool = True
     """torch.use_deterministic_algorithms: a resumed run equals the unbroken one bit for bit."""
 

@@ -498,6 +498,16 @@ def test_folder_of_another_run_is_refused(
     assert (tiny_run_id / "metrics.jsonl").read_bytes() == log
 
 
+def test_run_begun_before_a_setting_existed_goes_on(tiny_data: Path, tmp_path: Path) -> None:
+    config = configure("id", max_steps=4, checkpoint_every=2)
+    train_until(config, tiny_data, tmp_path, 3, resume=False)
+    path = tmp_path / "config.yaml"
+    older = [line for line in path.read_text().splitlines() if "user_share" not in line]
+    path.write_text("\n".join(older) + "\n")
+    assert train(config, tiny_data, tmp_path, resume=True).step == 4
+    assert path.read_text() == dump_config(config)
+
+
 def test_golden_losses(tiny_data: Path, tmp_path: Path) -> None:
     train(load_config(ROOT / "configs" / "tiny.yaml"), tiny_data, tmp_path / "run")
     golden = np.loadtxt(ROOT / "tests" / "golden" / "tiny_loss.txt")

@@ -43,6 +43,28 @@ class HistorySource(Protocol):
 
 
 @dataclass(frozen=True)
+class ChosenHistories:
+    """Some histories of a source, as if there were no others."""
+
+    source: HistorySource
+    rows: IntArray
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(U,) events of each history."""
+        return self.source.lengths[self.rows]
+
+    @property
+    def shard_of(self) -> npt.NDArray[np.int32]:
+        """(U,) shard of each history."""
+        return self.source.shard_of[self.rows]
+
+    def read(self, i: int) -> History:
+        """History i of the chosen ones."""
+        return self.source.read(int(self.rows[i]))
+
+
+@dataclass(frozen=True)
 class Samples:
     """Stretches of histories: events start..stop of history i."""
 

@@ -119,6 +119,10 @@ def evaluate_run(
         checkpoint=f"step {loaded.state['step']}",
         seed=loaded.config.training.seed,
     )
+    share = loaded.config.data.user_share
+    if share < 1:
+        logger.warning("%s trained on a share of %g of the users: no figure to report", run, share)
+        document["user_share"] = share
     write_evaluation(
         run,
         split,

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from mmrec.build import Assembly, assemble
-from mmrec.config import Config, dump_config
+from mmrec.config import Config, dump_config, load_config
 from mmrec.data.batch import batch_loader
 from mmrec.errors import CheckpointMismatch
 from mmrec.training.calibrate import choose_offset
@@ -42,6 +42,7 @@ from mmrec.training.checkpoint import (
 )
 from mmrec.training.optimiser import make_optimiser, rate_at
 from mmrec.training.step import train_step
+from mmrec.training.trackers import check_trackers, flatten, open_trackers
 from mmrec.training.validate import Validation, validate
 from mmrec.vectors import encode_content
 
@@ -92,6 +93,7 @@ def train(
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(config.training.seed)
     _check_run(run, config, resume)
+    check_trackers(config.training.trackers)
     assembly = assemble(config, data_folder)
     _open_run(run, config)
     _bind_data(run, assembly)
@@ -114,7 +116,7 @@ def train(
     elif bank is not None:
         spread_content(assembly)
         bank.copy_(_trained_content(assembly))
-    with closing(_MetricsLog(run / "metrics.jsonl", keep_bytes=state.metrics_bytes)) as log:
+    with closing(_MetricsLog(run, config, state)) as log:
         while not state.finished:
             loader = batch_loader(
                 assembly.stream,
@@ -308,23 +310,32 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 
 
 class _MetricsLog:
-    """metrics.jsonl, cut back to what the checkpoint had written."""
+    """metrics.jsonl, cut back to what the checkpoint had written, and the trackers it feeds."""
 
-    def __init__(self, path: Path, *, keep_bytes: int) -> None:
-        self.path = path
+    def __init__(self, run: Path, config: Config, state: TrainState) -> None:
+        self.path = path = run / "metrics.jsonl"
         path.touch()
-        os.truncate(path, min(keep_bytes, path.stat().st_size))
+        sent = path.read_bytes()[state.metrics_bytes :].count(b"\n")
+        os.truncate(path, min(state.metrics_bytes, path.stat().st_size))
         self.file = open(path, "a", encoding="utf-8")
+        finished = state.finished  # nothing comes any more
+        self.trackers = [] if finished else open_trackers(config, run, step=state.step, sent=sent)
 
     def write(self, record: dict[str, Any]) -> None:
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
+        for tracker in self.trackers:
+            tracker.log(record["step"], flatten(record))
 
     def close(self) -> None:
         self.file.close()
+        for tracker in self.trackers:
+            tracker.close()
 
     def flush(self) -> int:
         """Bytes written, all of them on disk."""
+        for tracker in self.trackers:
+            tracker.flush()
         self.file.flush()
         os.fsync(self.file.fileno())
         return self.path.stat().st_size
@@ -339,7 +350,7 @@ def _check_run(run: Path, config: Config, resume: bool) -> None:
         raise CheckpointMismatch(
             f"{run}: holds a run already; add --resume to go on with it, or name a new folder"
         )
-    if path.read_text(encoding="utf-8") != dump_config(config):
+    if load_config(path) != config:  # values, not text: a newer version may know more settings
         raise CheckpointMismatch(
             f"{path}: differs from the settings given; resume with the run's own config.yaml"
         )
