@@ -227,6 +227,51 @@ def train(
 
 
 @app.command()
+def tune(
+    config: ConfigArgument,
+    data: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Prepared folder.")],
+    out: Annotated[Path, typer.Option(help="Folder of the search; the same command goes on.")],
+    space: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="YAML of the settings to try.")
+    ],
+    overrides: OverridesArgument = None,
+    trials: Annotated[
+        int, typer.Option(min=1, help="Trials in all, those of earlier calls included.")
+    ] = 20,
+    hours: Annotated[
+        float | None, typer.Option(min=0, help="Begin no trial later than this after the start.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Search settings on validation; write the best ones and a table of all that were tried."""
+    from mmrec.config import load_config
+    from mmrec.tuning.space import load_search
+    from mmrec.tuning.study import import_optuna
+
+    settings = load_config(config, overrides or ())  # typos are told before torch loads
+    search = load_search(space, settings)
+    import_optuna()
+    from mmrec.tuning.tune import tune as search_settings
+
+    with progress_bar() as report:
+        outcome = search_settings(
+            settings,
+            search,
+            data,
+            out,
+            num_trials=trials,
+            hours=hours,
+            progress=lambda number, at: report(
+                "steps", at.step, at.total_steps, note=f"trial {number} epoch {at.epoch}"
+            ),
+        )
+    if as_json:
+        print_json(outcome)
+    else:
+        typer.echo(outcome.line())
+
+
+@app.command()
 def evaluate(
     run: RunArgument,
     split: Annotated[Which, typer.Option(help="Which targets.")] = Which.test,
@@ -364,7 +409,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MmrecError as error:
         return _fail(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; `mmrec train … --resume` goes on", _INTERRUPTED)
+        return _fail(
+            "interrupted; `mmrec train … --resume` goes on, as does the same `mmrec tune …`",
+            _INTERRUPTED,
+        )
     except BrokenPipeError:
         # The reader (head, less) has gone; keep the interpreter's last flush from complaining.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

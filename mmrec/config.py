@@ -259,9 +259,20 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def _apply(document: dict[str, Any], override: str) -> None:
     """Sets `a.b.c=value` in place; the value is read as YAML."""
-    key, equals, value = override.partition("=")
+    key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r}: write section.field=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"override {override!r}: not YAML: {' '.join(str(error).split())}"
+        ) from None
+    _set(document, key, value, f"override {override!r}")
+
+
+def _set(document: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Sets the value of a dotted key in place."""
     *parents, field = _split_key(key)
     node = document
     for name in parents:
@@ -269,14 +280,34 @@ def _apply(document: dict[str, Any], override: str) -> None:
         if child is None:
             child = node[name] = {}
         if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {name} is a value, not a section")
+            raise ConfigError(f"{source}: {name} is a value, not a section")
         node = child
-    try:
-        node[field] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"override {override!r}: not YAML: {' '.join(str(error).split())}"
-        ) from None
+    node[field] = value
+
+
+def change(config: Config, settings: Mapping[str, Any], source: str) -> Config:
+    """The settings with some of them changed, checked anew.
+
+    Args:
+        config: what to start from.
+        settings: values by dotted name.
+        source: where they come from, for messages.
+
+    Raises:
+        ConfigError: a name is unknown, or a value is not allowed.
+    """
+    document = config.model_dump(mode="json")
+    for key, value in settings.items():
+        _set(document, key, value, f"{source}: {key}")
+    return parse_config(document, source)
+
+
+def setting(config: Config, key: str) -> Any:
+    """The value of a dotted name that exists."""
+    node: Any = config
+    for name in _split_key(key):
+        node = node[name] if isinstance(node, Mapping) else getattr(node, name)
+    return node
 
 
 def _split_key(key: str) -> list[str]:

@@ -28,6 +28,7 @@ COMMANDS = (
     "weights list",
     "weights install",
     "train",
+    "tune",
     "evaluate",
     "export",
     "score",

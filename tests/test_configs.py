@@ -8,10 +8,12 @@ import pytest
 
 from data_prep.catalogue import load_catalogue
 from mmrec.config import dump_config, load_config
+from mmrec.tuning.space import load_search
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 RUNS = sorted(CONFIGS.glob("*.yaml"))
 CATALOGUES = sorted((CONFIGS / "catalogues").glob("*.yaml"))
+SPACES = sorted((CONFIGS / "tune").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
@@ -27,12 +29,19 @@ def test_catalogue_loads(path: Path) -> None:
     assert load_catalogue(path).modalities
 
 
-@pytest.mark.parametrize("path", [*RUNS, *CATALOGUES], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_space_loads(path: Path) -> None:
+    assert load_search(path, load_config(CONFIGS / "movielens-1m-id.yaml")).space
+
+
+@pytest.mark.parametrize("path", [*RUNS, *CATALOGUES, *SPACES], ids=lambda path: path.stem)
 def test_header_says_how_it_is_used(path: Path) -> None:
     header = []
     for line in path.read_text().splitlines():
         if not line.startswith("#"):
             break
         header.append(line)
-    command = "mmrec prepare" if path in CATALOGUES else "mmrec train"
+    command = {"catalogues": "mmrec prepare", "tune": "mmrec tune"}.get(
+        path.parent.name, "mmrec train"
+    )
     assert any(command in line for line in header), f"{path.name}: the command is not named"

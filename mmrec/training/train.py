@@ -70,6 +70,7 @@ def train(
     *,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    after_look: Callable[[int, float], bool] | None = None,
 ) -> TrainState:
     """Trains a run to its end.
 
@@ -79,6 +80,9 @@ def train(
         run: where the run is written; a new or empty folder unless resuming.
         resume: go on from the newest checkpoint; start anew where there is none.
         progress: called after each step that is logged.
+        after_look: called after each look at validation with the epoch and the value that decides;
+            True ends the run there, with the best weights so far. A resumed run repeats the looks
+            after its checkpoint.
 
     Returns:
         The final state.
@@ -166,7 +170,9 @@ def train(
                     break
                 if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
                     _save(checkpoints, assembly, optimiser, bank, state, log)
-            _finish_epoch(config, assembly, optimiser, bank, state, log, checkpoints, total_steps)
+            _finish_epoch(
+                config, assembly, optimiser, bank, state, log, checkpoints, total_steps, after_look
+            )
     _write_final(run, config, assembly, state)
     return state
 
@@ -180,6 +186,7 @@ def _finish_epoch(
     log: _MetricsLog,
     checkpoints: Path,
     total_steps: int,
+    after_look: Callable[[int, float], bool] | None,
 ) -> None:
     """Moves on to the next epoch; looks at validation where it is due; decides on stopping."""
     settings = config.training
@@ -198,6 +205,8 @@ def _finish_epoch(
         else:
             state.looks_without_gain += 1
             ended = ended or state.looks_without_gain >= settings.patience
+        if after_look is not None and after_look(state.epoch, value):
+            ended = True
     state.finished = ended
     _save(checkpoints, assembly, optimiser, bank, state, log)
 
