@@ -310,7 +310,8 @@ def test_item_without_any_medium_is_finite(kind: str) -> None:
     nothing = {name: Tokens(each.values, each.mask & False) for name, each in tokens.items()}
     content = fusion(nothing)
     torch.testing.assert_close(content.norm(dim=-1), torch.ones(7))
-    assert torch.equal(content[0], content[6])  # the same for every such item
+    # the same for every such item, to the last bits: threads share the rows of a product unevenly
+    torch.testing.assert_close(content[0], content[6], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
