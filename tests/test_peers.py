@@ -375,6 +375,13 @@ def test_a_typo_in_a_plan_is_named(tmp_path: Path) -> None:
         plan.load_plan(path)
 
 
+def test_an_arm_that_has_not_run_is_not_called_broken(tmp_path: Path) -> None:
+    found = plan.load_plan(HERE / "quick.yaml")
+    document = table.write_results(found, found.arms[:1], tmp_path, seeds=(0,), machine={})
+    assert document["tables"][0]["rows"][0]["reason"] is None
+    assert "| random | not run yet |" in (tmp_path / "results.md").read_text()
+
+
 def test_several_seeds_show_their_deviation() -> None:
     ranks = [
         pl.DataFrame(
