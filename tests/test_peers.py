@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,7 @@ import polars as pl
 import pytest
 import yaml
 
-from benchmarks.peers import arms, environments, exchange, plan, process, run, table, tasks
+from benchmarks.peers import arms, exchange, plan, run, tasks
 from data_prep.prepare import prepare
 from data_prep.shards import PreparedData
 from mmrec.data.ragged import Ragged
@@ -24,7 +22,6 @@ from mmrec.evaluation.evaluate import evaluate_scorers
 from mmrec.evaluation.protocol import load_cases, training_histories, training_popularity
 
 HERE = Path(plan.HERE)
-SHIPPED = sorted(HERE.glob("*.yaml"))
 
 # the items are a..f, in this order 0..5; the last event is the test target, the one before it the
 # validation target
@@ -317,77 +314,3 @@ def test_a_wrong_option_is_one_line(
     assert bench(fake(tmp_path), options=options)[0] == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and says in lines[0]
-
-
-def test_a_process_ends_at_its_limit(tmp_path: Path) -> None:
-    ended = process.run_process(
-        [sys.executable, "-c", "import time; print('hello', flush=True); time.sleep(60)"],
-        log=tmp_path / "log",
-        limit_s=1,
-        environment=os.environ,
-    )
-    assert ended.reason == "ended after 0 minutes" and ended.seconds < 30 and ended.peak_gb > 0
-
-
-def test_an_environment_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    requirements = tmp_path / "fake.txt"
-    requirements.write_text("fake==1.0\n")
-    asked: list[list[str]] = []
-    reason: list[str | None] = [None]
-
-    def pretend(command: list[Any], **_: Any) -> process.Ended:
-        asked.append([str(part) for part in command])
-        if "venv" in asked[-1]:
-            command[-1].mkdir(parents=True)
-        return process.Ended(1.0, 0.1, 1.0, reason[0])
-
-    monkeypatch.setattr(environments, "run_process", pretend)
-    python = environments.build_environment(requirements, tmp_path / "cache", threads=1)
-    assert python.parent.parent.name.startswith("fake-")
-    assert asked[0][1:3] == ["-m", "venv"] and asked[1][-1] == str(requirements)
-    environments.build_environment(requirements, tmp_path / "cache", threads=1)
-    assert len(asked) == 2
-    requirements.write_text("fake==1.1\n")
-    reason[0] = "no matching distribution"
-    with pytest.raises(environments.EnvironmentFailed, match="fake: no matching distribution"):
-        environments.build_environment(requirements, tmp_path / "cache", threads=1)
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_plans_that_ship_are_whole(path: Path) -> None:
-    found = plan.load_plan(path)
-    for arm in found.arms:
-        assert all(file.is_file() for file in arm.files()), arm.name
-        assert arm.minutes > 0 and arm.origin
-        if arm.peer not in (plan.FLOORS, plan.OURS):
-            lines = plan.requirements_of(arm.peer).read_text().split()
-            assert all(re.fullmatch(r"[\w.\[\]-]+==[\w.]+", line) for line in lines)
-    peers = {arm.peer for arm in found.arms}
-    assert peers >= {"implicit", "rectools", "replay", "recbole", "cornac", "floors", "mmrec"}
-
-
-def test_a_typo_in_a_plan_is_named(tmp_path: Path) -> None:
-    document = yaml.safe_load(SHIPPED[0].read_text())
-    document["arms"][0]["mintues"] = 3
-    path = tmp_path / "plan.yaml"
-    path.write_text(yaml.safe_dump(document))
-    with pytest.raises(plan.PlanError, match="unknown key 'mintues'"):
-        plan.load_plan(path)
-
-
-def test_several_seeds_show_their_deviation() -> None:
-    ranks = [
-        pl.DataFrame(
-            {
-                "model": ["m"] * 2,
-                "user_id": ["a", "b"],
-                "item_id": ["i", "j"],
-                "slice": ["warm"] * 2,
-                "rank": rank,
-            }
-        )
-        for rank in ([1.0, 11.0], [1.0, 10.0])
-    ]
-    found = table.figures(ranks, "m", "warm")["hr@10"]
-    assert found["mean"] == 0.75 and found["deviation"] == pytest.approx(np.std([0.5, 1], ddof=1))
-    assert (found["low"], found["high"]) == (0.5, 1.0)

@@ -66,7 +66,7 @@ def row_of(arm: Arm, table: Table, out: Path, seeds: Sequence[int]) -> dict[str,
         "peer": arm.peer,
         "origin": arm.origin,
         "seeds": done,
-        "reason": broken[0]["reason"] if broken else None if done else "not run yet",
+        "reason": broken[0]["reason"] if broken else None,
         "slices": {},
     }
     if not done:
@@ -168,7 +168,8 @@ def _markdown_table(table: Mapping[str, Any]) -> list[str]:
             cells += [f"{row['fit_s']:.0f}{limit}", f"{row['cpu_s']:.0f}", f"{row['peak_gb']:.1f}"]
             cells += [", ".join(map(str, row["seeds"]))]
         else:
-            cells += [f"broken: {row['reason']}".replace("|", "/")]
+            why = f"broken: {row['reason']}" if row["reason"] else "not run yet"
+            cells += [why.replace("|", "/")]
             cells += [""] * (len(columns) - 2)
         lines.append(f"| {' | '.join(cells)} |")
     if any(notes.get("limit") for row in table["rows"] for notes in row.get("notes", ())):
