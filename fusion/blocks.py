@@ -166,6 +166,42 @@ class PlainBlock(nn.Module):
         return events + self.dropout(self.feed_forward_out(self.dropout(hidden)))
 
 
+class PointwiseBlock(nn.Module):
+    """HSTU block: each pair of events has a weight of its own, and one gate takes all branches.
+
+    u, v, q, k = silu(norm(x) W);  a = silu(q k + b) / max_length, earlier events only;
+    x + (norm(a v) * u) W_o, with b learned by distance and head. A weight does not depend on how
+    many other events there are, so that what is met more often counts for more.
+    Source: Zhai et al., HSTU, arXiv 2402.17152, section 3.2, without its bias by time. The weights
+    of all pairs are laid out: memory grows with the square of the longest history.
+    """
+
+    def __init__(self, width: int, *, num_heads: int, dropout: float, max_length: int) -> None:
+        super().__init__()
+        self.num_heads, self.max_length = num_heads, max_length
+        self.norm = nn.LayerNorm(width)
+        self.gate_query_key_value = nn.Linear(width, 4 * width)
+        self.distance_bias = nn.Parameter(0.02 * torch.randn(num_heads, max_length))
+        self.mixed_norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, events: Tensor, packing: Packing) -> Tensor:
+        """(num_rows, D) -> (num_rows, D)."""
+        B, L, H = packing.num_histories, packing.longest, self.num_heads
+        projected = F.silu(self.gate_query_key_value(self.norm(events)))
+        gate, query_key_value = projected.split([events.shape[1], 3 * events.shape[1]], dim=-1)
+        padded = packing.pad(query_key_value)  # (B, L, 3 D)
+        query, key, value = padded.view(B, L, 3, H, -1).permute(2, 0, 3, 1, 4)  # (B, H, L, D / H)
+        place = torch.arange(L, device=events.device)
+        distance = place[:, None] - place  # (L, L)
+        bias = self.distance_bias[:, distance.clamp(0, self.max_length - 1)]  # (H, L, L)
+        weights = F.silu(query @ key.transpose(-1, -2) + bias) / self.max_length
+        mixed = weights.masked_fill(distance < 0, 0.0).to(value.dtype) @ value
+        mixed = packing.unpad(mixed.transpose(1, 2).reshape(B, L, -1))
+        return events + self.dropout(self.out(self.mixed_norm(mixed) * gate))
+
+
 class MaskedAttention(nn.Module):
     """Multi-head attention of latents (or any queries) over tokens with a mask."""
 

@@ -3,21 +3,22 @@
     item embeddings (P, D) packed ─► blocks ─► norm, projection ─► unit user states (P, D)
 
 State p is the user after event p, so one pass serves every position in training and the last
-one in use. Order enters by the distance between events alone (see `fusion.blocks.rotate`).
+one in use. Order enters by the distance between events alone (`fusion.blocks.rotate`, or a
+learned bias).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion.blocks import GatedBlock, Packing, PlainBlock
+from fusion.blocks import GatedBlock, Packing, PlainBlock, PointwiseBlock
 
-BLOCKS = {"gated": GatedBlock, "plain": PlainBlock}
+BLOCKS = {"gated": GatedBlock, "plain": PlainBlock, "pointwise": PointwiseBlock}
 
 
 class HistoryEncoder(nn.Module):
@@ -29,7 +30,7 @@ class HistoryEncoder(nn.Module):
         num_blocks: depth.
         num_heads: attention heads; they divide the width.
         dropout: on embeddings and on each branch.
-        block: `gated` (LiGR) or `plain` (SASRec).
+        block: `gated` (LiGR), `plain` (SASRec) or `pointwise` (HSTU).
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class HistoryEncoder(nn.Module):
         num_blocks: int,
         num_heads: int,
         dropout: float,
-        block: Literal["gated", "plain"] = "gated",
+        block: Literal["gated", "plain", "pointwise"] = "gated",
     ) -> None:
         super().__init__()
         if width % (2 * num_heads):
@@ -51,9 +52,10 @@ class HistoryEncoder(nn.Module):
         self.width, self.max_length = width, max_length
         # unit-length items enter with entries of about 1, so that branches do not drown them
         self.scale = math.sqrt(width)
-        self.blocks = nn.ModuleList(
-            BLOCKS[block](width, num_heads=num_heads, dropout=dropout) for _ in range(num_blocks)
-        )
+        sizes: dict[str, Any] = {"num_heads": num_heads, "dropout": dropout}
+        if block == "pointwise":
+            sizes["max_length"] = max_length
+        self.blocks = nn.ModuleList(BLOCKS[block](width, **sizes) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)

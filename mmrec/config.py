@@ -85,8 +85,9 @@ class FusionConfig(Section):
 class HistoryConfig(Section):
     """The user model."""
 
-    block: Literal["gated", "plain"] = "gated"
-    """`gated` (LiGR) multiplies each branch by a gate; `plain` is SASRec's block."""
+    block: Literal["gated", "plain", "pointwise"] = "gated"
+    """`gated` (LiGR) multiplies each branch by a gate; `plain` is SASRec's block; `pointwise`
+    (HSTU) weighs each pair of events by itself, and learns a bias for each distance."""
     num_blocks: int = Field(2, ge=1)
     num_heads: int = Field(2, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)

@@ -19,6 +19,7 @@ from fusion.blocks import (
     GatedBlock,
     MaskedAttention,
     Packing,
+    PointwiseBlock,
     rotate,
     round_rows,
 )
@@ -181,10 +182,29 @@ def test_gates_shut_and_open_their_branch() -> None:
     torch.testing.assert_close(with_gates(-200.0, 200.0), fed)
 
 
+def test_pointwise_block_equals_a_loop() -> None:
+    torch.manual_seed(0)
+    block = PointwiseBlock(D, num_heads=HEADS, dropout=0.0, max_length=8)
+    packing = Packing(OFFSETS)
+    events = packing.fill(torch.randn(13, D))
+    result = block(events, packing)
+    parts = F.silu(block.gate_query_key_value(block.norm(events)))
+    gate, query, key, value = parts.view(-1, 4, HEADS, D // HEADS).unbind(1)
+    for start, stop in pairwise(OFFSETS.tolist()):
+        for p in range(start, stop):
+            mixed = torch.zeros(HEADS, D // HEADS)
+            for h in range(HEADS):
+                for q in range(start, p + 1):
+                    product = query[p, h] @ key[q, h] + block.distance_bias[h, p - q]
+                    mixed[h] += F.silu(product) / 8 * value[q, h]
+            branch = block.out(block.mixed_norm(mixed.flatten()) * gate[p].flatten())
+            torch.testing.assert_close(result[p], events[p] + branch, rtol=1e-5, atol=1e-5)
+
+
 # history
 
 
-@pytest.mark.parametrize("block", ["gated", "plain"])
+@pytest.mark.parametrize("block", ["gated", "plain", "pointwise"])
 def test_future_changes_no_past_state(block: str) -> None:
     history = make_history(block)
     items = unit_rows(13)
@@ -199,7 +219,7 @@ def test_future_changes_no_past_state(block: str) -> None:
         assert not torch.isclose(after[changed:stop], states[changed:stop]).all(1).any()
 
 
-@pytest.mark.parametrize("block", ["gated", "plain"])
+@pytest.mark.parametrize("block", ["gated", "plain", "pointwise"])
 def test_packed_equals_each_history_alone(block: str) -> None:
     history = make_history(block)
     items = unit_rows(13)
@@ -237,9 +257,10 @@ def test_query_is_the_last_state() -> None:
     assert torch.equal(history.query(items, offsets), history(items, offsets)[[1, 5]])
 
 
-def test_order_of_a_history_matters() -> None:
+@pytest.mark.parametrize("block", ["gated", "plain", "pointwise"])
+def test_order_of_a_history_matters(block: str) -> None:
     # in one block only the positions tell in which order the earlier events came
-    history, items = make_history(num_blocks=1), unit_rows(5)
+    history, items = make_history(block, num_blocks=1), unit_rows(5)
     offsets = torch.tensor([0, 5])
     turned = items[[1, 0, 3, 2, 4]]
     assert not torch.allclose(history.query(items, offsets), history.query(turned, offsets))
