@@ -57,11 +57,12 @@ def slow(rows: list[tuple[int, str, float]]) -> tuple[float, float]:
 
 def test_by_item_equals_a_slow_loop() -> None:
     ranks = make_ranks()
-    found = by_item(ranks, POPULARITY)
+    candidates = np.arange(8)  # the ninth item, without events, can never be shown
+    found = by_item(ranks, POPULARITY, candidates)
     assert found is not None and list(found.groups) == ["head", "middle", "tail", "none"]
     assert found.groups["head"] == "head: 1 item, 30 events"
     assert found.groups["tail"] == "tail: 4 items, 6 to 10 events"
-    assert found.groups["none"] == "no events: 2 items"
+    assert found.groups["none"] == "no events: 1 item"
     parts = {"head": {0}, "middle": {1, 2}, "tail": {3, 4, 5, 6}, "none": {7, 8}}
     for model, groups in found.models.items():
         for name, items in parts.items():
@@ -89,7 +90,7 @@ def test_by_user_counts_only_those_asked() -> None:
     warm = by_user(ranks, events, "warm")
     assert warm is not None and warm.groups["none"] == "no events: 1 user"
     assert by_user(ranks, events, "new_users") is None
-    every = breakdowns(ranks, popularity=POPULARITY, events=events)
+    every = breakdowns(ranks, popularity=POPULARITY, candidates=np.arange(9), events=events)
     assert [(each.by, each.slice) for each in every] == [
         ("item", "all"),
         ("user", "warm"),

@@ -62,24 +62,29 @@ def thirds(counts: IntArray, weights: IntArray) -> IntArray:
     return result
 
 
-def breakdowns(ranks: pl.DataFrame, *, popularity: IntArray, events: IntArray) -> list[Breakdown]:
+def breakdowns(
+    ranks: pl.DataFrame, *, popularity: IntArray, candidates: IntArray, events: IntArray
+) -> list[Breakdown]:
     """By item over all targets; by user over warm and over cold targets.
 
     Args:
         ranks: model, user_index, item_index, slice, rank, as in `Evaluation.ranks`.
         popularity: (N,) training events of each item.
+        candidates: items that can be shown; no others are counted.
         events: (U,) training events of each user.
     """
-    found = [by_item(ranks, popularity)]
+    found = [by_item(ranks, popularity, candidates)]
     found += [by_user(ranks, events, name) for name in ("warm", "cold")]
     return [each for each in found if each is not None]
 
 
-def by_item(ranks: pl.DataFrame, popularity: IntArray) -> Breakdown | None:
+def by_item(ranks: pl.DataFrame, popularity: IntArray, candidates: IntArray) -> Breakdown | None:
     """Head, middle, tail: items that hold a third of the training events each; and no events."""
     part = thirds(popularity, popularity)
     rows = ranks.filter(pl.col("slice").is_in(CASE_SLICES))
-    return _breakdown("item", "all", rows, part, popularity, "item_index", "items")
+    counted = np.full(len(popularity), -1, dtype=np.int64)
+    counted[candidates] = popularity[candidates]
+    return _breakdown("item", "all", rows, part, counted, "item_index", "items")
 
 
 def by_user(ranks: pl.DataFrame, events: IntArray, slice_name: str) -> Breakdown | None:

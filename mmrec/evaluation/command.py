@@ -236,7 +236,9 @@ def find_out(
         worst=worst,
         knockout=() if source is None else knock_out(loaded, source, cases, popularity),
         before=None if fresh is None else before_training(fresh, cases, popularity),
-        breakdowns=breakdowns(evaluation.ranks, popularity=popularity, events=events),
+        breakdowns=breakdowns(
+            evaluation.ranks, popularity=popularity, candidates=cases.candidates, events=events
+        ),
         offset_curve=curve,
         chosen_offset=state["offset"] if curve else None,
         warm_cost=config.evaluation.warm_cost if curve else None,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from mmrec.evaluation.report_tables import (
     breakdown_table,
     cost_rows,
     data_rows,
+    in_order,
     metrics_table,
     ours_first,
     paired_table,
@@ -100,6 +102,7 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
     intervals, tests = _significance(run / "ranks-test.parquet", list(models), list(labels))
     simulated = findings.simulated or data.catalogue.kind == "simulated"
     steps = _read_lines(run / "metrics.jsonl")
+    sweeps = list(in_order({each.model: each for each in findings.sweeps}, models).values())
     sentences = headline(models, labels)
     said = limits(document, findings, intervals, simulated=simulated)
     quarantine = quarantine_rows(data, document)
@@ -123,7 +126,8 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
                 "table": breakdown_table(each),
                 "bars": model_bars(each.models, each.groups),
             }
-            for each in findings.breakdowns
+            for found in findings.breakdowns
+            for each in [replace(found, models=in_order(found.models, models))]
         ],
         **_lists(models, findings),
         "before": _before(findings, models[OURS], labels),
@@ -132,9 +136,9 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
         "offsets": _offset_plot(findings),
         "chosen_offset": findings.chosen_offset,
         "warm_cost": findings.warm_cost,
-        "sweeps": sweep_plot(findings.sweeps),
+        "sweeps": sweep_plot(sweeps),
         "sweep_cost": findings.warm_cost or DEFAULT_WARM_COST,
-        "sweep_table": sweep_table(findings.sweeps, findings.warm_cost or DEFAULT_WARM_COST),
+        "sweep_table": sweep_table(sweeps, findings.warm_cost or DEFAULT_WARM_COST),
         "reliability": findings.reliability,
         "reliability_plot": reliability_plot(findings.reliability),
         "strips": [_strip(data, strip) for strip in findings.strips],
@@ -238,9 +242,9 @@ def _knockout_plot(rows: Sequence[KnockoutRow], labels: Mapping[str, str]) -> st
 
 
 def _strip(data: PreparedData, strip: UserStrip) -> dict[str, Any]:
-    def tiles(items: Sequence[int], with_sound: bool) -> list[Tile]:
+    def tiles(items: Sequence[int], with_sound: bool, mark: bool = True) -> list[Tile]:
         return [
-            make_tile(data, item, with_sound=with_sound, hit=item in strip.targets)
+            make_tile(data, item, with_sound=with_sound, hit=mark and item in strip.targets)
             for item in items
         ]
 
@@ -252,7 +256,7 @@ def _strip(data: PreparedData, strip: UserStrip) -> dict[str, Any]:
         ("Recommended, best first", tiles(strip.recommended, with_sound=False)),
     ]
     if strip.note:
-        rows.append(("Really met next", tiles(strip.targets, with_sound=False)))
+        rows.append(("Really met next", tiles(strip.targets, with_sound=False, mark=False)))
     elif strip.cold:
         rows.append(("Cold items that score highest", tiles(strip.cold, with_sound=True)))
     return {"user_id": strip.user_id, "note": strip.note, "rows": rows}

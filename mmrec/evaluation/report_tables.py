@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from data_prep.shards import PreparedData
 from mmrec.evaluation.breakdown import Breakdown
@@ -29,6 +29,7 @@ class Cell:
 
 
 Rows = list[tuple[str, list[Cell]]]
+T = TypeVar("T")
 
 
 def metrics_table(
@@ -185,6 +186,13 @@ def ours_first(models: Models) -> dict[str, Mapping[str, Mapping[str, float] | N
         return name != OURS, -(models[name].get("all") or {}).get("ndcg@10", 0.0)
 
     return {name: models[name] for name in sorted(models, key=order)}
+
+
+def in_order(by_model: Mapping[str, T], models: Iterable[str]) -> dict[str, T]:
+    """What is known of each model, in the order of the main table; others come last."""
+    place = {name: number for number, name in enumerate(models)}
+    names = sorted(by_model, key=lambda name: place.get(name, len(place)))
+    return {name: by_model[name] for name in names}
 
 
 def _number(value: float | None, metric: str) -> str:

@@ -121,8 +121,9 @@ def _of_data(facts: DataFacts) -> Iterator[str]:
             else "they stand in the order of the file"
         )
         yield (
-            f"{facts.tied_share:.0%} of a user's events carry the same time as the one before; "
-            f"{by}. Which of them came next is then not known from the times."
+            f"{facts.tied_share:.0%} of the events in the histories asked with carry the same "
+            f"time as the one before; {by}. Which of them came next is then not known from "
+            "the times."
         )
     if facts.first_time is not None and facts.last_time is not None:
         yield (
