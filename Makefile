@@ -17,7 +17,7 @@ STAMP := $(VENV)/.mmrec-$(shell cat pyproject.toml constraints.txt | cksum | cut
 # Whatever clone an environment was installed from, the code of this one is used.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: install demo test check bench bench-peers format
+.PHONY: install demo test check bench bench-peers bench-speed ablation format
 
 install: $(STAMP)
 
@@ -45,6 +45,12 @@ bench: install
 
 bench-peers: install
 	$(BIN)/python -m benchmarks.peers.run $(if $(QUICK),--quick) --data "$(DATA)" $(ARGS)
+
+bench-speed: install
+	$(BIN)/python -m benchmarks.peers.throughput --data "$(DATA)" $(ARGS)
+
+ablation: install
+	$(BIN)/python -m benchmarks.ablation.run --data "$(DATA)" $(ARGS)
 
 format: install
 	$(BIN)/ruff check --fix .
