@@ -1,12 +1,13 @@
 """RecBole: SASRec by its own loaders and trainer, one training sample a prefix.
 
 Its leave-one-out takes the last event of a user as test: the log it gets ends with the user's first
-item once more, which is never scored. TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 must be set: its trainer
-reads its own checkpoint in a way that torch no longer does by default.
+item once more, which is never scored. The best weights are kept in memory, not in its checkpoints,
+which are pickles.
 """
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ from recbole.utils import init_seed
 
 
 class LimitReached(Exception):
-    """The time limit has passed; the best epoch so far has been saved."""
+    """Enough was trained: the time limit has passed, or what was to be timed is over."""
 
 
 def write_log(task: Task, folder: Path) -> None:
@@ -39,6 +40,33 @@ def write_log(task: Task, folder: Path) -> None:
                     file.write(f"{user}\t{item}\t{place}\n")
 
 
+def make_config(folder: str, settings: dict[str, Any]) -> Config:
+    """RecBole's configuration for the log in a folder: leave-one-out, one sample a prefix."""
+    return Config(
+        model="SASRec",
+        dataset="task",
+        config_dict={
+            **settings,
+            "data_path": folder,
+            "checkpoint_dir": folder,
+            "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+            "eval_args": {
+                "split": {"LS": "valid_and_test"},
+                "mode": "full",
+                "order": "TO",
+                "group_by": "user",
+            },
+            "train_neg_sample_args": None,
+            "metrics": ["Recall", "NDCG"],
+            "topk": [10],
+            "valid_metric": "NDCG@10",
+            "use_gpu": False,
+            "show_progress": False,
+            "log_wandb": False,
+        },
+    )
+
+
 def fit(task: Task, settings: dict[str, Any]) -> Fitted:
     torch.set_num_threads(settings["threads"])
     with tempfile.TemporaryDirectory() as name:
@@ -47,49 +75,29 @@ def fit(task: Task, settings: dict[str, Any]) -> Fitted:
         arguments = {
             key: value for key, value in settings.items() if key not in ("threads", "limit_s")
         }
-        config = Config(
-            model="SASRec",
-            dataset="task",
-            config_dict={
-                **arguments,
-                "data_path": name,
-                "checkpoint_dir": name,
-                "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
-                "eval_args": {
-                    "split": {"LS": "valid_and_test"},
-                    "mode": "full",
-                    "order": "TO",
-                    "group_by": "user",
-                },
-                "train_neg_sample_args": None,
-                "metrics": ["Recall", "NDCG"],
-                "topk": [10],
-                "valid_metric": "NDCG@10",
-                "use_gpu": False,
-                "show_progress": False,
-                "log_wandb": False,
-            },
-        )
+        config = make_config(name, arguments)
         init_seed(settings["seed"], reproducibility=True)
         dataset = create_dataset(config)
         train, validation, _ = data_preparation(config, dataset)
         model = SASRec(config, train.dataset)
         trainer = Trainer(config, model)
         notes: dict[str, Any] = {"epochs": 0, "limit": False}
+        best: dict[str, Any] = {"score": -np.inf, "weights": None}
         until = time.monotonic() + settings["limit_s"]
 
         def after_epoch(epoch: int, score: float) -> None:
             notes["epochs"] = epoch + 1
+            if score > best["score"]:
+                best.update(score=score, weights=copy.deepcopy(model.state_dict()))
             if time.monotonic() > until:
                 raise LimitReached
 
         try:
-            trainer.fit(train, validation, saved=True, callback_fn=after_epoch)
+            trainer.fit(train, validation, saved=False, callback_fn=after_epoch)
         except LimitReached:
             notes["limit"] = True
-        notes["best_validation_ndcg@10"] = float(trainer.best_valid_score)
-        state = torch.load(trainer.saved_model_file, weights_only=False)
-        model.load_state_dict(state["state_dict"])
+        notes["best_validation_ndcg@10"] = float(best["score"])
+        model.load_state_dict(best["weights"])
     model.eval()
 
     # tokens of a field are numbered in the order met, 0 is the padding

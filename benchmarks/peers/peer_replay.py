@@ -6,14 +6,14 @@ the form that its own transforms make: left-padded, the next item as label at ev
 
 from __future__ import annotations
 
-import tempfile
+import copy
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
 from exchange import Fitted, Task, installed, run_peer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from replay.data import FeatureHint, FeatureSource, FeatureType
 from replay.data.nn import TensorFeatureInfo, TensorFeatureSource, TensorSchema
 from replay.nn.lightning import LightningModule
@@ -50,7 +50,13 @@ def training_batch(histories: list[np.ndarray], length: int, padding: int) -> Ba
 
 
 class Recall(lightning.Callback):
-    """Logs recall@10 over the validation batches; what the user has met is no candidate."""
+    """Logs recall@10 over the validation batches; what the user has met is no candidate.
+
+    The best weights are kept in memory: checkpoints of RePlay's module are pickles.
+    """
+
+    def __init__(self) -> None:
+        self.best, self.weights = -1.0, None
 
     def on_validation_epoch_start(self, trainer: Any, module: Any) -> None:
         """Start counting."""
@@ -67,8 +73,11 @@ class Recall(lightning.Callback):
         self.total += len(shown)
 
     def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
-        """Log what was counted."""
-        module.log("recall", self.hits / max(self.total, 1))
+        """Log what was counted, and keep the weights if they are the best so far."""
+        recall = self.hits / max(self.total, 1)
+        module.log("recall", recall)
+        if recall > self.best:
+            self.best, self.weights = recall, copy.deepcopy(module.state_dict())
 
 
 def fit(task: Task, settings: dict[str, Any]) -> Fitted:
@@ -126,23 +135,22 @@ def fit(task: Task, settings: dict[str, Any]) -> Fitted:
             "target": torch.tensor([target for _, target in batch]),
         },
     )
-    with tempfile.TemporaryDirectory() as folder:
-        best = ModelCheckpoint(folder, monitor="recall", mode="max", filename="best")
-        timer = Timer(duration={"seconds": settings["limit_s"]}, interval="epoch")
-        stopper = EarlyStopping("recall", mode="max", patience=settings["patience"])
-        trainer = lightning.Trainer(
-            accelerator="cpu",
-            devices=1,
-            max_epochs=settings["epochs"],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            logger=False,
-            num_sanity_val_steps=0,
-            callbacks=[Recall(), best, stopper, timer],
-        )
-        trainer.fit(module, train, validation)
-        state = torch.load(best.best_model_path, weights_only=False)["state_dict"]
-        module.load_state_dict(state)
+    recall = Recall()
+    timer = Timer(duration={"seconds": settings["limit_s"]}, interval="epoch")
+    stopper = EarlyStopping("recall", mode="max", patience=settings["patience"])
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=settings["epochs"],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        logger=False,
+        num_sanity_val_steps=0,
+        callbacks=[recall, stopper, timer],
+    )
+    trainer.fit(module, train, validation)
+    module.load_state_dict(recall.weights)
     module.eval()
 
     rows_of_candidates = row_of[task.candidates]
@@ -158,7 +166,7 @@ def fit(task: Task, settings: dict[str, Any]) -> Fitted:
 
     notes = {
         "epochs": trainer.current_epoch,
-        "best_validation_recall@10": float(best.best_model_score),
+        "best_validation_recall@10": recall.best,
         "limit": timer.time_remaining() <= 0,
     }
     return Fitted(score, notes)

@@ -9,13 +9,13 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from exchange import read_task
-from peer_recbole import LimitReached, write_log
-from recbole.config import Config
+from peer_recbole import LimitReached, make_config, write_log
 from recbole.data import create_dataset, data_preparation
 from recbole.model.sequential_recommender import SASRec
 from recbole.trainer import Trainer
@@ -47,25 +47,13 @@ def main() -> None:
     settings = json.loads(Path(sys.argv[3]).read_text(encoding="utf-8"))
     torch.set_num_threads(settings["threads"])
     kept = len(task.train_user) // SHARE
-    object.__setattr__(task, "train_user", task.train_user[:kept])
-    object.__setattr__(task, "train", task.train[:kept])
+    task = replace(task, train_user=task.train_user[:kept], train=task.train[:kept])
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "task").mkdir()
         write_log(task, Path(name) / "task")
-        config = Config(
-            model="SASRec",
-            dataset="task",
-            config_dict={
-                "data_path": name,
-                "checkpoint_dir": name,
-                "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
-                "eval_args": {
-                    "split": {"LS": "valid_and_test"},
-                    "mode": "full",
-                    "order": "TO",
-                    "group_by": "user",
-                },
-                "train_neg_sample_args": None,
+        config = make_config(
+            name,
+            {
                 "loss_type": "CE",
                 "n_layers": settings["blocks"],
                 "n_heads": settings["heads"],
@@ -75,9 +63,6 @@ def main() -> None:
                 "attn_dropout_prob": settings["dropout"],
                 "MAX_ITEM_LIST_LENGTH": settings["length"],
                 "train_batch_size": settings["batch_size"],
-                "use_gpu": False,
-                "show_progress": False,
-                "log_wandb": False,
             },
         )
         init_seed(settings["seed"], reproducibility=True)
