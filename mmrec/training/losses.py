@@ -148,24 +148,26 @@ class _ChunkedSoftmax(torch.autograd.Function):
                     pairs = excluded.within(start, stop, N)
                     logits.view(-1).index_fill_(0, pairs, float("-inf"))
                     logits.scatter_(1, target, positive)
-                normaliser = torch.logsumexp(logits, dim=1, keepdim=True)
-                part = (normaliser - (1 - smoothing) * positive).sum()
+                peak = logits.amax(1, keepdim=True)
                 if smoothing:
                     finite = logits > float("-inf")
                     share = smoothing / finite.sum(1, keepdim=True)
-                    part = part - (logits.masked_fill(~finite, 0) * share).sum()
-                probability = logits.sub_(normaliser).exp_()
+                    loss = loss - (logits.masked_fill(~finite, 0) * share).sum()
+                # one exponential serves the sum and the gradient, which is divided by the sum
+                # where it is narrow: in its factors of width D, not in N columns
+                gradient = logits.sub_(peak).exp_()
+                total = gradient.sum(1, keepdim=True)
+                loss = loss + (total.log() + peak - (1 - smoothing) * positive).sum()
                 if smoothing:
-                    probability = probability - finite * share
-                probability.scatter_add_(
-                    1, target, probability.new_full((), smoothing - 1).expand_as(target)
-                )
-                loss = loss + part
-                low = F.pad(probability.to(dtype), (0, 0, 0, spare))
-                grad_users[start:stop] = (low @ table)[: stop - start]
+                    gradient.sub_(finite * (share * total))
+                gradient.scatter_add_(1, target, (smoothing - 1) * total)
+                inverse = total.reciprocal()
+                low = F.pad(gradient.to(dtype), (0, 0, 0, spare))
+                grad_users[start:stop] = (low @ table)[: stop - start] * inverse
+                scaled = (part_users[: stop - start] * inverse).to(dtype)
                 # fp32 sums: thousands of chunks added in bf16 would lose the small ones
-                grad_items += (low.T @ part_users).to(items.dtype)
-                grad_bias += probability.sum(0)
+                grad_items += (low.T @ F.pad(scaled, (0, 0, 0, spare))).to(items.dtype)
+                grad_bias += (inverse.T @ gradient)[0]
         scale = 1.0 / max(P, 1)
         ctx.save_for_backward(grad_users, grad_items, grad_bias)
         ctx.scale = scale
