@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion.blocks import GatedBlock, Packing, PlainBlock, PointwiseBlock
+from fusion.blocks import Dropout, GatedBlock, Packing, PlainBlock, PointwiseBlock
 
 BLOCKS = {"gated": GatedBlock, "plain": PlainBlock, "pointwise": PointwiseBlock}
 
@@ -58,7 +58,7 @@ class HistoryEncoder(nn.Module):
         self.blocks = nn.ModuleList(BLOCKS[block](width, **sizes) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, items: Tensor, offsets: Tensor) -> Tensor:
         """Encodes packed histories.

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from encoders.tokens import Tokens
-from fusion.blocks import MaskedAttention
+from fusion.blocks import Dropout, MaskedAttention
 
 # Weight of the latents' norm at the start: a tenth of the usual, beside a mean of about unit size.
 FAINT = 0.1
@@ -71,7 +71,7 @@ class LatentLayer(nn.Module):
             nn.GELU(),
             nn.Linear(4 * width, width),
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, latents: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """(M, Q, D), (M, S, D), (M, S) bool -> (M, Q, D)."""

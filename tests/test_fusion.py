@@ -16,10 +16,12 @@ from encoders.tokens import Tokens, masked
 from fusion.blocks import (
     ROTATION_BASE,
     CausalAttention,
+    Dropout,
     GatedBlock,
     MaskedAttention,
     Packing,
     PointwiseBlock,
+    attend,
     rotate,
     round_rows,
 )
@@ -158,6 +160,54 @@ def test_masked_attention_equals_torchs() -> None:
     torch.testing.assert_close(ours(queries, tokens, mask), wanted, rtol=1e-5, atol=1e-6)
     wanted, _ = theirs(queries, tokens, tokens)
     torch.testing.assert_close(ours(queries, tokens), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "masked"])
+def test_attention_under_autocast_is_that_of_fp32(causal: bool) -> None:
+    torch.manual_seed(0)
+    parts = [torch.randn(3, HEADS, 24, 8, dtype=torch.bfloat16).requires_grad_() for _ in range(3)]
+    exact_parts = [part.detach().float().requires_grad_() for part in parts]
+    mask = None if causal else torch.rand(3, 1, 1, 24) < 0.6
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = attend(*parts, attn_mask=mask, is_causal=causal)
+    exact = F.scaled_dot_product_attention(*exact_parts, mask, is_causal=causal)
+    assert mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed, exact.bfloat16(), rtol=0, atol=0)
+    grads = torch.autograd.grad(mixed.float().sum(), parts)
+    exact_grads = torch.autograd.grad(exact.sum(), exact_parts)
+    for grad, exact_grad in zip(grads, exact_grads, strict=True):
+        torch.testing.assert_close(grad.float(), exact_grad, rtol=0.01, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chance", [0.1, 0.3, 0.5])
+def test_dropout_keeps_its_share_and_the_mean(chance: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    values = torch.ones(401, 499, dtype=dtype, requires_grad=True)  # no multiple of four
+    dropped = Dropout(chance)(values)
+    scale = torch.tensor(1 / (1 - chance)).to(dtype)
+    assert set(dropped.unique().tolist()) == {0.0, scale.item()}
+    kept = dropped > 0
+    deviation = math.sqrt(chance * (1 - chance) / values.numel())
+    assert abs(kept.float().mean() - (1 - chance)) < 4 * deviation
+    # neighbours share a random word, and yet fall independently
+    for step in (1, 2, 3):
+        both = (kept[:, step:] & kept[:, :-step]).float().mean()
+        assert abs(both - (1 - chance) ** 2) < 5 * deviation
+    (gradient,) = torch.autograd.grad(dropped.sum(), values)
+    assert torch.equal(gradient, dropped.detach())
+
+
+def test_dropout_is_a_function_of_the_seed_and_off_in_use() -> None:
+    dropout, values = Dropout(0.4), torch.randn(50, 7)
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(dropout(values))
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert torch.equal(dropout.eval()(values), values)
+    assert torch.equal(Dropout(0.0)(values), values)
+    assert not Dropout(1.0)(values).any()
 
 
 def test_gates_shut_and_open_their_branch() -> None:
