@@ -155,12 +155,13 @@ def build_items(
             vectors = list(_read_vectors(row, catalogue, quarantine, place))
             summary.num_media += sum(row[c] is not None for c in catalogue.items.vectors.values())
             texts = {name: row[name] for name in catalogue.items.text if row[name]}
-            present = _present_modalities(catalogue, texts, media + vectors)
+            record = _record(row, catalogue)
+            present = _present_modalities(catalogue, texts, media + vectors, record["attributes"])
             if not any(present):
                 quarantine.add("item", place=place, id=item_id, reason="no modality at all")
                 continue
             item_index = len(rows)
-            parts = [("json", compact_json(_record(row, catalogue)))]
+            parts = [("json", compact_json(record))]
             parts += [("text.json", compact_json(texts))] if texts else []
             members = shards.write(sample_key(item_index), parts + media + vectors)
             for member in members:
@@ -253,12 +254,16 @@ def _read_vectors(
 
 
 def _present_modalities(
-    catalogue: Catalogue, texts: Mapping[str, str], media: Sequence[tuple[str, bytes]]
+    catalogue: Catalogue,
+    texts: Mapping[str, str],
+    media: Sequence[tuple[str, bytes]],
+    attributes: Mapping[str, Any],
 ) -> list[bool]:
     # `image0.jpg` -> image, `vector.clip.npy` -> vector.clip
     found = {name.rpartition(".")[0].rstrip("0123456789") for name, _ in media}
     found |= {name.removesuffix(".npy") for name, _ in media}
     found |= {"text"} if texts else set()
+    found |= {"attributes"} if attributes else set()
     return [modality in found for modality in catalogue.modalities]
 
 

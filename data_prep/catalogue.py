@@ -311,9 +311,13 @@ class Catalogue(_Section):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Modalities in fixed order: text, image, audio, video, then vector.NAME as in the file."""
+        """Modalities in fixed order.
+
+        text, image, audio, video, then vector.NAME as in the file, attributes last.
+        """
         media = (name for name in ("text", "image", "audio", "video") if getattr(self.items, name))
-        return (*media, *(f"vector.{name}" for name in self.items.vectors))
+        vectors = (f"vector.{name}" for name in self.items.vectors)
+        return (*media, *vectors, *(("attributes",) if self.items.attributes else ()))
 
     def document(self) -> dict[str, Any]:
         """The resolved catalogue as plain JSON values; `parse_catalogue` reads it back."""

@@ -190,6 +190,12 @@ def decode_text(data: bytes) -> dict[str, str]:
     return texts
 
 
+def decode_attributes(data: bytes) -> dict[str, Any]:
+    """Bytes of KEY.json -> attributes that are known, by field name."""
+    attributes: dict[str, Any] = json.loads(data)["attributes"]
+    return attributes
+
+
 def decode_vector(data: bytes) -> NDArray[np.float32]:
     """Bytes of KEY.vector.NAME.npy -> (D,) float32."""
     vector: NDArray[np.float32] = np.load(io.BytesIO(data), allow_pickle=False)

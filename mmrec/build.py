@@ -28,7 +28,13 @@ from mmrec.data.cache import StateCache, round_states
 from mmrec.data.fill import fill_cache
 from mmrec.data.histories import ChosenHistories, EpochPlan, HistorySource, IntArray
 from mmrec.data.items import Broken, ItemInputs
-from mmrec.encoder_parts import Document, EncoderParts, make_encoder, rebuild_encoder
+from mmrec.encoder_parts import (
+    AttributeFields,
+    Document,
+    EncoderParts,
+    make_encoder,
+    rebuild_encoder,
+)
 from mmrec.errors import CheckpointMismatch, ConfigError, MediaError
 from mmrec.evaluation.protocol import Cases, load_cases, training_popularity
 from mmrec.model import IdPart, Popularity, RecommenderModel
@@ -157,6 +163,7 @@ def assemble(config: Config, data_folder: Path) -> Assembly:
             encoder,
             texts=lambda: _texts(data),
             vector_width=lambda name: _vector_width(data, name),
+            attributes=attribute_fields(data),
         )
         for modality, encoder in config.encoders.items()
         if _is_in(data, modality)
@@ -359,7 +366,21 @@ def _is_in(data: PreparedData, modality: str) -> bool:
 
 
 def _texts(data: PreparedData) -> Iterator[str]:
-    """Texts of items that are no cold item of any split: a vocabulary must not see those."""
+    """Texts of items that are no cold item of any split."""
+    for item_index in _never_cold(data):
+        yield ". ".join(data.items.text(item_index).values())
+
+
+def attribute_fields(data: PreparedData) -> AttributeFields:
+    """The items' attributes, with the records of those that are no cold item of any split."""
+    return AttributeFields(
+        {name: spec.type for name, spec in data.catalogue.items.attributes.items()},
+        lambda: (data.items.record(row)["attributes"] for row in _never_cold(data)),
+    )
+
+
+def _never_cold(data: PreparedData) -> Iterator[int]:
+    """Items that are no cold item of any split: a vocabulary must not see those."""
     hidden: set[int] = set()
     for name in data.splits:
         items = data.split(name).items
@@ -371,7 +392,7 @@ def _texts(data: PreparedData) -> Iterator[str]:
         )
     for item_index in range(len(data.items)):
         if item_index not in hidden:
-            yield ". ".join(data.items.text(item_index).values())
+            yield item_index
 
 
 def _vector_width(data: PreparedData, name: str) -> int:

@@ -50,8 +50,11 @@ class DataConfig(Section):
 class EncoderConfig(Section):
     """One modality's encoder."""
 
-    kind: Literal["small", "transformers", "timm", "torchvision", "open_clip", "vector"] = "small"
-    """`small` trains from scratch; the others are families of pretrained models."""
+    kind: Literal[
+        "small", "transformers", "timm", "torchvision", "open_clip", "vector", "fields"
+    ] = "small"
+    """`small` trains from scratch; `vector` and `fields` (of attributes) have no weights; the
+    others are families of pretrained models."""
     weights: str | None = None
     """An installed name (`mmrec weights list`), a folder, or a hub name; null: random weights."""
     architecture: str | None = None
@@ -63,7 +66,8 @@ class EncoderConfig(Section):
     learning_rate: float | None = Field(None, gt=0)
     """Rate of this encoder where it trains; null: training.content_learning_rate."""
     options: dict[str, int | float | str | bool] = {}
-    """Arguments of the encoder and its transform (image size, seconds, vocabulary size)."""
+    """Arguments of the encoder and its transform (image size, seconds, vocabulary size). Of
+    attributes: max_values, num_knots, and FIELD: false for each that is to be left out."""
 
 
 class FusionConfig(Section):
@@ -187,7 +191,7 @@ class Config(Section):
     name: str = "run"
     data: DataConfig = DataConfig()
     encoders: dict[str, EncoderConfig] = {}
-    """One section a modality: text, image, audio, video, vector.NAME."""
+    """One section a modality: text, image, audio, vector.NAME, attributes."""
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

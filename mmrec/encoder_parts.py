@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from encoders.encoder import Transform
 from mmrec.config import EncoderConfig
@@ -23,6 +23,17 @@ from mmrec.weights import PACKAGES, verify
 
 Document = dict[str, Any]
 Texts = Callable[[], Iterable[str]]
+
+
+@dataclass(frozen=True)
+class AttributeFields:
+    """The catalogue's attributes of items: their types, and records to learn values from."""
+
+    types: Mapping[str, Literal["category", "set", "number"]]
+    records: Callable[[], Iterable[Mapping[str, Any]]]
+
+
+NO_FIELDS = AttributeFields({}, tuple)
 
 
 @dataclass(frozen=True)
@@ -35,15 +46,21 @@ class EncoderParts:
 
 
 def make_encoder(
-    modality: str, config: EncoderConfig, *, texts: Texts, vector_width: Callable[[str], int]
+    modality: str,
+    config: EncoderConfig,
+    *,
+    texts: Texts,
+    vector_width: Callable[[str], int],
+    attributes: AttributeFields = NO_FIELDS,
 ) -> EncoderParts:
     """Builds an encoder with its pretrained weights, if it has any.
 
     Args:
-        modality: `text`, `image`, `audio` or `vector.NAME`.
+        modality: `text`, `image`, `audio`, `vector.NAME` or `attributes`.
         config: its section of the run's settings.
         texts: the catalogue's texts, for a vocabulary trained on them.
         vector_width: width of a ready-made vector by its name.
+        attributes: the catalogue's.
 
     Raises:
         ConfigError: the kind does not fit the modality.
@@ -60,7 +77,7 @@ def make_encoder(
             f"encoders.{modality}.kind is '{config.kind}': allowed are {', '.join(kinds)}"
         )
     try:
-        document, folder = _describe(modality, config, texts, vector_width)
+        document, folder = _describe(modality, config, texts, vector_width, attributes)
         return _build(document, folder)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"encoders.{modality}: {error}") from None
@@ -76,11 +93,16 @@ ALLOWED_KINDS: Mapping[str, tuple[str, ...]] = {
     "image": ("small", "timm", "torchvision", "open_clip"),
     "audio": ("small",),
     "vector": ("vector",),
+    "attributes": ("fields",),
 }
 
 
 def _describe(
-    modality: str, config: EncoderConfig, texts: Texts, vector_width: Callable[[str], int]
+    modality: str,
+    config: EncoderConfig,
+    texts: Texts,
+    vector_width: Callable[[str], int],
+    attributes: AttributeFields,
 ) -> tuple[Document, Path | None]:
     """The document of an encoder and the folder that holds its weights."""
     folder = resolve_weights(config.weights) if config.weights else None
@@ -92,6 +114,8 @@ def _describe(
     }
     if config.kind == "vector":
         document["vector_width"] = vector_width(modality.partition(".")[2])
+    elif config.kind == "fields":
+        document["fields"] = _describe_fields(config, attributes)
     elif modality == "text" and config.kind == "small":
         from encoders.text import train_vocabulary
 
@@ -121,10 +145,29 @@ def _describe(
     return document, folder
 
 
+def _describe_fields(config: EncoderConfig, attributes: AttributeFields) -> list[dict[str, Any]]:
+    from encoders.attributes import AttributeTransform, describe_fields
+
+    options = dict(config.options)
+    sizes = {
+        name: int(options.pop(name)) for name in ("max_values", "num_knots") if name in options
+    }
+    for name, chosen in options.items():
+        if name not in attributes.types or not isinstance(chosen, bool):
+            raise ValueError(
+                f"options.{name} is {chosen}: allowed are max_values, num_knots, and true or false "
+                f"for an attribute: {', '.join(attributes.types)}"
+            )
+    types = {name: kind for name, kind in attributes.types.items() if options.get(name, True)}
+    return AttributeTransform(describe_fields(types, attributes.records(), **sizes)).document()
+
+
 def _build(document: Document, folder: Path | None) -> EncoderParts:
     kind, modality = document["kind"], document["modality"]
     if kind == "vector":
         return _build_vector(document)
+    if kind == "fields":
+        return _build_fields(document)
     if modality == "text":
         return (_build_small_text if kind == "small" else _build_transformers)(document, folder)
     if modality == "audio":
@@ -137,6 +180,14 @@ def _build_vector(document: Document) -> EncoderParts:
 
     width = document["vector_width"]
     return EncoderParts(VectorTransform(width), VectorEncoder(width), document)
+
+
+def _build_fields(document: Document) -> EncoderParts:
+    from encoders.attributes import AttributeEncoder, AttributeTransform
+
+    transform = AttributeTransform.from_document(document["fields"])
+    encoder = AttributeEncoder(len(transform.fields), transform.width)
+    return EncoderParts(transform, encoder, document)
 
 
 def _build_small_text(document: Document, _folder: Path | None) -> EncoderParts:

@@ -48,9 +48,9 @@ def test_shipped_catalogues_load(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "repeats", "modalities"),
     [
-        ("video", "forbid", ("text", "image", "audio", "video")),
-        ("music", "allow", ("text", "image", "audio", "vector.tagger")),
-        ("shop", "forbid", ("text", "image")),
+        ("video", "forbid", ("text", "image", "audio", "video", "attributes")),
+        ("music", "allow", ("text", "image", "audio", "vector.tagger", "attributes")),
+        ("shop", "forbid", ("text", "image", "attributes")),
     ],
     ids=["video", "music", "shop"],
 )

@@ -102,10 +102,11 @@ def test_items_are_found_by_index_and_id(whole: Path) -> None:
     assert len(items) == 6
     assert items.item_ids == ["i/1.x", "2", "3", "4", "5", "6"]
     assert items.index_of("i/1.x") == 0 and items.index_of("nobody") is None
-    assert items.modalities == ("text", "image", "audio", "video", "vector.clip")
+    assert items.modalities == ("text", "image", "audio", "video", "vector.clip", "attributes")
     assert items.has("text").tolist() == [True] * 6
     assert items.has("image").tolist() == [True, True, False, False, True, False]
     assert items.has("vector.clip").tolist() == [False, False, False, True, False, False]
+    assert items.has("attributes").tolist() == [False, True, True, False, False, False]
     assert not items.deleted.any()
     assert (
         items.text(0) == {"title": "Ünder", "plot": "A plot."} and list(items.text(0))[0] == "title"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.peers.exchange import Task
 from data_prep.shards import PreparedData, Split
+from mmrec.build import attribute_fields
 from mmrec.config import EncoderConfig
 from mmrec.data.fill import fill_cache
 from mmrec.data.items import ItemInputs
@@ -101,6 +102,7 @@ def frozen_content(data: PreparedData, encoders: Mapping[str, Mapping[str, Any]]
             EncoderConfig.model_validate(document),
             texts=tuple,
             vector_width=lambda _: 1,
+            attributes=attribute_fields(data),
         )
         made.encoder.eval().requires_grad_(False)
         inputs = ItemInputs(data, {modality: made.transform})

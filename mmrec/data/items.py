@@ -24,11 +24,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from data_prep.build_items import media_slots, resolve_medium
+from data_prep.build_items import convert_attributes, media_slots, resolve_medium
 from data_prep.errors import BrokenMedium, DataError
 from data_prep.interactions import read_items
 from data_prep.media import IMAGE_SIDE, MediumKind, decode_audio, decode_image, normalise
-from data_prep.shards import PreparedData, decode_text, decode_vector
+from data_prep.shards import PreparedData, decode_attributes, decode_text, decode_vector
 from encoders.encoder import Inputs, Transform
 from mmrec.errors import UserError
 
@@ -101,7 +101,7 @@ class PreparedMedia:
         return None if member is None else member.sha256.hex()
 
     def load(self, item_index: int, modality: str) -> Any | None:
-        """The decoded medium: text by field, pixels, sound or a vector.
+        """The decoded medium: text or attributes by field, pixels, sound or a vector.
 
         Raises:
             BrokenMedium: its bytes do not decode.
@@ -113,6 +113,8 @@ class PreparedMedia:
         data = self._items.read(member)
         if modality == "text":
             return decode_text(data)
+        if modality == "attributes":
+            return decode_attributes(data) or None
         if modality.startswith(VECTOR_PREFIX):
             return decode_vector(data)
         return _DECODERS[modality](data)
@@ -124,7 +126,8 @@ class PreparedMedia:
         members = self._items.members(item_index)
         if modality in MEDIA:
             return next((m for m in members if m.name.startswith(modality)), None)
-        name = "text.json" if modality == "text" else f"{modality}.npy"
+        names = {"text": "text.json", "attributes": "json"}
+        name = names.get(modality, f"{modality}.npy")
         return next((m for m in members if m.name == name), None)
 
 
@@ -168,7 +171,7 @@ class NewItems:
         kept = _keep_columns(catalogue, found)
         if not kept.modalities:
             raise UserError(
-                f"{path}: no column of media: it has {', '.join(found)}; "
+                f"{path}: no column of media or attributes: it has {', '.join(found)}; "
                 f"give at least one of {', '.join(_media_columns(catalogue))}"
             )
         table = read_items(kept, source, table=path)
@@ -206,6 +209,8 @@ class NewItems:
         items = self._catalogue.items
         if modality == "text":
             return {name: row[name] for name in items.text if row[name]} or None
+        if modality == "attributes":
+            return convert_attributes(row, items.attributes) or None
         column = items.vectors.get(modality.removeprefix(VECTOR_PREFIX))
         if column is None or row[column] is None:
             return None
@@ -251,10 +256,11 @@ class ItemInputs:
     def __init__(self, data: PreparedData | Media, transforms: Mapping[str, Transform]) -> None:
         self.media: Media = PreparedMedia(data) if isinstance(data, PreparedData) else data
         for modality in transforms:
-            if modality not in ("text", *_DECODERS) and not modality.startswith(VECTOR_PREFIX):
+            known = ("text", "attributes", *_DECODERS)
+            if modality not in known and not modality.startswith(VECTOR_PREFIX):
                 raise UserError(
-                    f"encoders.{modality}: there is no decoder for it; allowed are text, "
-                    f"{', '.join(_DECODERS)} and vector.NAME: drop it from the config"
+                    f"encoders.{modality}: there is no decoder for it; allowed are "
+                    f"{', '.join(known)} and vector.NAME: drop it from the config"
                 )
         self.transforms = dict(transforms)
         self._broken: dict[tuple[int, str], Broken] = {}
@@ -300,16 +306,17 @@ class ItemInputs:
 
 def _media_columns(catalogue: Catalogue) -> list[str]:
     items = catalogue.items
-    return [*items.text, *items.image, *items.audio, *items.video, *items.vectors.values()]
+    media = [*items.text, *items.image, *items.audio, *items.video, *items.vectors.values()]
+    return [*media, *items.attributes]
 
 
 def _keep_columns(catalogue: Catalogue, found: Sequence[str]) -> Catalogue:
-    """The catalogue of a table that has only some of the columns of media, and media alone."""
+    """The catalogue of a table with only some of its columns of media and attributes."""
     items = catalogue.items
     kept = items.model_copy(
         update={
             "where": None,
-            "attributes": {},
+            "attributes": {name: s for name, s in items.attributes.items() if name in found},
             "available": None,
             "vectors": {name: c for name, c in items.vectors.items() if c in found},
             **{
@@ -337,7 +344,7 @@ def _columns(path: Path) -> list[str]:
         raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
 
 
-def _digest(medium: dict[str, str] | NDArray[np.float32] | None) -> str | None:
+def _digest(medium: dict[str, Any] | NDArray[np.float32] | None) -> str | None:
     if medium is None:
         return None
     data = json.dumps(medium).encode() if isinstance(medium, dict) else medium.tobytes()

@@ -1,0 +1,170 @@
+"""Attributes from the table to a score: prepared, trained, bundled, and of items nobody has met."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from tiny_run import CATALOGUE, tiny_config, write_source
+
+from data_prep.prepare import prepare
+from data_prep.shards import PreparedData
+from mmrec.build import load_run
+from mmrec.config import parse_config
+from mmrec.errors import ConfigError, UserError
+from mmrec.recommender import Recommender
+from mmrec.retrieval.bundle import write_bundle
+from mmrec.training.train import train
+
+TYPES: dict[str, Any] = {
+    "tags": {"type": "set", "separator": "|"},
+    "year": {"type": "number"},
+    "studio": {"type": "category"},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny catalogue with three attributes; the first item has none of them."""
+    folder = tmp_path_factory.mktemp("attributes")
+    write_source(folder / "source")
+    table = pl.read_csv(folder / "source" / "items.csv")
+    rows = [
+        {"tags": "", "year": None, "studio": ""}
+        if not n
+        else {"tags": "a|b" if n % 2 else "b", "year": 1990 + n, "studio": f"s{n % 3}"}
+        for n in range(len(table))
+    ]
+    table.hstack(pl.DataFrame(rows)).write_csv(folder / "source" / "items.csv")
+    catalogue = {**CATALOGUE, "items": {**CATALOGUE["items"], "attributes": TYPES}}
+    (folder / "catalogue.yaml").write_text(json.dumps(catalogue), encoding="utf-8")
+    prepare(folder / "catalogue.yaml", folder / "source", folder / "data", num_workers=1)
+    return folder / "data"
+
+
+def configure(**options: Any) -> Any:
+    document = tiny_config().model_dump()
+    document["encoders"] = {
+        "text": document["encoders"]["text"],
+        "attributes": {"kind": "fields", "options": options},
+    }
+    return parse_config(document)
+
+
+@pytest.fixture(scope="module")
+def run(data: Path) -> Path:
+    run = data.parent / "run"
+    train(configure(num_knots=4), data, run)
+    return run
+
+
+@pytest.fixture
+def table(data: Path, tmp_path: Path) -> Path:
+    """New items: as an old one, of a value never seen, of text alone, of nothing."""
+    rows = [
+        ("as-i3", "", "a|b", "1993", "s0"),
+        ("new-studio", "", "", "", "s99"),
+        ("words", "Old machine", "", "", ""),
+        ("empty", "", "", "", ""),
+    ]
+    path = tmp_path / "new.csv"
+    pl.DataFrame(rows, ["id", "title", "tags", "year", "studio"], orient="row").write_csv(path)
+    return path
+
+
+def test_prepared_folder_says_who_has_attributes(data: Path) -> None:
+    items = PreparedData.open(data).items
+    assert items.modalities == ("text", "image", "audio", "attributes")
+    assert items.has("attributes").tolist() == [False] + [True] * (len(items) - 1)
+
+
+def test_new_items_are_scored_from_attributes(run: Path, table: Path) -> None:
+    recommender = Recommender.load(run)
+    new = recommender.new_items(table, table.parent)
+    found = recommender.embed_items(new)
+    assert found.item_ids == ["as-i3", "new-studio", "words"]
+    scores = recommender.score(new)
+    made_of = dict(scores.select("item_id", "modalities").iter_rows())
+    assert made_of == {
+        "as-i3": ["attributes"],
+        "new-studio": ["attributes"],
+        "words": ["text"],
+    }
+    # what an attribute says reaches the vector
+    assert not np.allclose(found.content[0], found.content[1], atol=1e-3)
+
+
+def test_table_without_any_known_column_is_refused(run: Path, tmp_path: Path) -> None:
+    recommender = Recommender.load(run)
+    path = tmp_path / "new.csv"
+    path.write_text("id,colour\nx,red\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"no column of media or attributes.*tags, year, studio"):
+        recommender.new_items(path, tmp_path)
+
+
+def test_stored_and_new_item_of_the_same_fields_have_one_content(run: Path, table: Path) -> None:
+    recommender = Recommender.load(run)
+    title = pl.read_csv(run.parent / "source" / "items.csv").row(3, named=True)
+    frame = pl.read_csv(table, infer_schema=False).with_columns(
+        title=pl.lit(title["title"]), plot=pl.lit(title["plot"])
+    )
+    frame.head(1).write_csv(table)
+    new = recommender.embed_items(recommender.new_items(table, table.parent))
+    loaded = load_run(run)
+    assert loaded.content is not None and loaded.item_ids[3] == "i3"
+    np.testing.assert_allclose(new.content[0], loaded.content[3], atol=2e-3)  # fp16 at the cut
+
+
+def test_bundle_needs_nothing_else(run: Path, table: Path, tmp_path: Path) -> None:
+    write_bundle(Recommender.load(run).retriever, tmp_path / "bundle")
+    whole, bundle = Recommender.load(run), Recommender.load(tmp_path / "bundle")
+    contents = [each.embed_items(each.new_items(table, table.parent)) for each in (whole, bundle)]
+    np.testing.assert_allclose(contents[0].content, contents[1].content, atol=1e-6)
+
+
+def test_attribute_switched_off_says_nothing(data: Path, tmp_path: Path) -> None:
+    train(configure(year=False, studio=False), data, tmp_path / "run")
+    recommender = Recommender.load(tmp_path / "run")
+    rows = [("a", "a", "1993", "s0"), ("b", "a", "2001", "s2"), ("c", "b", "1993", "s0")]
+    path = tmp_path / "new.csv"
+    pl.DataFrame(rows, ["id", "tags", "year", "studio"], orient="row").write_csv(path)
+    content = recommender.embed_items(recommender.new_items(path, tmp_path)).content
+    np.testing.assert_allclose(content[0], content[1], atol=1e-6)
+    assert not np.allclose(content[0], content[2], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"colour": False}, r"options.colour is False: allowed are .* tags, year, studio"),
+        ({"year": 3}, "options.year is 3"),
+        ({"tags": False, "year": False, "studio": False}, "no attribute is left to encode"),
+    ],
+)
+def test_wrong_options_are_refused(
+    data: Path, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"encoders.attributes: .*{words}"):
+        train(configure(**options), data, tmp_path / "run")
+
+
+def test_cold_items_teach_no_vocabulary(data: Path, run: Path) -> None:
+    prepared = PreparedData.open(data)
+    split = prepared.split()
+    cold = set(split.items.filter(pl.col("role").str.starts_with("cold"))["item_index"])
+    assert cold
+    years = [
+        prepared.items.record(row)["attributes"].get("year")
+        for row in range(len(prepared.items))
+        if row not in cold
+    ]
+    (year,) = [
+        field
+        for field in load_run(run).parts["attributes"].document["fields"]
+        if field["name"] == "year"
+    ]
+    assert set(year["knots"]) <= {float(each) for each in years if each is not None}
