@@ -138,7 +138,8 @@ class RandomScorer:
         """(b, c) numbers of 24 bits, so that few tie."""
         user = self.cases.user_index[case_rows].astype(np.uint64)[:, None]
         item = self.cases.candidates[candidate_rows].astype(np.uint64)[None, :]
-        row = _mix(user + np.uint64(self.seed) * np.uint64(0x9E3779B97F4A7C15))
+        seed = np.array([self.seed], np.uint64)  # an array wraps around without a warning
+        row = _mix(user + seed * np.uint64(0x9E3779B97F4A7C15))
         bits = _mix(row + item) >> np.uint64(40)
         return torch.from_numpy(bits.astype(np.float32) / np.float32(2**24))
 
