@@ -20,6 +20,8 @@ from mmrec.recommender import Recommender
 from mmrec.retrieval.bundle import write_bundle
 from mmrec.training.train import train
 
+pytest_plugins = ["tiny_run"]
+
 TYPES: dict[str, Any] = {
     "tags": {"type": "set", "separator": "|"},
     "year": {"type": "number"},
