@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+# a test file that is collected first may import it before pytest does, which names it as a plug-in
+pytest.register_assert_rewrite("tiny_run")
+
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 _RAN = pytest.StashKey[dict[str, int]]()
 
