@@ -52,13 +52,24 @@ class Side:
     changes: tuple[str, ...] = ()
 
 
-LIKE_SASREC = ("model.history.block=plain", "data.windows=last", "training.mask_seen=none")
+# the configuration's own user model is larger
+EQUAL = (
+    f"model.history.num_blocks={SIZES['blocks']}",
+    f"model.history.num_heads={SIZES['heads']}",
+    f"model.history.dropout={SIZES['dropout']}",
+)
+LIKE_SASREC = (
+    *EQUAL,
+    "model.history.block=plain",
+    "data.windows=last",
+    "training.mask_seen=none",
+)
 SIDES = (
     Side("RecTools SASRec, softmax, fp32", "rectools"),
     Side("RecBole SASRec, CE, fp32", "recbole"),
     Side("mmrec, SASRec's block, fp32", "mmrec", (*LIKE_SASREC, "training.precision=fp32")),
     Side("mmrec, SASRec's block, bf16", "mmrec", (*LIKE_SASREC, "training.precision=bf16")),
-    Side("mmrec as configured (LiGR, met items masked), bf16", "mmrec"),
+    Side("mmrec, LiGR's block, met items masked, bf16", "mmrec", EQUAL),
 )
 
 
