@@ -200,7 +200,6 @@ class ConcatFusion(nn.Module):
         feature_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.width = width
         self.modalities = tuple(sorted(token_widths))
         self.projections = _projections(token_widths, num_tokens, width, feature_dropout)
         self.missing = nn.Parameter(torch.zeros(len(self.modalities), width))
@@ -210,20 +209,87 @@ class ConcatFusion(nn.Module):
 
     def forward(self, tokens: Mapping[str, Tokens]) -> Tensor:
         """As LatentFusion.forward."""
-        M = next(iter(tokens.values())).mask.shape[0]
-        pooled_parts, present_parts = [], []
-        for modality in self.modalities:
-            if modality in tokens:
-                projected = self.projections[_key(modality)](tokens[modality])
-                mask = tokens[modality].mask
-                pooled_parts.append(_pool(projected, mask))
-                present_parts.append(mask.any(1))
-            else:
-                pooled_parts.append(self.missing.new_zeros(M, self.width))
-                present_parts.append(torch.zeros(M, dtype=torch.bool, device=self.missing.device))
-        pooled, present = torch.stack(pooled_parts, dim=1), torch.stack(present_parts, dim=1)
+        pooled, present = _pool_each(self.projections, self.modalities, tokens)
         pooled = torch.where(present[..., None], pooled, self.missing.to(pooled.dtype))
         content: Tensor = self.out(F.gelu(self.hidden(pooled.flatten(1))))
+        return content
+
+
+class GatedFusion(nn.Module):
+    """Weighted mean over modalities, in which the item itself says what each counts.
+
+        x = sum_k g_k h_k,   g = softmax over the modalities present of (a_k h_k + b_k),
+
+    with h_k the projected mean token of modality k. Gates start equal, where this is MeanFusion.
+    What a mean cannot do is leave out what says nothing of this item: a grey picture, a text of
+    two words.
+
+    After the gated multimodal unit, Arevalo et al., arXiv 1702.01992. Here a modality has one gate,
+    not one a channel, and reads it from itself alone; a softmax stands in place of sigmoids, so
+    that the gates of what is there sum to one and what is missing takes no part.
+    """
+
+    def __init__(
+        self,
+        token_widths: Mapping[str, int],
+        num_tokens: Mapping[str, int],
+        *,
+        width: int,
+        feature_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.modalities = tuple(sorted(token_widths))
+        self.projections = _projections(token_widths, num_tokens, width, feature_dropout)
+        self.gate = nn.Parameter(torch.zeros(len(self.modalities), width))
+        self.gate_bias = nn.Parameter(torch.zeros(len(self.modalities)))
+        self.null = nn.Parameter(torch.zeros(width))
+        self.out = Output(width, width)
+        nn.init.normal_(self.null, std=0.02)
+
+    def forward(self, tokens: Mapping[str, Tokens]) -> Tensor:
+        """As LatentFusion.forward."""
+        pooled, present = _pool_each(self.projections, self.modalities, tokens)
+        # a product and a sum: under autocast a matrix product would give the softmax bf16
+        gates = _softmax_of_present((pooled * self.gate).sum(-1) + self.gate_bias, present)
+        mixed = (gates[..., None] * pooled).sum(1)
+        content: Tensor = self.out(torch.where(present.any(1, keepdim=True), mixed, self.null))
+        return content
+
+
+class LateFusion(nn.Module):
+    """Late fusion: each modality scores by itself, and the scores are added with learned weights.
+
+        c = normalise(sum_k w_k e_k),   w = softmax over the modalities present of learned numbers,
+
+    with e_k the unit vector that modality k alone would be, from a projection and an `Output` of
+    its own. For a user u of any kind
+
+        <u, c> = sum_k w_k <u, e_k> / s,   s = |sum_k w_k e_k|,
+
+    the convex combination of the scores of the modalities present, up to one scale s for all of
+    them and all users: nothing of one modality is ever seen in the light of another. s is at most
+    1, and is 1 where the modalities agree on an item; it keeps contents unit vectors, as the id
+    part, the index and the second loss want them.
+
+    An item without any modality has a learned vector for its content.
+    """
+
+    def __init__(
+        self,
+        token_widths: Mapping[str, int],
+        num_tokens: Mapping[str, int],
+        *,
+        width: int,
+        feature_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.modalities = tuple(sorted(token_widths))
+        self.projections = _projections(token_widths, num_tokens, width, feature_dropout)
+        self.out = LateOutput(len(self.modalities), width)
+
+    def forward(self, tokens: Mapping[str, Tokens]) -> Tensor:
+        """As LatentFusion.forward."""
+        content: Tensor = self.out(*_pool_each(self.projections, self.modalities, tokens))
         return content
 
 
@@ -254,12 +320,13 @@ class Output(nn.Module):
         self.momentum = momentum
         self.register_buffer("mean", torch.zeros(width))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(M, width_in) -> (M, D) unit vectors in fp32."""
+    def forward(self, hidden: Tensor, present: Tensor | None = None) -> Tensor:
+        """(M, width_in) -> (M, D) unit vectors in fp32; rows not `present`, (M,) bool, are void."""
         output = self.projection(hidden).float()
         centred = output - self.mean
-        if self.training and output.shape[0] > 1:
-            mean = output.mean(0)
+        real = output if present is None or not self.training else output[present]
+        if self.training and real.shape[0] > 1:
+            mean = real.mean(0)
             centred = centred - (mean - mean.detach())
             self.mean = self.momentum * self.mean + (1 - self.momentum) * mean.detach()
         return F.normalize(centred, dim=-1)
@@ -282,6 +349,36 @@ class Output(nn.Module):
         whiten = vectors @ torch.diag(scale) @ vectors.T
         self.projection.weight.copy_(whiten @ self.projection.weight.double())
         self.mean.copy_(whiten @ mean)
+
+
+class LateOutput(nn.Module):
+    """Last layer of late fusion: an `Output` for each of K modalities, and the sum of their units.
+
+    Args:
+        num_modalities: K.
+        width: D.
+    """
+
+    def __init__(self, num_modalities: int, width: int) -> None:
+        super().__init__()
+        self.outputs = nn.ModuleList(Output(width, width) for _ in range(num_modalities))
+        self.weight = nn.Parameter(torch.zeros(num_modalities))  # logits: equal at the start
+        self.null = nn.Parameter(torch.zeros(width))
+        nn.init.normal_(self.null, std=0.02)
+
+    def forward(self, pooled: Tensor, present: Tensor) -> Tensor:
+        """(M, K, D), (M, K) bool -> (M, D) unit vectors in fp32."""
+        units = [out(pooled[:, k], present[:, k]) for k, out in enumerate(self.outputs)]
+        weights = _softmax_of_present(self.weight.expand(present.shape), present)
+        mixed = (weights[..., None] * torch.stack(units, dim=1)).sum(1)
+        return F.normalize(torch.where(present.any(1, keepdim=True), mixed, self.null), dim=-1)
+
+    @torch.no_grad()
+    def spread(self, pooled: Tensor, present: Tensor) -> None:
+        """`Output.spread` of each modality, over the items that have it."""
+        for k, out in enumerate(self.outputs):
+            if present[:, k].any():
+                out.spread(pooled[present[:, k], k])
 
 
 def drop_modalities(tokens: Mapping[str, Tokens], keep: Mapping[str, Tensor]) -> dict[str, Tokens]:
@@ -325,6 +422,34 @@ def _pool(tokens: Tensor, mask: Tensor) -> Tensor:
     """Mean of the real tokens in fp32: (M, T, D), (M, T) bool -> (M, D); zeros where none is."""
     total = (tokens.float() * mask[..., None]).sum(1)
     return total / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def _pool_each(
+    projections: nn.ModuleDict, modalities: Sequence[str], tokens: Mapping[str, Tokens]
+) -> tuple[Tensor, Tensor]:
+    """Projected mean token of each of K modalities, and which of them each item has.
+
+    Returns:
+        (M, K, D) in fp32, zeros where there is nothing to pool, and (M, K) bool.
+    """
+    pooled, present = {}, {}
+    for name in modalities:
+        if name in tokens:
+            mask = tokens[name].mask
+            pooled[name] = _pool(projections[_key(name)](tokens[name]), mask)
+            present[name] = mask.any(1)
+    zeros = torch.zeros_like(next(iter(pooled.values())))
+    absent = torch.zeros_like(next(iter(present.values())))
+    return (
+        torch.stack([pooled.get(name, zeros) for name in modalities], dim=1),
+        torch.stack([present.get(name, absent) for name in modalities], dim=1),
+    )
+
+
+def _softmax_of_present(logits: Tensor, present: Tensor) -> Tensor:
+    """Softmax over what is there: (M, K), (M, K) bool -> (M, K); zeros where nothing is."""
+    least = torch.finfo(logits.dtype).min  # not -inf, whose softmax has no value where all are so
+    return logits.masked_fill(~present, least).softmax(1) * present
 
 
 def _mean_of_present(parts: Sequence[Tensor], masks: Sequence[Tensor], null: Tensor) -> Tensor:

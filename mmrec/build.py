@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from data_prep.shards import PreparedData, Split
 from fusion.history import HistoryEncoder
-from fusion.item import ConcatFusion, LatentFusion, MeanFusion
+from fusion.item import ConcatFusion, GatedFusion, LateFusion, LatentFusion, MeanFusion
 from mmrec.config import Config, load_config
 from mmrec.data.batch import BatchStream, ModalityInput, TargetRule
 from mmrec.data.cache import StateCache, round_states
@@ -43,6 +43,9 @@ from mmrec.training.validate import check_stop_on
 from mmrec.vectors import encode_content
 
 logger = logging.getLogger(__name__)
+
+# settings, and by modality the width of its tokens and how many there are
+FusionBuilder = Callable[[Config, dict[str, int], dict[str, int]], nn.Module]
 
 
 class ModelInputs:
@@ -302,21 +305,25 @@ def _latents(config: Config, widths: dict[str, int], tokens: dict[str, int]) -> 
     )
 
 
-def _mean(config: Config, widths: dict[str, int], tokens: dict[str, int]) -> nn.Module:
-    settings = config.model
-    return MeanFusion(
-        widths, tokens, width=settings.width, feature_dropout=settings.fusion.feature_dropout
-    )
+def _of_means(make: Callable[..., nn.Module]) -> FusionBuilder:
+    """A fusion that reads the mean of each modality's tokens."""
+
+    def build(config: Config, widths: dict[str, int], tokens: dict[str, int]) -> nn.Module:
+        settings = config.model
+        return make(
+            widths, tokens, width=settings.width, feature_dropout=settings.fusion.feature_dropout
+        )
+
+    return build
 
 
-def _concat(config: Config, widths: dict[str, int], tokens: dict[str, int]) -> nn.Module:
-    settings = config.model
-    return ConcatFusion(
-        widths, tokens, width=settings.width, feature_dropout=settings.fusion.feature_dropout
-    )
-
-
-FUSIONS = {"latents": _latents, "mean": _mean, "concat": _concat}
+FUSIONS: dict[str, FusionBuilder] = {
+    "latents": _latents,
+    "mean": _of_means(MeanFusion),
+    "concat": _of_means(ConcatFusion),
+    "gated": _of_means(GatedFusion),
+    "late": _of_means(LateFusion),
+}
 
 
 def _make_source(

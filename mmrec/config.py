@@ -73,8 +73,10 @@ class EncoderConfig(Section):
 class FusionConfig(Section):
     """How an item's tokens become one vector."""
 
-    kind: Literal["latents", "mean", "concat"] = "latents"
-    """`latents` is cross-attention from learned queries; the others are for comparison."""
+    kind: Literal["latents", "mean", "concat", "gated", "late"] = "latents"
+    """`latents` is cross-attention from learned queries beside a mean. Of the others, which see a
+    modality as the mean of its tokens: `mean`, `gated` (a weight an item and modality), `concat`
+    (a perceptron over all) and `late` (each modality scores by itself). See `fusion/item.py`."""
     num_latents: int = Field(8, ge=1)
     num_layers: int = Field(1, ge=1)
     num_heads: int = Field(4, ge=1)

@@ -28,7 +28,10 @@ from fusion.blocks import (
 from fusion.history import HistoryEncoder, truncate
 from fusion.item import (
     ConcatFusion,
+    GatedFusion,
+    LateFusion,
     LatentFusion,
+    LateOutput,
     MeanFusion,
     Output,
     TokenProjection,
@@ -39,17 +42,27 @@ D, HEADS = 16, 2
 OFFSETS = torch.tensor([0, 5, 6, 6, 13])
 WIDTHS = {"text": 6, "image": 10, "vector.clip": 4}
 TOKENS = {"text": 5, "image": 4, "vector.clip": 1}
-Fusion = LatentFusion | MeanFusion | ConcatFusion
-KINDS = ("latents", "mean", "concat")
+OF_MEANS = {
+    "mean": MeanFusion,
+    "concat": ConcatFusion,
+    "gated": GatedFusion,
+    "late": LateFusion,
+}
+Fusion = LatentFusion | MeanFusion | ConcatFusion | GatedFusion | LateFusion
+KINDS = ("latents", *OF_MEANS)
 
 
 def make_fusion(kind: str, *, dropout: float = 0.0, turned: bool = False) -> Fusion:
     torch.manual_seed(0)
     widths = dict(reversed(WIDTHS.items())) if turned else WIDTHS
-    if kind == "mean":
-        return MeanFusion(widths, TOKENS, width=D)
-    if kind == "concat":
-        return ConcatFusion(widths, TOKENS, width=D)
+    if kind in OF_MEANS:
+        fusion = OF_MEANS[kind](widths, TOKENS, width=D)
+        if isinstance(fusion, GatedFusion):  # gates start equal: these tests want them apart
+            nn.init.normal_(fusion.gate)
+            nn.init.normal_(fusion.gate_bias)
+        if isinstance(fusion, LateFusion):
+            nn.init.normal_(fusion.out.weight)
+        return fusion
     sizes = {"width": D, "num_latents": 3, "num_layers": 2, "num_heads": HEADS}
     return LatentFusion(widths, TOKENS, **sizes, dropout=dropout)
 
@@ -413,6 +426,126 @@ def test_gradient_reaches_every_parameter(kind: str) -> None:
         assert parameter.grad is not None and parameter.grad.any(), name
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16_gives_the_content_of_fp32_and_gradients(kind: str) -> None:
+    fusion, tokens = make_fusion(kind).eval(), make_tokens()
+    tokens["image"] = Tokens(tokens["image"].values, tokens["image"].mask & False)
+    with torch.autocast("cpu", torch.bfloat16):
+        content = fusion(tokens)
+    assert content.dtype == torch.float32
+    torch.testing.assert_close(content, fusion(tokens), rtol=0, atol=0.02)
+    torch.autograd.backward((content * unit_rows(7)).sum())
+    gradients = [p.grad for p in fusion.parameters() if p.grad is not None]
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+
+def means_of(fusion: Fusion, tokens: Mapping[str, Tokens], item: int) -> dict[str, Tensor]:
+    """Projected mean token of each modality that an item has."""
+    means = {}
+    for name in sorted(WIDTHS):
+        mask = tokens[name].mask[item]
+        if mask.any():
+            projected = fusion.projections[name.replace(".", "_")](tokens[name])[item]
+            means[name] = projected[mask].mean(0)
+    return means
+
+
+def make_gappy_tokens() -> dict[str, Tokens]:
+    """Tokens of seven items; the first has none, the next three lack one modality each."""
+    tokens = make_tokens()
+    keep = {name: torch.ones(7, dtype=torch.bool) for name in tokens}
+    for row, name in enumerate(tokens, start=1):
+        keep[name][0] = keep[name][row] = False
+    return drop_modalities(tokens, keep)
+
+
+@torch.no_grad()
+def test_gates_equal_a_loop() -> None:
+    fusion, tokens = make_fusion("gated").eval(), make_gappy_tokens()
+    assert isinstance(fusion, GatedFusion)
+    fusion.out.mean.copy_(torch.randn(D))
+    wanted = []
+    for item in range(7):
+        hidden, total = torch.zeros(D), 0.0
+        for name, mean in means_of(fusion, tokens, item).items():
+            k = sorted(WIDTHS).index(name)
+            weight = math.exp(float(fusion.gate[k] @ mean + fusion.gate_bias[k]))
+            hidden, total = hidden + weight * mean, total + weight
+        hidden = hidden / total if total else fusion.null
+        wanted.append(fusion.out.projection(hidden) - fusion.out.mean)
+    torch.testing.assert_close(fusion(tokens), F.normalize(torch.stack(wanted), dim=-1))
+
+
+def test_gates_start_as_a_plain_mean() -> None:
+    torch.manual_seed(0)
+    gated, tokens = GatedFusion(WIDTHS, TOKENS, width=D), make_gappy_tokens()
+    mean = make_fusion("mean")
+    torch.testing.assert_close(gated.eval()(tokens), mean.eval()(tokens), rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_late_scores_are_one_convex_combination_of_the_modalities_scores() -> None:
+    fusion, tokens = make_fusion("late").eval(), make_gappy_tokens()
+    assert isinstance(fusion, LateFusion)
+    for out in fusion.out.outputs:
+        out.mean.copy_(torch.randn(D))
+    users, content = unit_rows(20), fusion(tokens)
+    for item in range(1, 7):
+        names = list(means_of(fusion, tokens, item))
+        alone = {name: fusion({name: tokens[name]})[item] for name in names}
+        exponents = [math.exp(float(fusion.out.weight[sorted(WIDTHS).index(n)])) for n in names]
+        scores = sum(
+            weight / sum(exponents) * (users @ alone[name])
+            for name, weight in zip(names, exponents, strict=True)
+        )
+        scale = scores / (users @ content[item])  # the same for every user
+        torch.testing.assert_close(scale, scale[:1].expand(20), rtol=1e-3, atol=0)
+        assert 0 < scale[0] <= 1 + 1e-5
+    torch.testing.assert_close(content[0], F.normalize(fusion.out.null, dim=0))
+
+
+def test_late_output_centres_a_modality_on_the_items_that_have_it() -> None:
+    torch.manual_seed(0)
+    out = LateOutput(2, D)
+    pooled, present = torch.randn(9, 2, D), torch.ones(9, 2, dtype=torch.bool)
+    present[3:, 1] = False
+    out.train()(pooled, present)
+    for k, rows in enumerate((9, 3)):
+        own = out.outputs[k]
+        torch.testing.assert_close(own.mean, 0.1 * own.projection(pooled[:rows, k]).mean(0))
+    before = out.outputs[1].mean
+    out(pooled, present & torch.tensor([True, False]))
+    assert torch.equal(out.outputs[1].mean, before)  # nobody has it: nothing to follow
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_can_start_spread(kind: str) -> None:
+    fusion = make_fusion(kind).eval()
+    random = torch.Generator().manual_seed(0)
+    tokens = {
+        name: Tokens(
+            # one value for all items and little beside it: contents of a fresh fusion are alike
+            3 * torch.randn(TOKENS[name], width, generator=random)
+            + 0.3 * torch.randn(200, TOKENS[name], width, generator=random),
+            torch.rand(200, TOKENS[name], generator=random) < 0.9,
+        )
+        for name, width in WIDTHS.items()
+    }
+    pairs = torch.ones(200, 200).triu(1).bool()
+
+    def mean_cosine() -> Tensor:
+        content = fusion(tokens)
+        return (content @ content.T)[pairs].mean()
+
+    before = mean_cosine()
+    hidden: list[tuple[Tensor, ...]] = []
+    hook = fusion.out.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs))
+    fusion(tokens)
+    hook.remove()
+    fusion.out.spread(*hidden[0])
+    assert before > 0.3 and mean_cosine().abs() < 0.1
+
+
 def test_latents_start_faint_beside_the_mean_of_means() -> None:
     fusion, tokens = make_fusion("latents").eval(), make_tokens()
     fusion.norm.weight.detach().zero_()
@@ -523,6 +656,41 @@ def xor_accuracy(modalities: Sequence[str]) -> float:
     tokens, label = make_xor(seed=8, num_items=512)
     with torch.no_grad():
         return float(((logits(tokens) > 0) == (label > 0.5)).float().mean())
+
+
+def make_marked(seed: int, num_items: int = 192) -> tuple[dict[str, Tokens], Tensor]:
+    """Items whose label is a sign in the modality that bears a mark; the other has a sign too."""
+    random = torch.Generator().manual_seed(seed)
+    signs = torch.randint(2, (num_items, 2), generator=random)
+    marked = torch.randint(2, (num_items,), generator=random)
+    made = {}
+    for column, name in enumerate(XOR_WIDTHS):
+        values = 0.1 * torch.randn(num_items, 1, XOR_WIDTHS[name], generator=random)
+        values[:, 0, 0] = 2.0 * signs[:, column].float() - 1.0
+        values[:, 0, 1] = 2.0 * (marked == column).float() - 1.0
+        made[name] = Tokens(values, torch.ones(num_items, 1, dtype=torch.bool))
+    return made, signs[torch.arange(num_items), marked].float()
+
+
+def marked_accuracy(kind: str) -> float:
+    """Share of labels of new marked items that are right after a short training."""
+    torch.manual_seed(0)
+    fusion, head = OF_MEANS[kind](XOR_WIDTHS, XOR_TOKENS, width=D), nn.Linear(D, 1)
+    optimiser = torch.optim.Adam([*fusion.parameters(), *head.parameters()], lr=0.02)
+    for step in range(150):
+        tokens, label = make_marked(seed=100 + step)
+        loss = F.binary_cross_entropy_with_logits(5 * head(fusion(tokens))[:, 0], label)
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        optimiser.step()
+    tokens, label = make_marked(seed=8, num_items=512)
+    with torch.no_grad():
+        return float(((head(fusion.eval()(tokens))[:, 0] > 0) == (label > 0.5)).float().mean())
+
+
+def test_gates_learn_which_modality_counts_for_an_item() -> None:
+    assert marked_accuracy("gated") > 0.95
+    assert marked_accuracy("mean") < 0.85
 
 
 def test_latents_learn_what_no_modality_shows_alone() -> None:

@@ -258,13 +258,13 @@ def spread_content(assembly: Assembly) -> None:
     random = np.random.default_rng((assembly.config.training.seed, 7))
     size = min(assembly.num_rows, SPREAD_ITEMS)
     chosen = np.sort(random.choice(assembly.item_index_of, size, replace=False))
-    hidden: list[Tensor] = []
-    hook = fusion.out.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0].float()))
+    hidden: list[tuple[Tensor, ...]] = []
+    hook = fusion.out.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs))
     try:
         encode_content(assembly.model, assembly.source, chosen)
     finally:
         hook.remove()
-    fusion.out.spread(torch.cat(hidden))
+    fusion.out.spread(*(torch.cat(each) for each in zip(*hidden, strict=True)))
 
 
 def _trained_content(assembly: Assembly) -> Tensor:
