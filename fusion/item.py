@@ -377,6 +377,7 @@ class LateOutput(nn.Module):
     def spread(self, pooled: Tensor, present: Tensor) -> None:
         """`Output.spread` of each modality, over the items that have it."""
         for k, out in enumerate(self.outputs):
+            assert isinstance(out, Output)
             if present[:, k].any():
                 out.spread(pooled[present[:, k], k])
 
