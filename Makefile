@@ -2,11 +2,13 @@
 #   VENV=path    another environment (kept outside the clone by .ci/run)
 #   PYTHON=path  another interpreter, 3.11 or newer
 #   ARGS="…"     passed on to pytest or to the benchmarks, for example ARGS="-m slow"
+#   PLAN=path    what make ablation runs, if not benchmarks/ablation/movielens-1m.yaml
 #   QUICK=1      bench-peers on MovieLens-100K, DATA=path the folder above the data sets
 
 VENV ?= .venv
 PYTHON ?= python3
 ARGS ?=
+PLAN ?=
 QUICK ?=
 DATA ?= ../shared/data
 
@@ -50,7 +52,7 @@ bench-speed: install
 	$(BIN)/python -m benchmarks.peers.throughput --data "$(DATA)" $(ARGS)
 
 ablation: install
-	$(BIN)/python -m benchmarks.ablation.run --data "$(DATA)" $(ARGS)
+	$(BIN)/python -m benchmarks.ablation.run $(if $(PLAN),--plan "$(PLAN)") --data "$(DATA)" $(ARGS)
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -1,13 +1,17 @@
 """What each part of the model earns: the model without it, part by part, warm and cold.
 
-    python -m benchmarks.ablation.run [--data DATA] [--out OUT] [--jobs N] [--seeds 0,1] …
+    python -m benchmarks.ablation.run [--plan PLAN] [--data DATA] [--jobs N] [--seeds 0,1] …
 
+    OUT/source/                 where the plan simulates users: a copy of the data with their log
     OUT/prepared/               the data
     OUT/runs/PART/seed-0/       a run, its ranks of the validation targets, its log
-    OUT/results.md .json        the table, written anew after each run
+    OUT/results.md .json        the table, written anew every few minutes and at the end
 
 Every run is `mmrec train` with settings changed. A command that was interrupted goes on where it
 was; a run whose settings or data have changed is made again. Test targets are never read.
+
+A plan with a grid also has every subset of the modalities under every fusion, and the table ends
+with a test of whether fusion improves on the best modality alone.
 """
 
 from __future__ import annotations
@@ -15,75 +19,23 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import polars as pl
-import yaml
-
+from benchmarks.ablation.plan import COMPLETE, DEFAULT_PLAN, ROOT, Part, Plan, load_plan
+from benchmarks.ablation.stamps import write_source
+from benchmarks.ablation.table import item_groups, run_folder, write_results
 from benchmarks.peers.process import child_environment, run_process
 from data_prep.prepare import prepare
 from data_prep.shards import PreparedData
-from mmrec.evaluation.evaluate import user_values
-from mmrec.evaluation.metrics import FloatArray, bootstrap_interval
+from mmrec.config import load_config
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-COMPLETE = "complete"
-FIGURES = (
-    ("warm", "ndcg@10", "warm NDCG@10"),
-    ("cold_among_cold", "ndcg@10", "cold among cold NDCG@10"),
-    ("cold", "hr@10", "cold among all HR@10"),
-)
 HOURS_A_RUN = 6.0
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of the model and the settings that take it away."""
-
-    name: str
-    settings: Mapping[str, Any]
-
-    @property
-    def slug(self) -> str:
-        """A folder name."""
-        letters = "".join(c if c.isalnum() else "-" for c in self.name.lower())
-        return "-".join(word for word in letters.split("-") if word)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Data, the complete model, and what is taken away from it; see the YAML beside this file."""
-
-    catalogue: str
-    source: str
-    prepare: tuple[str, ...]
-    weights: tuple[str, ...]
-    config: str
-    seeds: tuple[int, ...]
-    settings: Mapping[str, Any]
-    parts: tuple[Part, ...]
-
-    def settings_of(self, part: Part, seed: int) -> dict[str, Any]:
-        """What `mmrec train` is told to change."""
-        return {**self.settings, **part.settings, "training.seed": seed}
-
-
-def load_plan(path: Path) -> Plan:
-    """Reads a plan; the complete model comes first."""
-    document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    parts = (Part(COMPLETE, {}), *(Part(**each) for each in document.pop("parts")))
-    for name in ("prepare", "weights", "seeds"):
-        document[name] = tuple(document[name])
-    return Plan(**document, parts=parts)
+TABLE_EVERY_S = 300.0  # a grid's takes seconds to make, with intervals for all of its cells
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,21 +49,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seeds = given.seeds or plan.seeds
     parts = [p for p in plan.parts if not given.only or p.slug in (*given.only, COMPLETE)]
     prepared = given.out / "prepared"
+    if plan.users is not None:
+        source = write_source(source, given.out / "source", **plan.users)
     print(
         prepare(ROOT / plan.catalogue, source, prepared, overrides=list(plan.prepare)).line(),
         flush=True,
     )
     for name in plan.weights:
         _install(name)
-    data_hash = PreparedData.open(prepared).data_hash
-    broken = []
-    # the first run alone fills the state cache, which the others then share
-    todo = [(part, seed) for seed in seeds for part in parts]
-    first, rest = todo[0], todo[1:]
+    data = PreparedData.open(prepared)
+    groups = item_groups(data, load_config(ROOT / plan.config).data.split)
+    broken, written_s = [], time.monotonic()
+    # a seed's first run alone fills the state caches, which the others then share: an encoder
+    # without pretrained weights has those of the seed
+    batches = [[(part, seed) for part in some] for seed in seeds for some in (parts[:1], parts[1:])]
     with ThreadPoolExecutor(given.jobs) as pool:
-        for batch in ([first], rest):
+        for batch in batches:
             waiting = {
-                pool.submit(run_one, plan, part, seed, given, prepared, data_hash): (part, seed)
+                pool.submit(run_one, plan, part, seed, given, prepared, data.data_hash): (
+                    part,
+                    seed,
+                )
                 for part, seed in batch
             }
             for ended in as_completed(waiting):
@@ -120,7 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{part.slug} seed {seed}: {reason or 'done'}", flush=True)
                 if reason is not None:
                     broken.append(f"{part.slug} seed {seed}")
-                write_results(plan, parts, seeds, given.out)
+                if time.monotonic() - written_s > TABLE_EVERY_S:
+                    write_results(plan, parts, seeds, given.out, groups)
+                    written_s = time.monotonic()
+    write_results(plan, parts, seeds, given.out, groups)
     print((given.out / "results.md").read_text(encoding="utf-8"))
     print(f"{given.out / 'results.md'}; broken: {', '.join(broken) or 'none'}")
     return 1 if broken else 0
@@ -129,9 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--plan", type=Path, default=HERE / "movielens-1m.yaml")
+    parser.add_argument("--plan", type=Path, default=DEFAULT_PLAN)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ablation")
+    parser.add_argument("--out", type=Path, help="runs/ablation, or runs/ablation-PLAN for another")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="of each run")
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="parts")
@@ -139,7 +100,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--seeds", type=lambda text: [int(each) for each in text.split(",")], default=[]
     )
     given = parser.parse_args(arguments)
-    given.out = given.out.resolve()
+    name = "ablation" if given.plan.resolve() == DEFAULT_PLAN else f"ablation-{given.plan.stem}"
+    given.out = (given.out or ROOT / "runs" / name).resolve()
     return given
 
 
@@ -148,11 +110,6 @@ def _install(name: str) -> None:
 
     if folder_of(name) is None:
         install(name)
-
-
-def run_folder(out: Path, part: Part, seed: int) -> Path:
-    """Where a run lies."""
-    return out / "runs" / part.slug / f"seed-{seed}"
 
 
 def run_one(
@@ -191,99 +148,6 @@ def run_one(
             return f"{name} broken: {ended.reason} (log: {folder})"
     shutil.rmtree(run / "checkpoints", ignore_errors=True)  # the ranks say all we need
     return None
-
-
-def write_results(plan: Plan, parts: Sequence[Part], seeds: Sequence[int], out: Path) -> None:
-    """The table of what there is so far, as Markdown and JSON."""
-    rows = [row for part in parts if (row := row_of(part, seeds, out)) is not None]
-    document = {"schema": 1, "config": plan.config, "settings": dict(plan.settings), "rows": rows}
-    _write(out / "results.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    _write(out / "results.md", render(rows))
-
-
-def row_of(part: Part, seeds: Sequence[int], out: Path) -> dict[str, Any] | None:
-    """One part's figures, and how they differ from the complete model's with the same seeds."""
-    whole = Part(COMPLETE, {})
-    done = [
-        seed
-        for seed in seeds
-        if all(_ranks_file(out, each, seed).is_file() for each in (part, whole))
-    ]
-    if not done:
-        return None
-    row: dict[str, Any] = {"name": part.name, "seeds": done, "figures": {}}
-    for slice_name, metric, _ in FIGURES:
-        own = values_of(out, part, done, slice_name, metric)
-        less = own - values_of(out, whole, done, slice_name, metric)
-        low, high = bootstrap_interval(less.mean(0))
-        row["figures"][f"{slice_name} {metric}"] = {
-            "mean": float(own.mean()),
-            "deviation": float(own.mean(1).std(ddof=1)) if len(done) > 1 else None,
-            "difference": float(less.mean()),
-            "low": low,
-            "high": high,
-            "by_seed": less.mean(1).tolist(),
-        }
-    return row
-
-
-def _ranks_file(out: Path, part: Part, seed: int) -> Path:
-    return run_folder(out, part, seed) / "run" / "ranks-validation.parquet"
-
-
-def values_of(
-    out: Path, part: Part, seeds: Sequence[int], slice_name: str, metric: str
-) -> FloatArray:
-    """(seeds, users) values of our model."""
-    tables = [
-        user_values(
-            pl.read_parquet(_ranks_file(out, part, seed)),
-            model="mmrec",
-            slice_name=slice_name,
-            metric=metric,
-        )
-        for seed in seeds
-    ]
-    return np.stack([table["value"].to_numpy() for table in tables])
-
-
-def render(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table: each part's absence, and in brackets the 95 % interval of what it changes."""
-    lines = [
-        "| without | seeds | " + " | ".join(title for _, _, title in FIGURES) + " |",
-        "|---|---|" + "---|" * len(FIGURES),
-    ]
-    for row in rows:
-        cells = []
-        for slice_name, metric, _ in FIGURES:
-            figure = row["figures"][f"{slice_name} {metric}"]
-            cell = _number(figure["mean"])
-            if row["name"] == COMPLETE:
-                if figure["deviation"] is not None:
-                    cell += f" ± {_number(figure['deviation'])}"
-            else:
-                cell += (
-                    f" ({_signed(figure['difference'])}: {_signed(figure['low'])} to "
-                    f"{_signed(figure['high'])})"
-                )
-            cells.append(cell)
-        name = "*nothing: the complete model*" if row["name"] == COMPLETE else row["name"]
-        lines.append(f"| {name} | {len(row['seeds'])} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}".removeprefix("0")
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("0.", ".", 1)
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_suffix(f"{path.suffix}.part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 if __name__ == "__main__":
