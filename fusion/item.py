@@ -11,6 +11,7 @@ there is masked, never filled with zeros.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,34 +24,91 @@ from fusion.blocks import Dropout, MaskedAttention
 FAINT = 0.1
 
 
+@dataclass(frozen=True)
+class Modality:
+    """What a fusion is told of one modality.
+
+    Attributes:
+        token_width: W of the tokens that come in.
+        num_tokens: most tokens T.
+        components: k, how many directions of the tokens are read; None: all W channels.
+        scale: how much its projected tokens weigh at the start beside others'.
+    """
+
+    token_width: int
+    num_tokens: int
+    components: int | None = None
+    scale: float = 1.0
+
+
 class TokenProjection(nn.Module):
     """One modality's tokens in the common width, marked with modality and position.
 
+        all channels      LayerNorm ─────────────────────────────────────► W D + b ─► x scale
+        k components      LayerNorm, less mean, k directions, one scale ─► k D + b ─► x scale
+
+    The states of a pretrained encoder have hundreds of channels, a catalogue a few thousand items:
+    weights for every channel learn the items of training by heart and nothing of the next one. The
+    k directions in which the catalogue's items differ most are kept (principal components of their
+    mean tokens; all divided by one number, so that the lesser stay the lesser). They are found once
+    by `fit`, before the first step, and stay.
+
     Args:
-        token_width: W of the tokens that come in.
-        num_tokens: most tokens T.
+        modality: what comes in.
         width: D.
-        feature_dropout: chance that a channel is silent in training, for all tokens of an item.
+        feature_dropout: chance that a channel or component is silent in training, for all tokens
+            of an item.
     """
 
-    def __init__(
-        self, token_width: int, *, num_tokens: int, width: int, feature_dropout: float
-    ) -> None:
+    centre: Tensor
+    basis: Tensor
+
+    def __init__(self, modality: Modality, *, width: int, feature_dropout: float) -> None:
         super().__init__()
+        W, k = modality.token_width, modality.components
+        self.num_components = None if k is None else min(k, W)
+        self.scale = modality.scale
         self.feature_dropout = nn.Dropout1d(feature_dropout)
-        self.norm = nn.LayerNorm(token_width)
-        self.projection = nn.Linear(token_width, width)
+        self.norm = nn.LayerNorm(W, elementwise_affine=k is None)
+        self.projection = nn.Linear(self.num_components or W, width)
         self.modality = nn.Parameter(torch.zeros(width))
-        self.position = nn.Parameter(torch.zeros(num_tokens, width))
+        self.position = nn.Parameter(torch.zeros(modality.num_tokens, width))
         nn.init.normal_(self.modality, std=0.02)
         nn.init.normal_(self.position, std=0.02)
+        if self.num_components:
+            self.register_buffer("centre", torch.zeros(W))
+            self.register_buffer("basis", torch.eye(W, self.num_components))
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Tokens (M, T, W) -> (M, T, D)."""
         T = tokens.values.shape[1]
-        channels = self.norm(tokens.values).transpose(1, 2)  # (M, W, T)
-        values = self.feature_dropout(channels).transpose(1, 2)
-        return self.projection(values) + self.modality + self.position[:T]
+        values = self.norm(tokens.values)
+        if self.num_components:
+            values = (values - self.centre) @ self.basis
+        values = self.feature_dropout(values.transpose(1, 2)).transpose(1, 2)  # (M, T, W or k)
+        projected = self.projection(values) + self.modality + self.position[:T]
+        return projected if self.scale == 1 else projected * self.scale
+
+    def pooled(self, tokens: Tokens) -> Tensor:
+        """What `fit` reads: means of the normed tokens of those n items that have any, (n, W)."""
+        present = tokens.mask.any(1)
+        return _pool(self.norm(tokens.values[present].float()), tokens.mask[present])
+
+    @torch.no_grad()
+    def fit(self, pooled: Tensor) -> None:
+        """Finds the components; nothing where all channels are read.
+
+        Args:
+            pooled: (n, W) of items of the catalogue.
+        """
+        if self.num_components and pooled.shape[0] > 1:
+            values = pooled.double()
+            self.centre.copy_(values.mean(0))
+            centred = values - values.mean(0)
+            variances, directions = torch.linalg.eigh(centred.T @ centred / values.shape[0])
+            kept = directions.flip(1)[:, : self.num_components]
+            scale = variances.flip(0)[: self.num_components].clamp(min=0).mean().clamp(min=1e-12)
+            self.basis.copy_(_signed(kept) * scale.rsqrt())
 
 
 class LatentLayer(nn.Module):
@@ -95,8 +153,7 @@ class LatentFusion(nn.Module):
     knows has a finite content: the average item.
 
     Args:
-        token_widths: width W of each modality's tokens.
-        num_tokens: most tokens T of each modality.
+        modalities: what comes in, by name.
         width: D.
         num_latents: Q.
         num_layers: latent layers.
@@ -107,8 +164,7 @@ class LatentFusion(nn.Module):
 
     def __init__(
         self,
-        token_widths: Mapping[str, int],
-        num_tokens: Mapping[str, int],
+        modalities: Mapping[str, Modality],
         *,
         width: int,
         num_latents: int,
@@ -118,8 +174,8 @@ class LatentFusion(nn.Module):
         feature_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.modalities = tuple(sorted(token_widths))
-        self.projections = _projections(token_widths, num_tokens, width, feature_dropout)
+        self.modalities = tuple(sorted(modalities))
+        self.projections = _projections(modalities, width, feature_dropout)
         self.null_token = nn.Parameter(torch.zeros(width))
         self.latents = nn.Parameter(torch.zeros(num_latents, width))
         self.token_norm = nn.LayerNorm(width)
@@ -162,16 +218,15 @@ class MeanFusion(nn.Module):
 
     def __init__(
         self,
-        token_widths: Mapping[str, int],
-        num_tokens: Mapping[str, int],
+        modalities: Mapping[str, Modality],
         *,
         width: int,
         feature_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.width = width
-        self.modalities = tuple(sorted(token_widths))
-        self.projections = _projections(token_widths, num_tokens, width, feature_dropout)
+        self.modalities = tuple(sorted(modalities))
+        self.projections = _projections(modalities, width, feature_dropout)
         self.null = nn.Parameter(torch.zeros(width))
         self.out = Output(width, width)
         nn.init.normal_(self.null, std=0.02)
@@ -193,15 +248,14 @@ class ConcatFusion(nn.Module):
 
     def __init__(
         self,
-        token_widths: Mapping[str, int],
-        num_tokens: Mapping[str, int],
+        modalities: Mapping[str, Modality],
         *,
         width: int,
         feature_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.modalities = tuple(sorted(token_widths))
-        self.projections = _projections(token_widths, num_tokens, width, feature_dropout)
+        self.modalities = tuple(sorted(modalities))
+        self.projections = _projections(modalities, width, feature_dropout)
         self.missing = nn.Parameter(torch.zeros(len(self.modalities), width))
         self.hidden = nn.Linear(len(self.modalities) * width, 2 * width)
         self.out = Output(2 * width, width)
@@ -231,15 +285,14 @@ class GatedFusion(nn.Module):
 
     def __init__(
         self,
-        token_widths: Mapping[str, int],
-        num_tokens: Mapping[str, int],
+        modalities: Mapping[str, Modality],
         *,
         width: int,
         feature_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.modalities = tuple(sorted(token_widths))
-        self.projections = _projections(token_widths, num_tokens, width, feature_dropout)
+        self.modalities = tuple(sorted(modalities))
+        self.projections = _projections(modalities, width, feature_dropout)
         self.gate = nn.Parameter(torch.zeros(len(self.modalities), width))
         self.gate_bias = nn.Parameter(torch.zeros(len(self.modalities)))
         self.null = nn.Parameter(torch.zeros(width))
@@ -276,15 +329,14 @@ class LateFusion(nn.Module):
 
     def __init__(
         self,
-        token_widths: Mapping[str, int],
-        num_tokens: Mapping[str, int],
+        modalities: Mapping[str, Modality],
         *,
         width: int,
         feature_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.modalities = tuple(sorted(token_widths))
-        self.projections = _projections(token_widths, num_tokens, width, feature_dropout)
+        self.modalities = tuple(sorted(modalities))
+        self.projections = _projections(modalities, width, feature_dropout)
         self.out = LateOutput(len(self.modalities), width)
 
     def forward(self, tokens: Mapping[str, Tokens]) -> Tensor:
@@ -396,22 +448,22 @@ def drop_modalities(tokens: Mapping[str, Tokens], keep: Mapping[str, Tensor]) ->
 
 
 def _projections(
-    token_widths: Mapping[str, int],
-    num_tokens: Mapping[str, int],
-    width: int,
-    feature_dropout: float,
+    modalities: Mapping[str, Modality], width: int, feature_dropout: float
 ) -> nn.ModuleDict:
     return nn.ModuleDict(
         {
             _key(name): TokenProjection(
-                token_widths[name],
-                num_tokens=num_tokens[name],
-                width=width,
-                feature_dropout=feature_dropout,
+                modalities[name], width=width, feature_dropout=feature_dropout
             )
-            for name in sorted(token_widths)
+            for name in sorted(modalities)
         }
     )
+
+
+def _signed(directions: Tensor) -> Tensor:
+    """Columns with their largest entry positive: an eigenvector's sign is the library's whim."""
+    largest = directions.abs().argmax(0, keepdim=True)
+    return directions * directions.gather(0, largest).sign()
 
 
 def _key(modality: str) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from data_prep.shards import PreparedData, Split
 from fusion.history import HistoryEncoder
-from fusion.item import ConcatFusion, GatedFusion, LateFusion, LatentFusion, MeanFusion
+from fusion.item import ConcatFusion, GatedFusion, LateFusion, LatentFusion, MeanFusion, Modality
 from mmrec.config import Config, load_config
 from mmrec.data.batch import BatchStream, ModalityInput, TargetRule
 from mmrec.data.cache import StateCache, round_states
@@ -45,7 +45,7 @@ from mmrec.vectors import encode_content
 logger = logging.getLogger(__name__)
 
 # settings, and by modality the width of its tokens and how many there are
-FusionBuilder = Callable[[Config, dict[str, int], dict[str, int]], nn.Module]
+FusionBuilder = Callable[[Config, dict[str, Modality]], nn.Module]
 
 
 class ModelInputs:
@@ -255,9 +255,16 @@ def make_model(
     fusion = None
     encoders = {name: each.encoder for name, each in parts.items()}
     if settings.item != "id":
-        widths = {name: int(each.width) for name, each in encoders.items()}
-        tokens = {name: int(each.num_tokens) for name, each in encoders.items()}
-        fusion = FUSIONS[settings.fusion.kind](config, widths, tokens)
+        modalities = {
+            name: Modality(
+                int(each.width),
+                int(each.num_tokens),
+                components=config.encoders[name].components,
+                scale=config.encoders[name].scale,
+            )
+            for name, each in encoders.items()
+        }
+        fusion = FUSIONS[settings.fusion.kind](config, modalities)
     cached = frozenset(name for name in parts if config.encoders[name].trainable_blocks == 0)
     for name in cached:
         encoders[name].requires_grad_(False)
@@ -291,11 +298,10 @@ def make_model(
     )
 
 
-def _latents(config: Config, widths: dict[str, int], tokens: dict[str, int]) -> nn.Module:
+def _latents(config: Config, modalities: dict[str, Modality]) -> nn.Module:
     fusion = config.model.fusion
     return LatentFusion(
-        widths,
-        tokens,
+        modalities,
         width=config.model.width,
         num_latents=fusion.num_latents,
         num_layers=fusion.num_layers,
@@ -308,10 +314,10 @@ def _latents(config: Config, widths: dict[str, int], tokens: dict[str, int]) -> 
 def _of_means(make: Callable[..., nn.Module]) -> FusionBuilder:
     """A fusion that reads the mean of each modality's tokens."""
 
-    def build(config: Config, widths: dict[str, int], tokens: dict[str, int]) -> nn.Module:
+    def build(config: Config, modalities: dict[str, Modality]) -> nn.Module:
         settings = config.model
         return make(
-            widths, tokens, width=settings.width, feature_dropout=settings.fusion.feature_dropout
+            modalities, width=settings.width, feature_dropout=settings.fusion.feature_dropout
         )
 
     return build

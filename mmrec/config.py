@@ -65,6 +65,11 @@ class EncoderConfig(Section):
     """Tokens an item keeps of this modality."""
     learning_rate: float | None = Field(None, gt=0)
     """Rate of this encoder where it trains; null: training.content_learning_rate."""
+    components: int | None = Field(None, ge=1)
+    """Directions of a frozen encoder's states that fusion reads: those in which the catalogue's
+    items differ most. null: every channel, which a few thousand items learn by heart."""
+    scale: float = Field(1.0, gt=0)
+    """How much this modality weighs at the start beside the others; learning may change it."""
     options: dict[str, int | float | str | bool] = {}
     """Arguments of the encoder and its transform (image size, seconds, vocabulary size). Of
     attributes: max_values, num_knots, and FIELD: false for each that is to be left out."""
@@ -225,6 +230,12 @@ class Config(Section):
                 raise ValueError(
                     f"encoders.{modality}.trainable_blocks is {encoder.trainable_blocks}: "
                     "allowed are 0 and all"
+                )
+            if encoder.components is not None and encoder.trainable_blocks != 0:
+                raise ValueError(
+                    f"encoders.{modality}.components is {encoder.components}, but the encoder "
+                    "trains: only states that stand still have lasting directions; drop it, or "
+                    f"set encoders.{modality}.trainable_blocks=0"
                 )
         return self
 

@@ -77,6 +77,10 @@ def test_unknown_key_of_an_encoder_names_the_nearest() -> None:
             {"encoders": {"text": {"trainable_blocks": 2}}},
             ("encoders.text.trainable_blocks is 2", "0 and all"),
         ),
+        (
+            {"encoders": {"text": {"trainable_blocks": "all", "components": 8}}},
+            ("encoders.text.components is 8", "the encoder trains", "trainable_blocks=0"),
+        ),
         ({"model": {"item": "ids"}}, ("model.item", "ids", "content")),
         ({**ID_RUN, "training": {"batch_size": 0}}, ("training.batch_size", "0")),
         ({**ID_RUN, "training": {"learning_rate": "fast"}}, ("training.learning_rate", "fast")),

@@ -14,7 +14,7 @@ from encoders.attributes import (
     FieldSpec,
     describe_fields,
 )
-from fusion.item import TokenProjection
+from fusion.item import Modality, TokenProjection
 
 TYPES: dict[str, Literal["category", "set", "number"]] = {
     "rated": "category",
@@ -127,7 +127,7 @@ def test_projection_is_a_table_of_vectors() -> None:
     # two items that share a genre and nothing else differ in what they do not share alone
     torch.manual_seed(0)
     transform, encoder = make_transform(num_knots=3), AttributeEncoder(3, 9)
-    projection = TokenProjection(9, num_tokens=3, width=8, feature_dropout=0.0)
+    projection = TokenProjection(Modality(9, 3), width=8, feature_dropout=0.0)
     records = [{"rated": "PG", "genres": ["War"]}, {"rated": "R", "genres": ["War"]}]
     tokens = encoder(transform.collate([transform(record) for record in records]))
     projected = projection(tokens)

@@ -9,6 +9,7 @@ from itertools import combinations, pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -33,6 +34,7 @@ from fusion.item import (
     LatentFusion,
     LateOutput,
     MeanFusion,
+    Modality,
     Output,
     TokenProjection,
     drop_modalities,
@@ -42,6 +44,7 @@ D, HEADS = 16, 2
 OFFSETS = torch.tensor([0, 5, 6, 6, 13])
 WIDTHS = {"text": 6, "image": 10, "vector.clip": 4}
 TOKENS = {"text": 5, "image": 4, "vector.clip": 1}
+MODALITIES = {name: Modality(WIDTHS[name], TOKENS[name]) for name in WIDTHS}
 OF_MEANS = {
     "mean": MeanFusion,
     "concat": ConcatFusion,
@@ -54,9 +57,9 @@ KINDS = ("latents", *OF_MEANS)
 
 def make_fusion(kind: str, *, dropout: float = 0.0, turned: bool = False) -> Fusion:
     torch.manual_seed(0)
-    widths = dict(reversed(WIDTHS.items())) if turned else WIDTHS
+    modalities = dict(reversed(MODALITIES.items())) if turned else MODALITIES
     if kind in OF_MEANS:
-        fusion = OF_MEANS[kind](widths, TOKENS, width=D)
+        fusion = OF_MEANS[kind](modalities, width=D)
         if isinstance(fusion, GatedFusion):  # gates start equal: these tests want them apart
             nn.init.normal_(fusion.gate)
             nn.init.normal_(fusion.gate_bias)
@@ -64,7 +67,7 @@ def make_fusion(kind: str, *, dropout: float = 0.0, turned: bool = False) -> Fus
             nn.init.normal_(fusion.out.weight)
         return fusion
     sizes = {"width": D, "num_latents": 3, "num_layers": 2, "num_heads": HEADS}
-    return LatentFusion(widths, TOKENS, **sizes, dropout=dropout)
+    return LatentFusion(modalities, **sizes, dropout=dropout)
 
 
 def make_tokens(num_items: int = 7) -> dict[str, Tokens]:
@@ -478,7 +481,7 @@ def test_gates_equal_a_loop() -> None:
 
 def test_gates_start_as_a_plain_mean() -> None:
     torch.manual_seed(0)
-    gated, tokens = GatedFusion(WIDTHS, TOKENS, width=D), make_gappy_tokens()
+    gated, tokens = GatedFusion(MODALITIES, width=D), make_gappy_tokens()
     mean = make_fusion("mean")
     torch.testing.assert_close(gated.eval()(tokens), mean.eval()(tokens), rtol=0, atol=1e-6)
 
@@ -560,7 +563,7 @@ def test_latents_start_faint_beside_the_mean_of_means() -> None:
 
 
 def test_feature_dropout_silences_a_channel_in_all_tokens_of_an_item() -> None:
-    projection = TokenProjection(6, num_tokens=5, width=6, feature_dropout=0.5)
+    projection = TokenProjection(Modality(6, 5), width=6, feature_dropout=0.5)
     nn.init.eye_(projection.projection.weight)
     for silent in (projection.projection.bias, projection.modality, projection.position):
         nn.init.zeros_(silent)
@@ -573,6 +576,77 @@ def test_feature_dropout_silences_a_channel_in_all_tokens_of_an_item() -> None:
         rows = heard[item][tokens.mask[item]]
         assert (rows == rows[0]).all() and rows.shape[1] == 6  # one draw an item and channel
     assert (projection.eval()(tokens) != 0).equal(spoken)
+
+
+def fitted(k: int, *, scale: float = 1.0) -> tuple[TokenProjection, Tokens]:
+    """A projection of k components, and 60 items' tokens that differ in three directions most."""
+    random = torch.Generator().manual_seed(3)
+    directions = torch.linalg.qr(torch.randn(10, 10, generator=random)).Q
+    spread = torch.tensor([4.0, 3.0, 2.0] + [0.05] * 7)
+    values = torch.randn(60, 1, 10, generator=random) * spread @ directions.T
+    values = values + 0.01 * torch.randn(60, 4, 10, generator=random)
+    tokens = masked(values, torch.rand(60, 4, generator=random) < 0.7)
+    torch.manual_seed(0)
+    projection = TokenProjection(
+        Modality(10, 4, components=k, scale=scale), width=D, feature_dropout=0.0
+    )
+    projection.fit(projection.pooled(tokens))
+    return projection, tokens
+
+
+def test_components_are_those_of_principal_component_analysis() -> None:
+    projection, tokens = fitted(3)
+    pooled = torch.stack(
+        [
+            F.layer_norm(values[mask], (10,)).mean(0)
+            for values, mask in zip(tokens.values, tokens.mask, strict=True)
+            if mask.any()
+        ]
+    )
+    assert 40 < pooled.shape[0] < 60  # items without a token teach nothing
+    reference = PCA(3).fit(pooled.double().numpy())
+    found = (pooled - projection.centre) @ projection.basis
+    wanted = torch.from_numpy(reference.transform(pooled.double().numpy())).float()
+    ratio = found / wanted
+    torch.testing.assert_close(ratio.abs(), torch.full_like(ratio, float(ratio[0, 0].abs())))
+    assert (ratio.std(0) < 1e-3).all()  # up to one sign a direction, and one scale for all
+    torch.testing.assert_close(found.square().mean(), torch.tensor(1.0))
+
+
+def test_components_take_no_part_in_training_and_travel_with_the_weights() -> None:
+    projection, tokens = fitted(3)
+    names = {name for name, _ in projection.named_parameters()}
+    assert names == {"projection.weight", "projection.bias", "modality", "position"}
+    torch.manual_seed(1)
+    other = TokenProjection(Modality(10, 4, components=3), width=D, feature_dropout=0.0)
+    assert not torch.equal(other(tokens), projection(tokens))
+    other.load_state_dict(projection.state_dict())
+    assert torch.equal(other(tokens), projection(tokens))
+
+
+def test_all_components_say_what_the_channels_say() -> None:
+    projection, tokens = fitted(99)
+    assert projection.num_components == 10  # no more than there are channels
+    channels = F.layer_norm(tokens.values, (10,))
+    # nine directions: a layer norm leaves the mean channel nothing
+    rebuilt = (channels - projection.centre) @ projection.basis
+    back, *_ = torch.linalg.lstsq(rebuilt.flatten(0, 1), channels.flatten(0, 1))
+    torch.testing.assert_close((rebuilt @ back).var(0), channels.var(0), rtol=0.05, atol=1e-3)
+
+
+def test_scale_weighs_a_modality_among_the_others() -> None:
+    (plain, tokens), (faint, _) = fitted(3), fitted(3, scale=0.25)
+    torch.testing.assert_close(faint(tokens), 0.25 * plain(tokens))
+    loud, faintly = make_fusion("mean"), make_fusion("mean")
+    faintly.projections["image"].scale = 1e-6
+    given = make_tokens()
+    without = {
+        **given,
+        "image": Tokens(torch.zeros_like(given["image"].values), given["image"].mask),
+    }
+    loud.eval(), faintly.eval()
+    assert not torch.allclose(loud(given), loud(without), atol=1e-3)
+    torch.testing.assert_close(faintly(given), faintly(without), atol=1e-5, rtol=0)
 
 
 def test_output_follows_the_mean_and_never_uses_its_neighbours() -> None:
@@ -631,8 +705,7 @@ def xor_accuracy(modalities: Sequence[str]) -> float:
     """Share of labels of new items that a head on the content gets right after a short training."""
     torch.manual_seed(0)
     fusion = LatentFusion(
-        {name: XOR_WIDTHS[name] for name in modalities},
-        XOR_TOKENS,
+        {name: Modality(XOR_WIDTHS[name], XOR_TOKENS[name]) for name in modalities},
         width=D,
         num_latents=4,
         num_layers=1,

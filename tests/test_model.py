@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from encoders.tokens import Tokens
 from fusion.history import HistoryEncoder
-from fusion.item import MeanFusion
+from fusion.item import MeanFusion, Modality
 from mmrec.data.batch import ModalityInput
 from mmrec.data.histories import IntArray
 from mmrec.data.ragged import Ragged
@@ -69,7 +69,7 @@ class Media:
 def make_model(*, item: str = "both", popularity: bool = True, **changes: Any) -> RecommenderModel:
     torch.manual_seed(0)
     id_part = None if item == "content" else make_id_part(alone=item == "id")
-    fusion = None if item == "id" else MeanFusion({"vector.own": 3}, {"vector.own": 2}, width=D)
+    fusion = None if item == "id" else MeanFusion({"vector.own": Modality(3, 2)}, width=D)
     settings: dict[str, Any] = {
         "encoders": {} if item == "id" else {"vector.own": Above()},
         "cached": frozenset({"vector.own"}),

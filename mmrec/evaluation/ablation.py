@@ -17,7 +17,7 @@ from mmrec.errors import WeightsError
 from mmrec.evaluation.evaluate import Metrics, slice_metrics
 from mmrec.evaluation.protocol import Cases
 from mmrec.evaluation.ranking import VectorScorer, rank_cases
-from mmrec.training.train import spread_content
+from mmrec.training.start import start_content
 from mmrec.training.validate import case_vectors
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def untrained(loaded: LoadedRun) -> Assembly | None:
         logger.warning("the report leaves out the model before training: %s", error)
         return None
     if assembly.source is not None:
-        spread_content(assembly)
+        start_content(assembly)
     assembly.model.eval()
     return assembly
 

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,6 +40,7 @@ from mmrec.training.checkpoint import (
     write_folder,
 )
 from mmrec.training.optimiser import make_optimiser, rate_at
+from mmrec.training.start import start_content
 from mmrec.training.step import train_step
 from mmrec.training.trackers import check_trackers, flatten, open_trackers
 from mmrec.training.validate import Validation, validate
@@ -49,7 +49,6 @@ from mmrec.vectors import encode_content
 logger = logging.getLogger(__name__)
 
 # Items whose contents say how the fusion's last layer starts: enough for any width in use.
-SPREAD_ITEMS = 16_384
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def train(
         state = load_checkpoint(found, model=model, optimiser=optimiser, bank=bank)
         logger.info("resumed at step %d (epoch %d, batch %d)", state.step, state.epoch, state.batch)
     elif bank is not None:
-        spread_content(assembly)
+        start_content(assembly)
         bank.copy_(_trained_content(assembly))
     with closing(_MetricsLog(run, config, state)) as log:
         while not state.finished:
@@ -249,22 +248,6 @@ def _write_best(
     if bank is not None:
         tensors["bank"] = {"content": bank}
     write_folder(checkpoints / f"best-{state.best_step:08d}", tensors, {"schema": SCHEMA})
-
-
-def spread_content(assembly: Assembly) -> None:
-    """Starts contents apart from each other; see `fusion.item.Output`."""
-    fusion: Any = assembly.model.fusion
-    assert fusion is not None and assembly.source is not None
-    random = np.random.default_rng((assembly.config.training.seed, 7))
-    size = min(assembly.num_rows, SPREAD_ITEMS)
-    chosen = np.sort(random.choice(assembly.item_index_of, size, replace=False))
-    hidden: list[tuple[Tensor, ...]] = []
-    hook = fusion.out.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs))
-    try:
-        encode_content(assembly.model, assembly.source, chosen)
-    finally:
-        hook.remove()
-    fusion.out.spread(*(torch.cat(each) for each in zip(*hidden, strict=True)))
 
 
 def _trained_content(assembly: Assembly) -> Tensor:
