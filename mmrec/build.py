@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from data_prep.shards import PreparedData, Split
 from fusion.history import HistoryEncoder
 from fusion.item import ConcatFusion, GatedFusion, LateFusion, LatentFusion, MeanFusion, Modality
-from mmrec.config import Config, load_config
+from mmrec.config import Config, load_trained_config
 from mmrec.data.batch import BatchStream, ModalityInput, TargetRule
 from mmrec.data.cache import StateCache, round_states
 from mmrec.data.fill import fill_cache
@@ -295,6 +295,7 @@ def make_model(
         counts=counts,
         temperature=settings.temperature,
         min_temperature=settings.min_temperature,
+        popularity_share=config.evaluation.popularity_share,
     )
 
 
@@ -460,14 +461,18 @@ class LoadedRun:
     device: torch.device
 
 
-def load_run(run: Path, data_folder: Path | None = None) -> LoadedRun:
+def load_run(
+    run: Path, data_folder: Path | None = None, overrides: Sequence[str] = ()
+) -> LoadedRun:
     """Loads a finished run with the data it was trained on.
 
     Args:
         run: folder of the run.
         data_folder: the prepared folder where it has moved; null: as data.json says.
+        overrides: `section.field=value` of settings that count in use.
 
     Raises:
+        ConfigError: an override names a setting that training has settled, or is wrong.
         CheckpointMismatch: the run has no final model, or the data are others.
         ShardError: the data cannot be opened, or a file of theirs was changed.
     """
@@ -498,7 +503,7 @@ def load_run(run: Path, data_folder: Path | None = None) -> LoadedRun:
             f"{data.path}: split {split.name} has hash {split.hash[:12]}, {run} was trained on "
             f"{bound['split_hash'][:12]}; give --data the folder it was trained on"
         )
-    config = load_config(run / "config.yaml")
+    config = load_trained_config(run / "config.yaml", overrides)
     device = pick_device()
     parts = {name: rebuild_encoder(each) for name, each in state["encoders"].items()}
     model = make_model(config, parts, torch.zeros(len(state["item_ids"]))).to(device)

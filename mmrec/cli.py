@@ -101,6 +101,12 @@ OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="SECTION.FIELD=VALUE", help="Settings to change."),
 ]
+OverridesInUseArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="SECTION.FIELD=VALUE", help="Settings to change: evaluation.popularity_share."
+    ),
+]
 
 
 @app.callback()
@@ -274,6 +280,7 @@ def tune(
 @app.command()
 def evaluate(
     run: RunArgument,
+    overrides: OverridesInUseArgument = None,
     split: Annotated[Which, typer.Option(help="Which targets.")] = Which.test,
     data: DataOption = None,
     as_json: JsonOption = False,
@@ -286,6 +293,7 @@ def evaluate(
             run,
             split="validation" if split is Which.validation else "test",
             data=data,
+            overrides=overrides or (),
             progress=report,
         )
     if as_json:
@@ -298,6 +306,7 @@ def evaluate(
 def export(
     run: RunArgument,
     out: Annotated[Path, typer.Option(help="Folder to write.")],
+    overrides: OverridesInUseArgument = None,
     formats: Annotated[
         str, typer.Option("--format", help="One or several of parquet,faiss,npy.")
     ] = "parquet",
@@ -307,7 +316,14 @@ def export(
     """Write item and user embeddings that any retrieval system can search."""
     from mmrec.retrieval.export import export_run
 
-    export_run(run, out, formats=tuple(_split(formats)), bundle=bundle, data=data)
+    export_run(
+        run,
+        out,
+        formats=tuple(_split(formats)),
+        bundle=bundle,
+        data=data,
+        overrides=overrides or (),
+    )
     typer.echo(f"exported {run} to {out}")
 
 
@@ -320,6 +336,7 @@ def score(
     ],
     source: SourceOption,
     out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    overrides: OverridesInUseArgument = None,
     users: Annotated[str, typer.Option(help="User ids, comma-separated, or all.")] = "all",
     top: Annotated[int | None, typer.Option(min=1, help="Rows to keep of each user.")] = None,
     by: Annotated[By, typer.Option(help="What --top counts by.")] = By.user,
@@ -337,6 +354,7 @@ def score(
         top=top,
         by=by.value,
         data=data,
+        overrides=overrides or (),
     )
     typer.echo(summary)
 
@@ -344,6 +362,7 @@ def score(
 @app.command()
 def recommend(
     run: RunArgument,
+    overrides: OverridesInUseArgument = None,
     user: Annotated[str | None, typer.Option(help="Id of a known user.")] = None,
     history: Annotated[
         str | None, typer.Option(help="Item ids, oldest first, comma-separated.")
@@ -356,7 +375,7 @@ def recommend(
     _exactly_one({"--user": user, "--history": history})
     from mmrec.recommender import Recommender
 
-    recommender = Recommender.load(run, data=data)
+    recommender = Recommender.load(run, data=data, overrides=overrides or ())
     found = recommender.recommend(
         user_id=user, history=None if history is None else _split(history), k=k
     )

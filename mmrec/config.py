@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from data_prep.catalogue import explain_validation_error
 from mmrec.errors import ConfigError
 
+# What can still be changed once a run is trained: all else lies in its weights and figures.
+IN_USE = ("evaluation.popularity_share",)
+
 
 class Section(BaseModel):
     """A frozen group of settings that refuses keys it does not know."""
@@ -183,13 +186,18 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What `evaluate` runs and how the offset of unseen items is chosen."""
+    """What `evaluate` runs, how new items' offset is chosen, how much popularity counts in use."""
 
     baselines: tuple[
         Literal["random", "popularity", "item_knn", "ease", "markov", "content_knn"], ...
     ] = ("random", "popularity", "item_knn", "ease", "markov", "content_knn")
     warm_cost: float = Field(0.05, ge=0, lt=1)
     """Share of warm NDCG@10 that the offset of items without events may cost on validation."""
+    popularity_share: float = Field(1.0, ge=0, le=1)
+    """Share of the learned popularity term that scores keep: 1 as trained, less for more of the
+    tail in the lists, at a cost in the head that report.html shows. The loss always has all of it;
+    validation, from which epoch and offset are chosen, has the share. A trained run can be given
+    another on the line of evaluate, recommend, score and export."""
 
 
 class Config(Section):
@@ -214,6 +222,11 @@ class Config(Section):
             raise ValueError(
                 "model.item is 'id' but encoders names "
                 f"{', '.join(self.encoders)}: drop the encoders, or set model.item=both"
+            )
+        if not self.model.popularity and self.evaluation.popularity_share < 1:
+            raise ValueError(
+                f"evaluation.popularity_share is {self.evaluation.popularity_share:g} but "
+                "model.popularity is false: there is no such term to take a share of; leave it at 1"
             )
         if self.model.width % (2 * self.model.history.num_heads):
             raise ValueError(
@@ -273,6 +286,22 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply(document, override)
     return parse_config(document, str(path))
+
+
+def load_trained_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads the settings of a trained run or a bundle, with changes to how it is used.
+
+    Raises:
+        ConfigError: an override names a setting that training has settled, or is wrong.
+    """
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key not in IN_USE:
+            raise ConfigError(
+                f"override {override!r}: a trained run's settings stay as they are, apart from "
+                f"{', '.join(IN_USE)}; train another run to change {key}"
+            )
+    return load_config(path, overrides)
 
 
 def _apply(document: dict[str, Any], override: str) -> None:

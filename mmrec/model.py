@@ -116,6 +116,7 @@ class RecommenderModel(nn.Module):
         counts: (R,) training events of each row.
         temperature: tau at the start.
         min_temperature: its floor.
+        popularity_share: share of the popularity term in use; training always has all of it.
     """
 
     counts: Tensor
@@ -133,6 +134,7 @@ class RecommenderModel(nn.Module):
         counts: Tensor,
         temperature: float,
         min_temperature: float,
+        popularity_share: float = 1.0,
     ) -> None:
         super().__init__()
         # a module's name may hold no dot (`vector.clip`)
@@ -144,6 +146,8 @@ class RecommenderModel(nn.Module):
         self.history = history
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
         self.min_temperature = min_temperature
+        # a dial in use, not of the checkpoint: one run can be asked with several
+        self.popularity_share = popularity_share
         self.register_buffer("counts", counts.float())
         # added to the logits of items without events; chosen on validation, a dial in use
         self.register_buffer("offset", torch.zeros(()))
@@ -191,11 +195,16 @@ class RecommenderModel(nn.Module):
     def bias(self, counts: Tensor) -> Tensor:
         """What a logit gets beside <u, e> / tau: popularity, or (in use) the offset without events.
 
+        In use only a share of the popularity counts. The term is centred, so a smaller share moves
+        the head down and the tail up, and leaves the average item and those without events alone.
+
         Args:
             counts: (R,) training events.
         """
         bias = self.popularity(counts) if self.popularity is not None else counts * 0.0
-        return bias if self.training else bias + self.offset * (counts == 0)
+        if self.training:
+            return bias
+        return self.popularity_share * bias + self.offset * (counts == 0)
 
     def users(self, items: Tensor, offsets: Tensor) -> Tensor:
         """States after each event of packed histories: (P, D), (B + 1,) -> (P, D) unit vectors."""

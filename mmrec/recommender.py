@@ -57,18 +57,26 @@ class Recommender:
         self.retriever = retriever
 
     @classmethod
-    def load(cls, run_or_bundle: AnyPath, data: AnyPath | None = None) -> Recommender:
+    def load(
+        cls,
+        run_or_bundle: AnyPath,
+        data: AnyPath | None = None,
+        overrides: Sequence[str] = (),
+    ) -> Recommender:
         """Loads a finished run with its data, or a bundle.
 
         Args:
             run_or_bundle: folder that `train` or `export --bundle` wrote.
             data: the prepared folder where it has moved.
+            overrides: settings that count in use, such as `evaluation.popularity_share=0.5`.
 
         Raises:
+            ConfigError: an override is not allowed.
             CheckpointMismatch: no finished run, other data, or a bundle that was changed.
             ShardError: the data cannot be opened.
         """
-        return cls(load_retriever(Path(run_or_bundle), None if data is None else Path(data)))
+        folder = None if data is None else Path(data)
+        return cls(load_retriever(Path(run_or_bundle), folder, overrides))
 
     @property
     def model_hash(self) -> str:

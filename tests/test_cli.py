@@ -197,7 +197,8 @@ def test_json_is_one_document(
 
     class Recommender:
         @classmethod
-        def load(cls, run: Path, data: Path | None = None) -> Recommender:
+        def load(cls, run: Path, data: Path | None, overrides: Any) -> Recommender:
+            assert data is None and list(overrides) == []
             logging.getLogger("mmrec").info("loaded")
             return cls()
 
@@ -229,17 +230,25 @@ def test_metrics_table(
     }
     seen: dict[str, Any] = {}
 
-    def evaluate_run(run: Path, *, split: str, data: Path | None, progress: Any) -> dict[str, Any]:
+    def evaluate_run(
+        run: Path, *, split: str, data: Path | None, overrides: Any, progress: Any
+    ) -> dict[str, Any]:
         progress("mmrec", 1, 2)
-        seen.update(run=run, split=split, data=data)
+        seen.update(run=run, split=split, data=data, overrides=overrides)
         return metrics
 
     monkeypatch.setitem(
         sys.modules, "mmrec.evaluation.command", SimpleNamespace(evaluate_run=evaluate_run)
     )
-    words = ["evaluate", str(tmp_path), "--split", "validation", "--data", str(tmp_path)]
+    share = "evaluation.popularity_share=0.5"
+    words = ["evaluate", str(tmp_path), share, "--split", "validation", "--data", str(tmp_path)]
     assert main(words) == 0
-    assert seen == {"run": tmp_path, "split": "validation", "data": tmp_path}
+    assert seen == {
+        "run": tmp_path,
+        "split": "validation",
+        "data": tmp_path,
+        "overrides": [share],
+    }
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:4] for line in lines[1:]] == [
         ["warm", "ease", "3", "0.5000"],

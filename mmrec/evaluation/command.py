@@ -8,7 +8,7 @@ RUN + DATA ─► cases ─► ours, baselines ─► metrics-WHICH.json, ranks-
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from mmrec.evaluation.ranking import Scorer, VectorScorer
 from mmrec.evaluation.report import render_report
 from mmrec.evaluation.strips import even_strips, extreme_strips
 from mmrec.evaluation.sweep import Sweep, sweep_models
+from mmrec.evaluation.tail import tail_curve
 from mmrec.training.validate import case_vectors
 from mmrec.vectors import item_vectors
 
@@ -57,6 +58,7 @@ def evaluate_run(
     *,
     split: Which = "test",
     data: Path | None = None,
+    overrides: Sequence[str] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Ranks a split's targets with the run's model and its baselines, and writes the figures.
@@ -65,6 +67,7 @@ def evaluate_run(
         run: a finished run.
         split: whose targets.
         data: the prepared folder where it has moved.
+        overrides: `section.field=value` of settings that count in use.
         progress: called with (model, cases done, cases).
 
     Returns:
@@ -73,9 +76,10 @@ def evaluate_run(
 
     Raises:
         CheckpointMismatch: the run is not finished, or the data are others.
+        ConfigError: an override is not allowed.
         UserError: the split has no targets.
     """
-    loaded = load_run(run, data)
+    loaded = load_run(run, data, overrides)
     assert loaded.data is not None and loaded.split is not None
     cases = load_cases(loaded.data, loaded.split, split)
     if not len(cases):
@@ -123,6 +127,8 @@ def evaluate_run(
     if share < 1:
         logger.warning("%s trained on a share of %g of the users: no figure to report", run, share)
         document["user_share"] = share
+    if loaded.config.evaluation.popularity_share < 1:
+        document["popularity_share"] = loaded.config.evaluation.popularity_share
     write_evaluation(
         run,
         split,
@@ -243,6 +249,8 @@ def find_out(
         chosen_offset=state["offset"] if curve else None,
         warm_cost=config.evaluation.warm_cost if curve else None,
         sweeps=validation_sweeps(loaded, popularity, content),
+        popularity_share=config.evaluation.popularity_share,
+        tail_curve=tail_curve(loaded, popularity),
         reliability=our_reliability(ours, cases, temperature=tau),
         costs=costs_of(
             state,

@@ -13,6 +13,7 @@ from mmrec.evaluation.data_facts import DataFacts
 from mmrec.evaluation.evaluate import Metrics
 from mmrec.evaluation.strips import UserStrip
 from mmrec.evaluation.sweep import Sweep
+from mmrec.evaluation.tail import TailPoint
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Findings:
         chosen_offset: our model's offset, in logits.
         warm_cost: share of warm NDCG@10 that the choice was allowed to cost.
         sweeps: cold against warm of every model on validation.
+        popularity_share: share of our popularity term that the figures were made with.
+        tail_curve: tail against head on validation, as that share falls.
         reliability: of our probabilities.
         costs: of training and use.
         facts: of the data.
@@ -59,6 +62,8 @@ class Findings:
     chosen_offset: float | None = None
     warm_cost: float | None = None
     sweeps: Sequence[Sweep] = ()
+    popularity_share: float | None = None
+    tail_curve: Sequence[TailPoint] = ()
     reliability: Sequence[Reliability] = ()
     costs: Costs | None = None
     facts: DataFacts | None = None

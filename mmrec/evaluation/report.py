@@ -34,6 +34,7 @@ from mmrec.evaluation.report_plots import (
     sweep_plot,
 )
 from mmrec.evaluation.report_tables import (
+    TAIL_FIGURES,
     breakdown_table,
     cost_rows,
     data_rows,
@@ -44,6 +45,7 @@ from mmrec.evaluation.report_tables import (
     quarantine_rows,
     run_rows,
     sweep_table,
+    tail_table,
 )
 from mmrec.evaluation.report_tiles import Tile, make_tile
 from mmrec.evaluation.report_words import Intervals, Models, headline, limits
@@ -74,6 +76,7 @@ LIST_METRICS = (
     "popularity@10",
 )
 DEFAULT_WARM_COST = 0.05
+TAIL_COLUMNS = tuple(TAIL_FIGURES.values())
 
 
 def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
@@ -139,6 +142,8 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
         "sweeps": sweep_plot(sweeps),
         "sweep_cost": findings.warm_cost or DEFAULT_WARM_COST,
         "sweep_table": sweep_table(sweeps, findings.warm_cost or DEFAULT_WARM_COST),
+        "tail_table": tail_table(findings.tail_curve, findings.popularity_share),
+        "tail_columns": TAIL_COLUMNS,
         "reliability": findings.reliability,
         "reliability_plot": reliability_plot(findings.reliability),
         "strips": [_strip(data, strip) for strip in findings.strips],

@@ -4,7 +4,8 @@
      sentences, limits,                         what the page says
      models, intervals, tests,                  MODEL -> SLICE -> metric; 95 %; ours - other
      breakdowns, lists, before, knockout,       by counts of events; what lists are measured with
-     learning, offset, sweeps, reliability,     curves
+     learning, offset, sweeps, tail,            curves
+     reliability,
      strips, best, worst,                       ids of items, in the order shown
      costs, facts, data, quarantine}
 
@@ -89,6 +90,10 @@ def report_document(
             "curve": [asdict(each) for each in findings.offset_curve],
         },
         "sweeps": [asdict(each) for each in findings.sweeps],
+        "tail": {
+            "popularity_share": findings.popularity_share,
+            "curve": [asdict(each) for each in findings.tail_curve],
+        },
         "reliability": [asdict(each) for each in findings.reliability],
         "costs": None if findings.costs is None else asdict(findings.costs),
         "facts": None if findings.facts is None else asdict(findings.facts),

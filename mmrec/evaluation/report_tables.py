@@ -13,10 +13,19 @@ from mmrec.evaluation.report_plots import OURS
 from mmrec.evaluation.report_words import Intervals, Models, size_in_words
 from mmrec.evaluation.significance import PairedDifference
 from mmrec.evaluation.sweep import Sweep
+from mmrec.evaluation.tail import TailPoint
 
 # Of lists, no end is better: novelty and popularity pull against each other, diversity against hits
 _NO_BEST = ("popularity", "novelty", "diversity")
 _LOWEST = ("gini", "miscalibration")
+TAIL_FIGURES = {
+    "tail_coverage": "tail coverage@10",
+    "tail_exposure": "tail's share of places",
+    "tail_recall": "tail recall@10",
+    "tail_ndcg": "tail NDCG@10",
+    "head_ndcg": "head NDCG@10",
+    "ndcg": "NDCG@10, all targets",
+}
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,17 @@ def sweep_table(sweeps: Sequence[Sweep], warm_cost: float) -> Rows:
     return rows
 
 
+def tail_table(curve: Sequence[TailPoint], share: float | None) -> Rows:
+    """A row a share of the popularity term, the one that the page's figures have marked."""
+    return [
+        (
+            f"{point.popularity_share:g}" + " (this page)" * (point.popularity_share == share),
+            [Cell(_number(getattr(point, name), name)) for name in TAIL_FIGURES],
+        )
+        for point in curve
+    ]
+
+
 def cost_rows(costs: Costs) -> list[tuple[str, str]]:
     """What is shown of the costs, in words and units."""
     rows = [
@@ -175,6 +195,7 @@ def run_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         "data hash": str(document.get("data_hash"))[:16],
         "checkpoint": document.get("checkpoint"),
         "seed": document.get("seed"),
+        "share of the popularity term": document.get("popularity_share"),
     }
     return [(name, str(value)) for name, value in rows.items() if value is not None]
 

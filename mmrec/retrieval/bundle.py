@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from data_prep.catalogue import parse_catalogue
 from mmrec.build import make_model, pick_device
-from mmrec.config import load_config
+from mmrec.config import dump_config, load_trained_config
 from mmrec.data.ragged import IntArray
 from mmrec.encoder_parts import rebuild_encoder
 from mmrec.errors import CheckpointMismatch
@@ -47,6 +47,8 @@ def write_bundle(retriever: Retriever, folder: Path) -> None:
     folder.mkdir(parents=True)
     for name, path in retriever.files.items():
         shutil.copyfile(path, folder / name)
+    # with what was changed for this use: a bundle serves as its retriever does
+    (folder / "config.yaml").write_text(dump_config(retriever.config), encoding="utf-8")
     items = retriever.items
     num_items = len(items.item_ids)
     pl.DataFrame(
@@ -77,10 +79,15 @@ def write_bundle(retriever: Retriever, folder: Path) -> None:
     (folder / BUNDLE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def load_bundle(folder: Path) -> Retriever:
+def load_bundle(folder: Path, overrides: Sequence[str] = ()) -> Retriever:
     """Loads a bundle; every file is checked against its sha256.
 
+    Args:
+        folder: that `write_bundle` wrote.
+        overrides: `section.field=value` of settings that count in use.
+
     Raises:
+        ConfigError: an override is not allowed.
         CheckpointMismatch: of another schema, or a file is absent or was changed.
     """
     path = folder / BUNDLE_FILE
@@ -93,7 +100,7 @@ def load_bundle(folder: Path) -> Retriever:
             f"{path}: schema {document.get('schema')!r} is not known; this version reads {SCHEMA!r}"
         )
     check_files(folder, document["files"])
-    config = load_config(folder / "config.yaml")
+    config = load_trained_config(folder / "config.yaml", overrides)
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     device = pick_device()
     parts = {name: rebuild_encoder(each) for name, each in state["encoders"].items()}

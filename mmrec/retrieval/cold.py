@@ -72,6 +72,7 @@ def score_file(
     top: int | None = None,
     by: Literal["user", "item"] | str = "user",
     data: Path | None = None,
+    overrides: Sequence[str] = (),
 ) -> str:
     """Scores a table of new items for users and writes a parquet file, aside and then renamed.
 
@@ -87,6 +88,7 @@ def score_file(
         top: K, how many rows of each user (or item) are kept; None keeps all.
         by: what K is counted by.
         data: the prepared folder where it has moved.
+        overrides: `section.field=value` of settings that count in use.
 
     Returns:
         One line: what was scored, refused and broken.
@@ -106,7 +108,7 @@ def score_file(
         raise UserError(f"--out {out}: is a folder; name a parquet file")
     if users is not None and not users:
         raise UserError("--users names no id; give ids, comma-separated, or all")
-    retriever = load_retriever(run, data)
+    retriever = load_retriever(run, data, overrides)
     table = new_items(retriever, items, source)
     known, unknown = list(range(len(retriever.users.user_ids))), list[str]()
     if users is not None:

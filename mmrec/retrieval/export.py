@@ -53,6 +53,7 @@ def export_run(
     formats: Sequence[str] = ("parquet",),
     bundle: bool = False,
     data: Path | None = None,
+    overrides: Sequence[str] = (),
     row_group: int = ROW_GROUP,
 ) -> dict[str, Any]:
     """Exports a run or a bundle.
@@ -63,6 +64,7 @@ def export_run(
         formats: one or several of parquet, faiss, npy.
         bundle: add a folder that serves like the run, without the run and its data.
         data: the prepared folder where it has moved.
+        overrides: `section.field=value` of settings that count in use, the bundle's too.
         row_group: items or users in memory at once, and a row group of the parquet files.
 
     Returns:
@@ -71,6 +73,7 @@ def export_run(
     Raises:
         UserError: an unknown format, or `out` holds something else.
         CheckpointMismatch: no finished run, or other data.
+        ConfigError: an override is not allowed.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
@@ -78,7 +81,7 @@ def export_run(
         raise UserError(f"--format is {given}: allowed are {', '.join(FORMATS)}")
     out = out.resolve()
     _check_free(out)
-    retriever = load_retriever(run, data)
+    retriever = load_retriever(run, data, overrides)
     aside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -117,6 +120,7 @@ def _write(
         "dimension": retriever.model.width,
         "dtype": "float32",
         "score": "<user embedding, item embedding> + popularity, in units of cosine",
+        "popularity_share": retriever.config.evaluation.popularity_share,
         "counts": {
             "items": len(exported),
             "items_without_events": int((retriever.counts[exported] == 0).sum()),

@@ -15,21 +15,25 @@ from mmrec.retrieval.bundle import BUNDLE_FILE, load_bundle
 from mmrec.retrieval.retriever import MODEL_FILES, Items, Retriever
 
 
-def load_retriever(path: Path, data: Path | None = None) -> Retriever:
+def load_retriever(
+    path: Path, data: Path | None = None, overrides: Sequence[str] = ()
+) -> Retriever:
     """Loads a run or a bundle; both serve alike.
 
     Args:
         path: folder of a finished run, or a bundle that `export --bundle` wrote.
         data: the prepared folder where it has moved; a bundle needs none and looks at none.
+        overrides: `section.field=value` of settings that count in use.
 
     Raises:
+        ConfigError: an override is not allowed.
         CheckpointMismatch: no finished run, the data are others, or a bundle was changed.
         ShardError: the data cannot be opened.
     """
     path = Path(path)
     if (path / BUNDLE_FILE).is_file():
-        return load_bundle(path)
-    return retriever_of(load_run(path, None if data is None else Path(data)))
+        return load_bundle(path, overrides)
+    return retriever_of(load_run(path, None if data is None else Path(data), overrides))
 
 
 def retriever_of(loaded: LoadedRun) -> Retriever:
