@@ -28,6 +28,7 @@ from mmrec.data.cache import StateCache, round_states
 from mmrec.data.fill import fill_cache
 from mmrec.data.histories import ChosenHistories, EpochPlan, HistorySource, IntArray
 from mmrec.data.items import Broken, ItemInputs
+from mmrec.data.thinning import open_split
 from mmrec.encoder_parts import (
     AttributeFields,
     Document,
@@ -143,7 +144,7 @@ def assemble(config: Config, data_folder: Path) -> Assembly:
     device = pick_device()
     data = PreparedData.open(data_folder)
     data.verify_tables()
-    split = data.split(config.data.split)
+    split = open_split(data, config.data.split, config.data.event_share)
     histories = _training_histories(data, split, config.data.user_share)
     validation = None
     if split.targets("validation").height > 0:
@@ -504,6 +505,7 @@ def load_run(
             f"{bound['split_hash'][:12]}; give --data the folder it was trained on"
         )
     config = load_trained_config(run / "config.yaml", overrides)
+    split = open_split(data, split.name, config.data.event_share)
     device = pick_device()
     parts = {name: rebuild_encoder(each) for name, each in state["encoders"].items()}
     model = make_model(config, parts, torch.zeros(len(state["item_ids"]))).to(device)

@@ -46,6 +46,12 @@ class DataConfig(Section):
     """Share of the users whose histories train and whose targets validation asks for, chosen by a
     hash of their ids; below 1 for cheap searches. A smaller share lies within a larger one. Items
     keep the counts of all training histories."""
+    event_share: float = Field(1.0, gt=0, le=1)
+    """Share of the events that the run knows of, chosen by a hash of user and item, to see how it
+    stands sparse data. A smaller share lies within a larger one; every user keeps two training
+    events where he has them. Histories, the inputs of validation and test, items' counts and the
+    baselines are of known events alone; targets, candidates and what a list leaves out as seen are
+    those of the whole log. `recommend`, `score` and `export` ask with whole histories."""
     max_broken_media: float = Field(0.05, ge=0, le=1)
     """Share of media that may fail to decode before the run stops."""
 

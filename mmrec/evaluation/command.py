@@ -127,6 +127,8 @@ def evaluate_run(
     if share < 1:
         logger.warning("%s trained on a share of %g of the users: no figure to report", run, share)
         document["user_share"] = share
+    if loaded.config.data.event_share < 1:
+        document["event_share"] = loaded.config.data.event_share
     if loaded.config.evaluation.popularity_share < 1:
         document["popularity_share"] = loaded.config.evaluation.popularity_share
     write_evaluation(

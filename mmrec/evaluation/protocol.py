@@ -19,6 +19,7 @@ import polars as pl
 
 from data_prep.shards import UNKNOWN_TIME
 from mmrec.data.ragged import IntArray, Ragged
+from mmrec.data.thinning import ThinnedSplit
 from mmrec.evaluation.metrics import KS
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def load_cases(data: PreparedData, split: Split, which: Which) -> Cases:
 
     Args:
         data: the prepared folder; its catalogue says whether items repeat.
-        split: one of its splits.
+        split: one of its splits; of a thinned one only known events are inputs.
         which: whose targets; "test" is read by evaluation only.
 
     Returns:
@@ -174,12 +175,14 @@ def load_cases(data: PreparedData, split: Split, which: Which) -> Cases:
     for user_index, position in table.select("user_index", "position").iter_rows():
         if history is None or history.user_index != user_index:
             history = split.full.read(row_of_user[user_index])
-        before = history.item_index[:position]
-        warm = ~is_cold[before]
+            usable = ~is_cold[history.item_index]
+            if isinstance(split, ThinnedSplit):
+                usable &= split.knows(history)
+        before, wanted = history.item_index[:position], usable[:position]
         inputs["seen"].append(before)
-        inputs["item"].append(before[warm])
-        inputs["time"].append(_part(history.time, warm))
-        inputs["event"].append(_part(history.event, warm))
+        inputs["item"].append(before[wanted])
+        inputs["time"].append(_part(history.time, wanted))
+        inputs["event"].append(_part(history.event, wanted))
         asked.append(UNKNOWN_TIME if history.time is None else int(history.time[position]))
 
     targets = Ragged.from_rows(table["item_index"].to_list())
@@ -238,6 +241,8 @@ def protocol_document(
         "mean": "over users",
         "ks": list(KS),
     }
+    if isinstance(split, ThinnedSplit):
+        rules["event_share"] = split.share
     return {**rules, "hash": protocol_hash(rules)}
 
 

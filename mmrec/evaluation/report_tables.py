@@ -195,6 +195,7 @@ def run_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         "data hash": str(document.get("data_hash"))[:16],
         "checkpoint": document.get("checkpoint"),
         "seed": document.get("seed"),
+        "share of the events known": document.get("event_share"),
         "share of the popularity term": document.get("popularity_share"),
     }
     return [(name, str(value)) for name, value in rows.items() if value is not None]

@@ -366,6 +366,8 @@ def _bind_data(run: Path, assembly: Assembly) -> None:
         "split": assembly.split.name,
         "split_hash": assembly.split.hash,
     }
+    if assembly.config.data.event_share < 1:
+        document["event_share"] = assembly.config.data.event_share
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
         for key in ("data_hash", "split_hash"):
