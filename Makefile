@@ -19,7 +19,7 @@ STAMP := $(VENV)/.mmrec-$(shell cat pyproject.toml constraints.txt | cksum | cut
 # Whatever clone an environment was installed from, the code of this one is used.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: install demo test check bench bench-peers bench-speed ablation format
+.PHONY: install demo test check bench bench-peers bench-speed ablation sparsity format
 
 install: $(STAMP)
 
@@ -53,6 +53,9 @@ bench-speed: install
 
 ablation: install
 	$(BIN)/python -m benchmarks.ablation.run $(if $(PLAN),--plan "$(PLAN)") --data "$(DATA)" $(ARGS)
+
+sparsity: install
+	$(BIN)/python -m benchmarks.sparsity.run $(ARGS)
 
 format: install
 	$(BIN)/ruff check --fix .
