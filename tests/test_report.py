@@ -26,6 +26,7 @@ from mmrec.evaluation.findings import Findings, OffsetPoint
 from mmrec.evaluation.report import SLICE_LABELS, render_report
 from mmrec.evaluation.report_tables import in_order, metrics_table
 from mmrec.evaluation.report_words import headline
+from mmrec.evaluation.stability import Overlap, PerturbationRow, SeedRun, Seeds, Stability
 from mmrec.evaluation.strips import UserStrip
 from mmrec.evaluation.sweep import Sweep
 
@@ -105,6 +106,7 @@ def test_a_run_with_figures_only_gives_a_report(run: Path, data: PreparedData) -
     assert "Nothing here is about users without any history" in words
     for absent in ("Learning", "What each medium is worth", "Cold against warm", "users </h2>"):
         assert absent not in words
+    assert "How stable" not in words
     assert [p.name for p in run.iterdir() if "partial" in p.name] == []
 
 
@@ -165,6 +167,10 @@ def test_a_full_run_is_one_file_with_every_section(run: Path, data: PreparedData
     assert "Best cases" in words and "User u2: warm target at rank 1 of 48" in words
     assert "53% of the events in the histories asked with carry the same time" in words
     assert "2000-04-25" in words and "60 of 100 users of the catalogue" in words
+    assert "one letter &lt;wrong&gt; 0.8125 ± 0.0123 0.1234 0.9375 -0.0625 ± 0.0011" in words
+    assert "The media of 45 of 48 candidates were changed" in words
+    assert "3 text media could not be used and were left out" in words
+    assert "seed 1 0.3750" in words and "mean 0.4375 0.2000 0.3125 ± 0.0884" in words
     assert "u&lt;1&gt;" in page and "&lt;demo&gt; &amp; more" in page
     # shown and met; not again in the row of what was really met next
     assert page.count('class="tile hit"') == 2 and 'class="blank"' in page
@@ -200,9 +206,42 @@ def everything_else() -> dict[str, Any]:
             latency=Latency(2.5, 4.0, 200, 48, 1, "cpu"),
         ),
         "facts": DataFacts(100, 60, 48, 30, 7.0, "order", 0.53, 956_700_000, 1_046_454_590),
+        "stability": stability(),
         "diversity_by": "content vectors",
         "miscalibration_by": "genres",
     }
+
+
+def stability() -> Stability:
+    """Typos and two seeds."""
+    row = PerturbationRow(
+        name="typos",
+        modality="text",
+        words="one letter <wrong>",
+        num_items=44,
+        num_broken=3,
+        overlap=Overlap(0.8125, 0.1234, 0.0123),
+        cosine=0.9375,
+        ndcg_change={"all": -0.0625, "warm": -0.0624, "cold": None},
+        ndcg_deviation={"all": 0.0011, "warm": None, "cold": None},
+    )
+    runs = [SeedRun(f"run-{seed}", seed, {"all": 0.25 + seed / 8}) for seed in (0, 1)]
+    return Stability(
+        schema=1,
+        data_hash="d",
+        model_hash="m",
+        checkpoint="step 4",
+        seed=0,
+        list_length=10,
+        persistence=0.9,
+        num_draws=5,
+        num_users=60,
+        num_items=45,
+        num_candidates=48,
+        ndcg={"all": 0.25},
+        perturbations=[row],
+        seeds=Seeds(runs, Overlap(0.4375, 0.2, None), {"all": 0.3125}, {"all": 0.0884}),
+    )
 
 
 def test_the_same_figures_as_json(run: Path, data: PreparedData) -> None:
@@ -225,6 +264,7 @@ def test_json_holds_what_the_page_shows(run: Path, data: PreparedData) -> None:
     assert document["reliability"][0]["error"] == 0.0625
     assert document["costs"]["latency"]["p95_ms"] == 4.0
     assert document["facts"]["tied_share"] == 0.53
+    assert document["stability"]["perturbations"][0]["overlap"]["mean"] == 0.8125
     assert document["best"][0]["targets"] == [data.items.item_ids[2]]
     page = words_of((run / "report.html").read_text()).replace("&#39;", "'")
     for sentence in [*document["sentences"], *document["limits"]]:

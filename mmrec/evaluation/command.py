@@ -2,7 +2,8 @@
 
 RUN + DATA ─► cases ─► ours, baselines ─► metrics-WHICH.json, ranks-WHICH.parquet
                     └► each medium left out, before training, offsets on validation,
-                       costs, users' lists ─► report.html, report.json
+                       costs, users' lists, stability.json where there is one
+                                                    ─► report.html, report.json
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from mmrec.evaluation.protocol import (
 )
 from mmrec.evaluation.ranking import Scorer, VectorScorer
 from mmrec.evaluation.report import render_report
+from mmrec.evaluation.stability import read_stability
 from mmrec.evaluation.strips import even_strips, extreme_strips
 from mmrec.evaluation.sweep import Sweep, sweep_models
 from mmrec.evaluation.tail import tail_curve
@@ -260,6 +262,7 @@ def find_out(
             latency=measure_latency(loaded),
         ),
         facts=data_facts(loaded.data, cases),
+        stability=read_stability(loaded),
         diversity_by=traits.vectors_are,
         miscalibration_by=traits.attribute,
     )

@@ -11,6 +11,7 @@ from mmrec.evaluation.confidence import Reliability
 from mmrec.evaluation.cost import Costs
 from mmrec.evaluation.data_facts import DataFacts
 from mmrec.evaluation.evaluate import Metrics
+from mmrec.evaluation.stability import Stability
 from mmrec.evaluation.strips import UserStrip
 from mmrec.evaluation.sweep import Sweep
 from mmrec.evaluation.tail import TailPoint
@@ -47,6 +48,7 @@ class Findings:
         reliability: of our probabilities.
         costs: of training and use.
         facts: of the data.
+        stability: of the lists, where `mmrec stability` measured it.
         diversity_by: in words, the vectors that the diversity of lists is measured with.
         miscalibration_by: attribute whose mix lists are compared by.
         simulated: say so beside the figures; also said where the catalogue's kind is `simulated`.
@@ -67,6 +69,7 @@ class Findings:
     reliability: Sequence[Reliability] = ()
     costs: Costs | None = None
     facts: DataFacts | None = None
+    stability: Stability | None = None
     diversity_by: str | None = None
     miscalibration_by: str | None = None
     simulated: bool = False

@@ -44,6 +44,8 @@ from mmrec.evaluation.report_tables import (
     paired_table,
     quarantine_rows,
     run_rows,
+    seeds_table,
+    stability_table,
     sweep_table,
     tail_table,
 )
@@ -152,6 +154,9 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
             for title, strips in (("Best cases", findings.best), ("Worst cases", findings.worst))
             if strips
         ],
+        "stability": findings.stability,
+        "stability_table": stability_table(findings.stability, labels),
+        "seeds_table": seeds_table(findings.stability, labels),
         "data_rows": data_rows(data),
         "quarantine": quarantine,
         "run_rows": run_rows(document),

@@ -7,7 +7,8 @@
      learning, offset, sweeps, tail,            curves
      reliability,
      strips, best, worst,                       ids of items, in the order shown
-     costs, facts, data, quarantine}
+     costs, facts, data, quarantine,
+     stability}                                 that of stability.json, where there is one
 
 A part without input is null or empty. Numbers are SI: seconds in `*_s`, milliseconds in `*_ms`,
 bytes in `*_bytes`; NDCG, HR and the like are shares.
@@ -97,6 +98,7 @@ def report_document(
         "reliability": [asdict(each) for each in findings.reliability],
         "costs": None if findings.costs is None else asdict(findings.costs),
         "facts": None if findings.facts is None else asdict(findings.facts),
+        "stability": None if findings.stability is None else asdict(findings.stability),
         **{
             name: [_strip(data, each) for each in strips]
             for name, strips in (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from mmrec.evaluation.cost import Costs
 from mmrec.evaluation.report_plots import OURS
 from mmrec.evaluation.report_words import Intervals, Models, size_in_words
 from mmrec.evaluation.significance import PairedDifference
+from mmrec.evaluation.stability import BySlice, Overlap, Stability
 from mmrec.evaluation.sweep import Sweep
 from mmrec.evaluation.tail import TailPoint
 
@@ -123,6 +124,53 @@ def tail_table(curve: Sequence[TailPoint], share: float | None) -> Rows:
     ]
 
 
+def stability_table(stability: Stability | None, slices: Iterable[str]) -> Rows:
+    """A row a perturbation: overlap, its deviation over users, cosine, change of each NDCG@10."""
+    if stability is None:
+        return []
+    return [
+        (
+            each.words,
+            [
+                *_overlap_cells(each.overlap),
+                Cell(_number(each.cosine, "cosine")),
+                *_slice_cells(each.ndcg_change, each.ndcg_deviation, slices, _signed),
+            ],
+        )
+        for each in stability.perturbations
+    ]
+
+
+def seeds_table(stability: Stability | None, slices: Iterable[str]) -> Rows:
+    """One row of all runs that differ in their seed: overlap, then NDCG@10 of each slice."""
+    if stability is None or stability.seeds is None:
+        return []
+    found, slices = stability.seeds, list(slices)
+    rows: Rows = [
+        (f"seed {each.seed}", [Cell(""), Cell(""), *_slice_cells(each.ndcg, {}, slices, _plain)])
+        for each in found.runs
+    ]
+    means = _slice_cells(found.ndcg, found.ndcg_deviation, slices, _plain)
+    return [*rows, ("mean", [*_overlap_cells(found.overlap), *means])]
+
+
+def _overlap_cells(overlap: Overlap) -> list[Cell]:
+    """The mean with its deviation over repetitions, and the deviation over users."""
+    cells = _slice_cells({"": overlap.mean}, {"": overlap.over_repetitions}, [""], _plain)
+    return [*cells, Cell(_number(overlap.over_users, "overlap"))]
+
+
+def _slice_cells(
+    mean: BySlice, deviation: BySlice, slices: Iterable[str], write: Callable[[float], str]
+) -> list[Cell]:
+    cells = []
+    for name in slices:
+        value, spread = mean.get(name), deviation.get(name)
+        note = "" if spread is None else f"± {_plain(spread)}"
+        cells.append(Cell("–" if value is None else write(value), note=note))
+    return cells
+
+
 def cost_rows(costs: Costs) -> list[tuple[str, str]]:
     """What is shown of the costs, in words and units."""
     rows = [
@@ -225,6 +273,10 @@ def _number(value: float | None, metric: str) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.4f}".removeprefix("0")
+
+
+def _plain(value: float) -> str:
+    return f"{value:.4f}"
 
 
 def _signed(value: float) -> str:
