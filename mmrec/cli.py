@@ -24,11 +24,13 @@ from mmrec.errors import MmrecError, UserError
 from mmrec.terminal import (
     machine_fault,
     metric_rows,
+    perturbation_rows,
     plain,
     print_fault,
     print_json,
     print_table,
     progress_bar,
+    seed_rows,
 )
 
 app = typer.Typer(
@@ -300,6 +302,52 @@ def evaluate(
         print_json(metrics)
     else:
         print_table(metric_rows(metrics))
+
+
+@app.command()
+def stability(
+    run: RunArgument,
+    others: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RUN…]",
+            exists=True,
+            file_okay=False,
+            help="Runs that differ in training.seed alone.",
+        ),
+    ] = None,
+    users: Annotated[int, typer.Option(min=1, help="Test users asked.")] = 1000,
+    items: Annotated[int, typer.Option(min=1, help="Items whose media are changed.")] = 1000,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the users, the items and their changes.")
+    ] = 0,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare lists after typos, JPEG again and noise, and those of other seeds."""
+    from mmrec.evaluation.stability_command import measure_stability
+
+    with progress_bar() as report:
+        found = plain(
+            measure_stability(
+                run,
+                others or (),
+                data=data,
+                num_users=users,
+                num_items=items,
+                seed=seed,
+                progress=report,
+            )
+        )
+    if as_json:
+        print_json(found)
+        return
+    print_table(perturbation_rows(found))
+    print_table(seed_rows(found))
+    typer.echo(
+        f"{found['num_users']:,} users; {found['num_items']:,} of {found['num_candidates']:,} "
+        f"candidates changed; next: mmrec evaluate {run} puts this into its report"
+    )
 
 
 @app.command()

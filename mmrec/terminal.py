@@ -71,6 +71,46 @@ def metric_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (order.index(row["slice"]), -(row["ndcg@10"] or 0.0)))
 
 
+def perturbation_rows(stability: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a perturbation of stability.json; deviations over draws behind ±."""
+    return [
+        {
+            "perturbation": each["name"],
+            "items": each["num_items"],
+            "broken": each["num_broken"],
+            "rbo@10": _with_deviation(each["overlap"]["mean"], each["overlap"]["over_repetitions"]),
+            "over users": each["overlap"]["over_users"],
+            "cosine": each["cosine"],
+            "ndcg@10": stability["ndcg"]["all"],
+            "change": _with_deviation(
+                each["ndcg_change"]["all"], each["ndcg_deviation"]["all"], sign="+"
+            ),
+        }
+        for each in stability["perturbations"]
+    ]
+
+
+def seed_rows(stability: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row for all runs of stability.json that differ in their seed; none without such."""
+    seeds = stability["seeds"]
+    if seeds is None:
+        return []
+    return [
+        {
+            "seeds": [each["seed"] for each in seeds["runs"]],
+            "rbo@10": _with_deviation(
+                seeds["overlap"]["mean"], seeds["overlap"]["over_repetitions"]
+            ),
+            "over users": seeds["overlap"]["over_users"],
+            "ndcg@10": _with_deviation(seeds["ndcg"]["all"], seeds["ndcg_deviation"]["all"]),
+        }
+    ]
+
+
+def _with_deviation(mean: float, deviation: float | None, sign: str = "") -> str:
+    return f"{mean:{sign}.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
+
+
 class Report(Protocol):
     """What a progress bar is told; `note` stands beside the name of the stage."""
 

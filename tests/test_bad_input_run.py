@@ -78,6 +78,7 @@ def words_of(command: str, run: Path, source: Path, out: Path) -> list[str]:
     score = ["--items", str(source / "items.csv"), "--source", str(source), "--out", str(out)]
     return {
         "evaluate": ["evaluate", str(run)],
+        "stability": ["stability", str(run)],
         "export": ["export", str(run), "--out", str(out)],
         "score": ["score", str(run), *score],
         "recommend": ["recommend", str(run), "--user", "u0"],
@@ -86,7 +87,7 @@ def words_of(command: str, run: Path, source: Path, out: Path) -> list[str]:
     }[command]
 
 
-COMMANDS = ("evaluate", "export", "score", "recommend", "similar", "train")
+COMMANDS = ("evaluate", "stability", "export", "score", "recommend", "similar", "train")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

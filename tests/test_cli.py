@@ -30,6 +30,7 @@ COMMANDS = (
     "train",
     "tune",
     "evaluate",
+    "stability",
     "export",
     "score",
     "recommend",
