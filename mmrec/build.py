@@ -197,7 +197,7 @@ def assemble(config: Config, data_folder: Path) -> Assembly:
         item_index_of=item_index_of,
         items=source,
         fresh_items=config.training.fresh_items,
-        targets=_target_rule(data),
+        targets=target_rule(data),
         seed=config.training.seed,
         freeze_epochs=config.training.freeze_content_epochs,
     )
@@ -418,7 +418,8 @@ def _vector_width(data: PreparedData, name: str) -> int:
     raise ConfigError(f"encoders.vector.{name}: no item has this vector")
 
 
-def _target_rule(data: PreparedData) -> TargetRule:
+def target_rule(data: PreparedData) -> TargetRule:
+    """Which events the catalogue lets be targets, in training too."""
     spec = data.catalogue.interactions.targets
     if spec.events is None:
         return TargetRule(None, spec.min_value)
@@ -485,25 +486,7 @@ def load_run(
     state = _read_json(final / "state.json")
     if state.get("schema") != SCHEMA:
         raise CheckpointMismatch(f"{final}: schema {state.get('schema')} is not {SCHEMA}")
-    bound = _read_json(run / "data.json")
-    if data_folder is None and not Path(bound["path"]).is_dir():
-        raise CheckpointMismatch(
-            f"{bound['path']}: there is no such folder, {run} was trained on it (data.json); "
-            "give --data the folder where the data are now"
-        )
-    data = PreparedData.open(data_folder or Path(bound["path"]))
-    if data.data_hash != bound["data_hash"]:
-        raise CheckpointMismatch(
-            f"{data.path}: data hash {data.data_hash[:12]} is not {bound['data_hash'][:12]}, "
-            f"which {run} was trained on; give --data the folder it was trained on"
-        )
-    data.verify_tables()
-    split = data.split(bound["split"])
-    if split.hash != bound["split_hash"]:
-        raise CheckpointMismatch(
-            f"{data.path}: split {split.name} has hash {split.hash[:12]}, {run} was trained on "
-            f"{bound['split_hash'][:12]}; give --data the folder it was trained on"
-        )
+    data, split = open_data(run, data_folder)
     config = load_trained_config(run / "config.yaml", overrides)
     split = open_split(data, split.name, config.data.event_share)
     device = pick_device()
@@ -529,6 +512,39 @@ def load_run(
         content=content,
         device=device,
     )
+
+
+def open_data(run: Path, data_folder: Path | None = None) -> tuple[PreparedData, Split]:
+    """The data that a run was trained on, checked.
+
+    Args:
+        run: folder of the run.
+        data_folder: the prepared folder where it has moved; None: as data.json says.
+
+    Raises:
+        CheckpointMismatch: the data are others, or are not where data.json says.
+        ShardError: the data cannot be opened, or a file of theirs was changed.
+    """
+    bound = _read_json(run / "data.json")
+    if data_folder is None and not Path(bound["path"]).is_dir():
+        raise CheckpointMismatch(
+            f"{bound['path']}: there is no such folder, {run} was trained on it (data.json); "
+            "give --data the folder where the data are now"
+        )
+    data = PreparedData.open(data_folder or Path(bound["path"]))
+    if data.data_hash != bound["data_hash"]:
+        raise CheckpointMismatch(
+            f"{data.path}: data hash {data.data_hash[:12]} is not {bound['data_hash'][:12]}, "
+            f"which {run} was trained on; give --data the folder it was trained on"
+        )
+    data.verify_tables()
+    split = data.split(bound["split"])
+    if split.hash != bound["split_hash"]:
+        raise CheckpointMismatch(
+            f"{data.path}: split {split.name} has hash {split.hash[:12]}, {run} was trained on "
+            f"{bound['split_hash'][:12]}; give --data the folder it was trained on"
+        )
+    return data, split
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -215,7 +215,11 @@ def train(
         bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
     ] = False,
 ) -> None:
-    """Train the encoders above the cut, the fusion and the user model together."""
+    """Train the encoders above the cut, the fusion and the user model together.
+
+    Ends with a table on validation: before training, after it, popularity; and with the gap from
+    targets of training to those of validation. RUN/summary.json keeps both.
+    """
     from mmrec.config import load_config
 
     settings = load_config(config, overrides or ())  # a typo is told before torch loads
@@ -231,6 +235,12 @@ def train(
                 "steps", at.step, at.total_steps, note=f"epoch {at.epoch} loss {at.loss:.4f}"
             ),
         )
+    from mmrec.training.summary import gap_line, summarise
+
+    summary = summarise(run, data)
+    if summary is not None:
+        print_table(metric_rows(summary))
+        typer.echo(gap_line(summary))
     typer.echo(f"trained {run}; next: mmrec evaluate {run}")
 
 

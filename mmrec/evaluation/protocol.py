@@ -164,9 +164,21 @@ def load_cases(data: PreparedData, split: Split, which: Which) -> Cases:
         Cases in ascending order of user, a user's warm case before the cold one. Targets of one
         user, slice and position are one case: where the split is by time that is the whole list.
     """
+    return cases_of(data, split, split.targets(which), which)
+
+
+def cases_of(data: PreparedData, split: Split, targets_table: pl.DataFrame, which: Which) -> Cases:
+    """The cases of any table of targets, by the rules of the split's own.
+
+    Args:
+        data: the prepared folder.
+        split: one of its splits.
+        targets_table: user_index, item_index, position (in the complete history), slice.
+        which: whose cold items count as such.
+    """
     roles = split.items.sort("item_index")["role"].to_numpy()
-    is_cold = np.char.startswith(roles.astype(str), "cold")
-    table = _one_row_a_case(split.targets(which))
+    is_cold = is_cold_item(split)
+    table = _one_row_a_case(targets_table)
     row_of_user = {int(user): row for row, user in enumerate(split.full.user_index)}
 
     inputs: dict[str, list[IntArray]] = {"item": [], "time": [], "event": [], "seen": []}
@@ -249,6 +261,13 @@ def protocol_document(
 def protocol_hash(rules: dict[str, Any]) -> str:
     """sha256 of the rules as sorted JSON, in hexadecimal."""
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+
+
+def is_cold_item(split: Split) -> BoolArray:
+    """(N,) True for the cold items of a split, those of validation and of the test alike."""
+    roles = split.items.sort("item_index")["role"].to_numpy()
+    cold: BoolArray = np.char.startswith(roles.astype(str), "cold")
+    return cold
 
 
 def training_popularity(split: Split) -> IntArray:
