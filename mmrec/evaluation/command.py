@@ -1,9 +1,9 @@
 """`mmrec evaluate`: our model beside the baselines on one split's targets, and the report.
 
 RUN + DATA ─► cases ─► ours, baselines ─► metrics-WHICH.json, ranks-WHICH.parquet
-                    └► each medium left out, before training, offsets on validation,
-                       costs, users' lists, stability.json where there is one
-                                                    ─► report.html, report.json
+                    └► each medium left out, before training, gap to training, offsets on
+                       validation, costs, users' lists, stability.json where there is one
+                       ─► report.html, report.json, report.md, scorecard.png
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from mmrec.evaluation.evaluate import (
     write_evaluation,
 )
 from mmrec.evaluation.findings import Findings, OffsetPoint
+from mmrec.evaluation.gap import training_gap
 from mmrec.evaluation.lists import ItemTraits, category_shares
 from mmrec.evaluation.protocol import (
     Cases,
@@ -73,8 +74,8 @@ def evaluate_run(
         progress: called with (model, cases done, cases).
 
     Returns:
-        The content of metrics-WHICH.json. For `test`, report.html and report.json are written as
-        well.
+        The content of metrics-WHICH.json. For `test`, report.html, report.json, report.md and
+        scorecard.png are written as well.
 
     Raises:
         CheckpointMismatch: the run is not finished, or the data are others.
@@ -246,6 +247,7 @@ def find_out(
         worst=worst,
         knockout=() if source is None else knock_out(loaded, source, cases, popularity),
         before=None if fresh is None else before_training(fresh, cases, popularity),
+        gap=training_gap(loaded),
         breakdowns=breakdowns(
             evaluation.ranks, popularity=popularity, candidates=cases.candidates, events=events
         ),

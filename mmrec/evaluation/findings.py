@@ -11,6 +11,7 @@ from mmrec.evaluation.confidence import Reliability
 from mmrec.evaluation.cost import Costs
 from mmrec.evaluation.data_facts import DataFacts
 from mmrec.evaluation.evaluate import Metrics
+from mmrec.evaluation.gap import Gap
 from mmrec.evaluation.stability import Stability
 from mmrec.evaluation.strips import UserStrip
 from mmrec.evaluation.sweep import Sweep
@@ -38,6 +39,7 @@ class Findings:
         worst: cases where it did worst.
         knockout: figures with media left out, the whole model first.
         before: our metrics by slice before the first step, on the same cases.
+        gap: from targets of training to those of validation.
         breakdowns: accuracy by counts of events.
         offset_curve: warm against cold on validation, as our offset was chosen.
         chosen_offset: our model's offset, in logits.
@@ -59,6 +61,7 @@ class Findings:
     worst: Sequence[UserStrip] = ()
     knockout: Sequence[KnockoutRow] = ()
     before: Mapping[str, Metrics | None] | None = None
+    gap: Gap | None = None
     breakdowns: Sequence[Breakdown] = ()
     offset_curve: Sequence[OffsetPoint] = ()
     chosen_offset: float | None = None

@@ -1,7 +1,8 @@
 """RUN/report.html: one file that says what a run is worth, readable without a network or scripts.
 
     RUN/metrics-test.json, metrics.jsonl, ranks-test.parquet, config.yaml
-    + prepared data (counts, pictures) + Findings ─► RUN/report.html, RUN/report.json
+    + prepared data (counts, pictures) + Findings ─┬► RUN/report.html
+                                                   └► RUN/report.json ─► report.md, scorecard.png
 
 Only the test figures must exist; a section whose input is absent is left out. Figures are shown as
 they came out: the best of a column is bold whoever's it is.
@@ -10,7 +11,6 @@ they came out: the best of a column is bold whoever's it is.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from data_prep.shards import PreparedData
 from mmrec.errors import UserError
 from mmrec.evaluation.ablation import KnockoutRow
 from mmrec.evaluation.findings import Findings
-from mmrec.evaluation.report_document import report_document, write_document
+from mmrec.evaluation.report_document import report_document, write_aside, write_document
 from mmrec.evaluation.report_plots import (
     OURS,
     knockout_bars,
@@ -50,17 +50,19 @@ from mmrec.evaluation.report_tables import (
     tail_table,
 )
 from mmrec.evaluation.report_tiles import Tile, make_tile
-from mmrec.evaluation.report_words import Intervals, Models, headline, limits
+from mmrec.evaluation.report_words import (
+    SLICE_LABELS,
+    Intervals,
+    Models,
+    headline,
+    limits,
+    shown_slices,
+)
+from mmrec.evaluation.scorecard import scorecard_markdown
+from mmrec.evaluation.scorecard_plot import scorecard_png
 from mmrec.evaluation.significance import PairedDifference, intervals_and_tests
 from mmrec.evaluation.strips import UserStrip
 
-SLICE_LABELS = {
-    "all": "All targets",
-    "warm": "Warm items",
-    "cold": "Cold items, among all",
-    "cold_among_cold": "Cold items, among cold",
-    "new_users": "New users",
-}
 BREAKDOWN_TITLES = {
     ("item", "all"): "By training events of the target item, all targets",
     ("user", "warm"): "By training events of the user, warm targets",
@@ -82,7 +84,7 @@ TAIL_COLUMNS = tuple(TAIL_FIGURES.values())
 
 
 def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
-    """Writes RUN/report.html and RUN/report.json from the files of a run.
+    """Writes RUN/report.html, report.json, report.md and scorecard.png from the files of a run.
 
     Args:
         run: folder with metrics-test.json.
@@ -101,9 +103,7 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
     models = ours_first(document["models"])
     if OURS not in models:
         raise UserError(f"{run / 'metrics-test.json'}: no model {OURS!r} among {', '.join(models)}")
-    labels = {n: label for n, label in SLICE_LABELS.items() if models[OURS].get(n)}
-    if len(labels) == 2:
-        labels.pop("all", None)  # it is the other one over again
+    labels = shown_slices(models[OURS])
     intervals, tests = _significance(run / "ranks-test.parquet", list(models), list(labels))
     simulated = findings.simulated or data.catalogue.kind == "simulated"
     steps = _read_lines(run / "metrics.jsonl")
@@ -137,6 +137,7 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
         **_lists(models, findings),
         "before": _before(findings, models[OURS], labels),
         "curves": learning_curves(steps, SLICE_LABELS),
+        "gap": findings.gap,
         "knockout": _knockout_plot(findings.knockout, labels),
         "offsets": _offset_plot(findings),
         "chosen_offset": findings.chosen_offset,
@@ -164,21 +165,21 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
         "limits": said,
         "config": _read_text(run / "config.yaml"),
     }
-    write_document(
-        run / "report.json",
-        report_document(
-            document,
-            findings,
-            data,
-            intervals=intervals,
-            tests=tests,
-            steps=steps,
-            sentences=sentences,
-            limits=said,
-            quarantine=dict(quarantine),
-            simulated=simulated,
-        ),
+    figures = report_document(
+        document,
+        findings,
+        data,
+        intervals=intervals,
+        tests=tests,
+        steps=steps,
+        sentences=sentences,
+        limits=said,
+        quarantine=dict(quarantine),
+        simulated=simulated,
     )
+    write_document(run / "report.json", figures)
+    write_aside(run / "report.md", scorecard_markdown(figures).encode())
+    write_aside(run / "scorecard.png", scorecard_png(figures))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -187,9 +188,7 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
         lstrip_blocks=True,
     )
     path = run / "report.html"
-    aside = run / ".report.html.partial"
-    aside.write_text(environment.get_template("report.html").render(page), encoding="utf-8")
-    os.replace(aside, path)
+    write_aside(path, environment.get_template("report.html").render(page).encode())
     return path
 
 

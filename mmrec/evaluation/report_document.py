@@ -4,7 +4,7 @@
      sentences, limits,                         what the page says
      models, intervals, tests,                  MODEL -> SLICE -> metric; 95 %; ours - other
      breakdowns, lists, before, knockout,       by counts of events; what lists are measured with
-     learning, offset, sweeps, tail,            curves
+     learning, offset, sweeps, tail,            curves; the gap to training
      reliability,
      strips, best, worst,                       ids of items, in the order shown
      costs, facts, data, quarantine,
@@ -67,6 +67,7 @@ def report_document(
             for each in steps
             if each.get("validation")
         ],
+        "gap": None if findings.gap is None else asdict(findings.gap),
     }
     return {
         "schema": SCHEMA,
@@ -114,9 +115,14 @@ def report_document(
 
 def write_document(path: Path, document: Mapping[str, Any]) -> None:
     """Writes JSON aside, then renames it."""
-    aside = path.with_name(f".{path.name}.partial")
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-    aside.write_text(text + "\n", encoding="utf-8")
+    write_aside(path, (text + "\n").encode())
+
+
+def write_aside(path: Path, content: bytes) -> None:
+    """Writes a file aside, then renames it: nobody ever reads half of one."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_bytes(content)
     os.replace(aside, path)
 
 

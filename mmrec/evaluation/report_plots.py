@@ -18,7 +18,7 @@ from mmrec.evaluation.confidence import Reliability
 from mmrec.evaluation.sweep import Sweep
 
 OURS = "mmrec"
-_OURS_COLOUR, _OTHERS_COLOUR = "#c2410c", "#94a3b8"
+OURS_COLOUR, OTHERS_COLOUR = "#c2410c", "#94a3b8"
 _SLICE_COLOURS = {
     "all": "#64748b",
     "warm": "#c2410c",
@@ -27,7 +27,7 @@ _SLICE_COLOURS = {
     "new_users": "#0f766e",
 }
 _MODEL_COLOURS = {
-    "mmrec": _OURS_COLOUR,
+    "mmrec": OURS_COLOUR,
     "random": "#9ca3af",
     "popularity": "#a16207",
     "item_knn": "#15803d",
@@ -35,7 +35,7 @@ _MODEL_COLOURS = {
     "markov": "#0891b2",
     "content_knn": "#db2777",
 }
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -63,10 +63,10 @@ def learning_curves(records: Sequence[Mapping[str, Any]], labels: Mapping[str, s
     looks = [(r["step"], r["validation"]) for r in records if r.get("validation")]
     if not losses:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 3.0), layout="constrained")
         left, right = figure.subplots(1, 2)
-        left.plot(*zip(*losses, strict=True), color=_OURS_COLOUR, linewidth=1.2)
+        left.plot(*zip(*losses, strict=True), color=OURS_COLOUR, linewidth=1.2)
         left.set(xlabel="step", ylabel="training loss (nats a target)")
         for name, label in labels.items():
             points = [(s, m[name]["ndcg@10"]) for s, m in looks if m.get(name)]
@@ -126,11 +126,11 @@ def _panels(
         labels: the slices drawn, a panel each -> their names in words.
         marked: the row in our colour.
     """
-    with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
+    with matplotlib.rc_context({**STYLE, "axes.grid.axis": "x"}):
         figure = Figure(figsize=(9.0, 1.0 + 0.24 * len(rows)), layout="constrained")
         panels = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
         names = [name for name, _ in rows]
-        colours = [_OURS_COLOUR if name == marked else _OTHERS_COLOUR for name in names]
+        colours = [OURS_COLOUR if name == marked else OTHERS_COLOUR for name in names]
         for axes, (slice_name, label) in zip(panels, labels.items(), strict=True):
             given = [values.get(slice_name) for _, values in rows]
             widths = [value or 0.0 for value in given]
@@ -159,7 +159,7 @@ def offset_plot(
         warm_cost: share of the warm figure that may be lost.
     """
     ordered = sorted(points)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 3.0), layout="constrained")
         left, right = figure.subplots(1, 2)
         offsets, warm, cold = zip(*ordered, strict=True)
@@ -175,7 +175,7 @@ def offset_plot(
         if chosen is not None:
             _, at_warm, at_cold = min(ordered, key=lambda point: abs(point[0] - chosen))
             left.axvline(chosen, color="#111827", linewidth=1, linestyle=":", label="chosen")
-            right.plot(at_warm, at_cold, "o", color=_OURS_COLOUR, markersize=7, label="chosen")
+            right.plot(at_warm, at_cold, "o", color=OURS_COLOUR, markersize=7, label="chosen")
         if warm_cost is not None:
             base = min(ordered, key=lambda point: abs(point[0]))[1]
             limit = f"{warm_cost:.0%} of warm lost"
@@ -195,7 +195,7 @@ def sweep_plot(sweeps: Sequence[Sweep]) -> str | None:
     """
     if not sweeps:
         return None
-    with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "both"}):
+    with matplotlib.rc_context({**STYLE, "axes.grid.axis": "both"}):
         figure = Figure(figsize=(9.0, 3.4), layout="constrained")
         panels = figure.subplots(1, 2)
         for sweep in sweeps:
@@ -224,7 +224,7 @@ def reliability_plot(found: Sequence[Reliability]) -> str | None:
     """
     if not found:
         return None
-    with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "both"}):
+    with matplotlib.rc_context({**STYLE, "axes.grid.axis": "both"}):
         figure = Figure(figsize=(9.0, 3.2), layout="constrained")
         panels = figure.subplots(1, len(found), squeeze=False)[0]
         for axes, each in zip(panels, found, strict=True):
@@ -233,7 +233,7 @@ def reliability_plot(found: Sequence[Reliability]) -> str | None:
             axes.plot(
                 each.predicted,
                 each.observed,
-                color=_OURS_COLOUR,
+                color=OURS_COLOUR,
                 label="a tenth of the cases each",
                 **_DOTS,
             )

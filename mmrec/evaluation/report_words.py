@@ -15,6 +15,26 @@ from mmrec.evaluation.significance import Interval
 Models = Mapping[str, Mapping[str, Mapping[str, float] | None]]
 Intervals = Mapping[str, Mapping[str, Mapping[str, Interval]]]
 
+SLICE_LABELS = {
+    "all": "All targets",
+    "warm": "Warm items",
+    "cold": "Cold items, among all",
+    "cold_among_cold": "Cold items, among cold",
+    "new_users": "New users",
+}
+
+
+def shown_slices(ours: Mapping[str, Any]) -> dict[str, str]:
+    """The slices that have targets, in words; not `all` beside one other, which it would repeat.
+
+    Args:
+        ours: slice -> metrics of our model, None where the slice has no target.
+    """
+    labels = {name: label for name, label in SLICE_LABELS.items() if ours.get(name)}
+    if len(labels) == 2:
+        labels.pop("all", None)
+    return labels
+
 
 def headline(models: Models, labels: Mapping[str, str]) -> list[str]:
     """One sentence a slice: our HR@10 beside the best baseline's, won or lost."""
