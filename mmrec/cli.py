@@ -361,6 +361,43 @@ def stability(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN…", help="Evaluated runs; several seeds a side: A0 A1 vs B0 B1"),
+    ],
+    split: Annotated[Which, typer.Option(help="Which targets.")] = Which.test,
+    item_events_below: Annotated[
+        int | None,
+        typer.Option(
+            min=2, metavar="N", help="Also on items of fewer and of as many training events."
+        ),
+    ] = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare evaluated runs user by user: the first with each of the others."""
+    from mmrec.evaluation.compare import compare_runs
+    from mmrec.evaluation.compare_tables import printed
+    from mmrec.evaluation.evaluated import sides_of
+
+    found = compare_runs(
+        sides_of(runs),
+        which="validation" if split is Which.validation else "test",
+        item_events_below=item_events_below,
+        data=data,
+    )
+    if as_json:
+        print_json(found.document())
+        return
+    for block in printed(found):
+        if isinstance(block, str):
+            typer.echo(block)
+        else:
+            print_table(block)
+
+
+@app.command()
 def export(
     run: RunArgument,
     out: Annotated[Path, typer.Option(help="Folder to write.")],

@@ -374,3 +374,18 @@ def _split_key(key: str) -> list[str]:
 def dump_config(config: Config) -> str:
     """The resolved settings as YAML; `load_config` reads them back to an equal value."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def dotted_settings(config: Config) -> dict[str, Any]:
+    """Every setting by its dotted name, such as `model.history.dropout`."""
+    return _flat(config.model_dump(mode="json"), "")
+
+
+def _flat(document: Mapping[str, Any], path: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{path}{key}.")
+        else:
+            found[path + key] = value
+    return found

@@ -31,6 +31,7 @@ COMMANDS = (
     "tune",
     "evaluate",
     "stability",
+    "compare",
     "export",
     "score",
     "recommend",
@@ -106,6 +107,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.param(["demo", "--aut", "x"], "No such option", id="unknown-option"),
         pytest.param(["evaluate", "nowhere"], "'nowhere' does not exist", id="no-run"),
         pytest.param(["evaluate", ".", "--split", "train"], "'train'", id="bad-split"),
+        pytest.param(["compare", "."], "1 run given, two are the least", id="one-run"),
         pytest.param(["recommend", "."], "exactly one of --user, --history", id="no-user"),
         pytest.param(["recommend", ".", "--user", "a", "-k", "0"], "-k", id="k-0"),
         pytest.param(

@@ -120,13 +120,21 @@ def intervals_and_tests(
             for model, interval in zip(models, bootstrap_intervals(values), strict=True):
                 intervals[model][name][metric] = interval
             if metric == tested and len(models) > 1:
-                differences += _differences(values, models, name, metric)
+                differences += paired_differences(values, models, name, metric)
     return intervals, differences
 
 
-def _differences(
+def paired_differences(
     values: FloatArray, models: Sequence[str], slice_name: str, metric: str
 ) -> list[PairedDifference]:
+    """The first of M models against each of the others.
+
+    Args:
+        values: (U, M) of a metric, a row a user.
+        models: M names.
+        slice_name: kept in the result.
+        metric: kept in the result.
+    """
     less = values[:, :1] - values[:, 1:]
     found = zip(
         models[1:], less.mean(0), bootstrap_intervals(less), paired_p_values(less), strict=True

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from mmrec.config import Config, dump_config
+from mmrec.config import Config, dotted_settings, dump_config
 from mmrec.errors import UserError
 
 # What a tracker imports first, so that a missing package is told before anything is trained.
@@ -171,7 +171,7 @@ class Mlflow:
             )
         )
         created = self.client.create_run(experiment_id, run_name=run.name)
-        for name, value in _settings(config.model_dump(mode="json")).items():
+        for name, value in dotted_settings(config).items():
             self.client.log_param(created.info.run_id, name, value)
         self.run_id = _remembered(known, created.info.run_id)
 
@@ -225,17 +225,6 @@ def open_trackers(config: Config, run: Path, *, step: int, sent: int) -> list[Tr
         "mlflow": lambda: Mlflow(config, run, sent=sent),
     }
     return [make[name]() for name in config.training.trackers]
-
-
-def _settings(document: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Every setting by its dotted name."""
-    found: dict[str, Any] = {}
-    for key, value in document.items():
-        if isinstance(value, Mapping):
-            found |= _settings(value, f"{path}{key}.")
-        else:
-            found[f"{path}{key}"] = value
-    return found
 
 
 def _remembered(path: Path, new: str) -> str:
