@@ -23,10 +23,14 @@ from mmrec.evaluation.confidence import Reliability
 from mmrec.evaluation.cost import Costs, Latency
 from mmrec.evaluation.data_facts import DataFacts
 from mmrec.evaluation.findings import Findings, OffsetPoint
+from mmrec.evaluation.gap import Gap
 from mmrec.evaluation.report import SLICE_LABELS, render_report
 from mmrec.evaluation.report_tables import in_order, metrics_table
 from mmrec.evaluation.report_words import headline
 from mmrec.evaluation.stability import Overlap, PerturbationRow, SeedRun, Seeds, Stability
+from mmrec.evaluation.schemas import ReportDocument
+from mmrec.evaluation.scorecard import scorecard_markdown
+from mmrec.evaluation.scorecard_plot import scorecard_png
 from mmrec.evaluation.strips import UserStrip
 from mmrec.evaluation.sweep import Sweep
 
@@ -163,6 +167,7 @@ def test_a_full_run_is_one_file_with_every_section(run: Path, data: PreparedData
     assert "head: 1 item, 30 events" in words
     assert "0.0625 for the first item (40 cases" in words
     assert "Before: the same network at its first step" in words
+    assert "of the same 50 users, a gap of +0.0500 (+0.0400 to +0.0625)" in words
     assert "best for cold, at most 5 % of its best warm lost" in words
     assert "Best cases" in words and "User u2: warm target at rank 1 of 48" in words
     assert "53% of the events in the histories asked with carry the same time" in words
@@ -207,6 +212,7 @@ def everything_else() -> dict[str, Any]:
         ),
         "facts": DataFacts(100, 60, 48, 30, 7.0, "order", 0.53, 956_700_000, 1_046_454_590),
         "stability": stability(),
+        "gap": Gap(50, 0.25, 0.2, 0.05, (0.04, 0.0625)),
         "diversity_by": "content vectors",
         "miscalibration_by": "genres",
     }
@@ -265,10 +271,14 @@ def test_json_holds_what_the_page_shows(run: Path, data: PreparedData) -> None:
     assert document["costs"]["latency"]["p95_ms"] == 4.0
     assert document["facts"]["tied_share"] == 0.53
     assert document["stability"]["perturbations"][0]["overlap"]["mean"] == 0.8125
+    assert document["learning"]["gap"]["interval"] == [0.04, 0.0625]
     assert document["best"][0]["targets"] == [data.items.item_ids[2]]
     page = words_of((run / "report.html").read_text()).replace("&#39;", "'")
     for sentence in [*document["sentences"], *document["limits"]]:
         assert sentence in page
+    ReportDocument.model_validate_json((run / "report.json").read_text())
+    assert (run / "report.md").read_text() == scorecard_markdown(document)
+    assert (run / "scorecard.png").read_bytes() == scorecard_png(document)
 
 
 def test_equal_inputs_give_equal_bytes(run: Path, data: PreparedData) -> None:
