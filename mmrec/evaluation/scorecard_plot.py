@@ -130,7 +130,7 @@ def draw_facet(axes: Axes, facet: Facet, *, marked: str) -> None:
         if value is not None and value == facet.best():
             label.set_fontweight("bold")
     furthest = max((high for _, high in known), default=0.0)
-    axes.set_xlim(0, (furthest or 1.0) * 1.35)
+    axes.set_xlim(0, (furthest or 1.0) * 1.45)
     axes.locator_params(axis="x", nbins=3)
     axes.set_title(facet.title.replace(", ", ",\n"), fontsize=8.5)
     axes.set_xlabel(f"{facet.measure}{_ENDS[facet.better]}", fontsize=7.5)
