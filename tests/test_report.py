@@ -27,10 +27,10 @@ from mmrec.evaluation.gap import Gap
 from mmrec.evaluation.report import SLICE_LABELS, render_report
 from mmrec.evaluation.report_tables import in_order, metrics_table
 from mmrec.evaluation.report_words import headline
-from mmrec.evaluation.stability import Overlap, PerturbationRow, SeedRun, Seeds, Stability
 from mmrec.evaluation.schemas import ReportDocument
 from mmrec.evaluation.scorecard import scorecard_markdown
 from mmrec.evaluation.scorecard_plot import scorecard_png
+from mmrec.evaluation.stability import Overlap, PerturbationRow, SeedRun, Seeds, Stability
 from mmrec.evaluation.strips import UserStrip
 from mmrec.evaluation.sweep import Sweep
 

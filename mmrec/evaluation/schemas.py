@@ -21,7 +21,9 @@ from mmrec.evaluation.data_facts import DataFacts
 from mmrec.evaluation.findings import OffsetPoint
 from mmrec.evaluation.gap import Gap
 from mmrec.evaluation.significance import Interval, PairedDifference
+from mmrec.evaluation.stability import Stability
 from mmrec.evaluation.sweep import Sweep
+from mmrec.evaluation.tail import TailPoint
 
 Figures = dict[str, float]
 Slices = dict[str, Figures | None]
@@ -63,6 +65,13 @@ class Offset(Document):
     curve: list[OffsetPoint]
 
 
+class Tail(Document):
+    """What less of the popularity term gives the tail, on validation."""
+
+    popularity_share: float | None
+    curve: list[TailPoint]
+
+
 class Strip(Document):
     """A user's lists as ids of items."""
 
@@ -98,9 +107,11 @@ class ReportDocument(Document):
     learning: Learning
     offset: Offset
     sweeps: list[Sweep]
+    tail: Tail
     reliability: list[Reliability]
     costs: Costs | None
     facts: DataFacts | None
+    stability: Stability | None
     strips: list[Strip]
     best: list[Strip]
     worst: list[Strip]
