@@ -9,6 +9,8 @@ seeing padding, so that no mask has to be built.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,9 +55,10 @@ class Packing:
         self.num_rows = round_rows(self.num_events)
         self.longest_history = int(lengths.max()) if lengths.numel() else 0
         self.longest = round_up(max(self.longest_history, 1), LENGTH_MULTIPLE)
-        history = torch.repeat_interleave(lengths)
-        self.position = torch.arange(history.shape[0], device=offsets.device) - offsets[history]
-        self.place = history * self.longest + self.position
+        self.lengths, self.history = lengths, torch.repeat_interleave(lengths)
+        events = torch.arange(self.history.shape[0], device=offsets.device)
+        self.position = events - offsets[self.history]
+        self.place = self.history * self.longest + self.position
 
     def fill(self, packed: Tensor) -> Tensor:
         """(P, D) -> (num_rows, D), zeros after the last event."""
@@ -71,6 +74,33 @@ class Packing:
         """(B, L, D) -> (num_rows, D)."""
         flat = padded.reshape(self.num_histories * self.longest, -1)
         return self.fill(flat.index_select(0, self.place))
+
+    def earlier(self, packed: Tensor, distance: int) -> Tensor:
+        """Each event's row becomes that of the event so many before it; zeros before the first.
+
+        Args:
+            packed: (num_rows, D).
+            distance: events of the same history to look back, 0 or more.
+
+        Returns:
+            (num_rows, D).
+        """
+        moved = F.pad(packed, (0, 0, min(distance, self.num_rows), 0))[: self.num_rows]
+        position = F.pad(self.position, (0, self.num_rows - self.num_events))
+        return moved.masked_fill((position < distance)[:, None], 0.0)
+
+    @cached_property
+    def by_time(self) -> tuple[Tensor, Tensor]:
+        """The order of torch.nn.utils.rnn.PackedSequence: all first events, then all second ones.
+
+        Returns:
+            Rows (P,) int64 in that order, of the longest history first within each position, and
+            how many there are of each position, (longest_history,) int64 on the CPU, where torch
+            wants them.
+        """
+        rank = self.lengths.argsort(descending=True, stable=True).argsort()  # (B,)
+        rows = (self.position * self.num_histories + rank[self.history]).argsort()
+        return rows, torch.bincount(self.position.cpu())
 
 
 def rotate(vectors: Tensor) -> Tensor:

@@ -1,36 +1,43 @@
-"""User history -> user embedding: a causal transformer over item embeddings.
+"""User history -> user embedding: causal blocks over item embeddings.
 
     item embeddings (P, D) packed ─► blocks ─► norm, projection ─► unit user states (P, D)
 
 State p is the user after event p, so one pass serves every position in training and the last
-one in use. Order enters by the distance between events alone (`fusion.blocks.rotate`, or a
-learned bias).
+one in use. Order enters by the distance between events alone (`fusion.blocks.rotate`, a learned
+bias, the taps of a convolution), or by reading one event after the other.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion.blocks import Dropout, GatedBlock, Packing, PlainBlock, PointwiseBlock
+from fusion.convolution import ConvolutionBlock
+from fusion.recurrent import RecurrentBlock
 
-BLOCKS = {"gated": GatedBlock, "plain": PlainBlock, "pointwise": PointwiseBlock}
+Block = Literal["gated", "plain", "pointwise", "gru", "cnn"]
 
 
 class HistoryEncoder(nn.Module):
-    """Causal transformer over the item embeddings of histories.
+    """Blocks over the item embeddings of histories, in which no event sees a later one.
 
     Args:
         width: D, of item embeddings, states and blocks.
         max_length: L, most events a history may hold.
-        num_blocks: depth.
-        num_heads: attention heads; they divide the width.
-        dropout: on embeddings and on each branch.
-        block: `gated` (LiGR), `plain` (SASRec) or `pointwise` (HSTU).
+        num_blocks: depth; of `gru` its layers, of `cnn` pairs of convolutions.
+        num_heads: attention heads, twice of which divide the width; `gru` and `cnn` have none and
+            ignore them.
+        dropout: on embeddings and on each branch, of `gru` on each layer.
+        block: a transformer's, `gated` (LiGR), `plain` (SASRec) or `pointwise` (HSTU); or `gru`
+            (GRU4Rec) or `cnn` (NextItNet).
+
+    Raises:
+        ValueError: the heads do not fit the width.
     """
 
     def __init__(
@@ -41,21 +48,23 @@ class HistoryEncoder(nn.Module):
         num_blocks: int,
         num_heads: int,
         dropout: float,
-        block: Literal["gated", "plain", "pointwise"] = "gated",
+        block: Block = "gated",
     ) -> None:
         super().__init__()
-        if width % (2 * num_heads):
-            raise ValueError(
-                f"width {width} and {num_heads} heads: the width must be a multiple of twice the "
-                "heads, since positions turn pairs of a head's entries"
-            )
         self.width, self.max_length = width, max_length
         # unit-length items enter with entries of about 1, so that branches do not drown them
         self.scale = math.sqrt(width)
-        sizes: dict[str, Any] = {"num_heads": num_heads, "dropout": dropout}
-        if block == "pointwise":
-            sizes["max_length"] = max_length
-        self.blocks = nn.ModuleList(BLOCKS[block](width, **sizes) for _ in range(num_blocks))
+        self.blocks = nn.ModuleList(
+            _make_block(
+                block,
+                depth,
+                width=width,
+                max_length=max_length,
+                num_heads=num_heads,
+                dropout=dropout,
+            )
+            for depth in range(num_blocks)
+        )
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, width)
         self.dropout = Dropout(dropout)
@@ -92,6 +101,26 @@ class HistoryEncoder(nn.Module):
     def extra_repr(self) -> str:
         """Shown when the module is printed."""
         return f"max_length={self.max_length}"
+
+
+def _make_block(
+    block: Block, depth: int, *, width: int, max_length: int, num_heads: int, dropout: float
+) -> nn.Module:
+    """The block of a depth, counted from 0 below; see `HistoryEncoder`."""
+    if block == "gru":
+        return RecurrentBlock(width, dropout=dropout)
+    if block == "cnn":
+        # two convolutions each, so that dilations go on doubling from block to block
+        return ConvolutionBlock(width, dilation=4**depth, dropout=dropout)
+    if width % (2 * num_heads):
+        raise ValueError(
+            f"width {width} and {num_heads} heads: the width must be a multiple of twice the "
+            "heads, since positions turn pairs of a head's entries"
+        )
+    if block == "pointwise":
+        return PointwiseBlock(width, num_heads=num_heads, dropout=dropout, max_length=max_length)
+    kind = GatedBlock if block == "gated" else PlainBlock
+    return kind(width, num_heads=num_heads, dropout=dropout)
 
 
 def truncate(offsets: Tensor, max_length: int) -> tuple[Tensor, Tensor]:

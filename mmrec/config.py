@@ -105,13 +105,24 @@ class FusionConfig(Section):
 class HistoryConfig(Section):
     """The user model."""
 
-    block: Literal["gated", "plain", "pointwise"] = "gated"
-    """`gated` (LiGR) multiplies each branch by a gate; `plain` is SASRec's block; `pointwise`
-    (HSTU) weighs each pair of events by itself, and learns a bias for each distance."""
+    block: Literal["gated", "plain", "pointwise", "gru", "cnn"] = "gated"
+    """Of a transformer: `gated` (LiGR) multiplies each branch by a gate; `plain` is SASRec's block;
+    `pointwise` (HSTU) weighs each pair of events by itself, and learns a bias for each distance.
+    Without attention: `gru` (GRU4Rec) reads one event after the other; `cnn` (NextItNet) mixes each
+    event with earlier ones at growing distances."""
     num_blocks: int = Field(2, ge=1)
+    """Depth: of `gru` its layers, of `cnn` pairs of convolutions (a state of 1, 2 or 3 blocks
+    knows 7, 31 or 127 events)."""
     num_heads: int = Field(2, ge=1)
+    """Of attention; twice as many divide the width. `gru` and `cnn` have none and ignore it."""
     dropout: float = Field(0.3, ge=0, lt=1)
-    """On embeddings and on each branch of a block; attention weights have none."""
+    """On embeddings and on each branch of a block (of `gru`, each layer); attention weights have
+    none."""
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether the block is one of attention."""
+        return self.block not in ("gru", "cnn")
 
 
 class ModelConfig(Section):
@@ -234,10 +245,11 @@ class Config(Section):
                 f"evaluation.popularity_share is {self.evaluation.popularity_share:g} but "
                 "model.popularity is false: there is no such term to take a share of; leave it at 1"
             )
-        if self.model.width % (2 * self.model.history.num_heads):
+        history = self.model.history
+        if history.has_heads and self.model.width % (2 * history.num_heads):
             raise ValueError(
                 f"model.width {self.model.width} is no multiple of twice model.history.num_heads "
-                f"{self.model.history.num_heads}"
+                f"{history.num_heads}"
             )
         if self.model.width % self.model.fusion.num_heads:
             raise ValueError(

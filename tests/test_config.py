@@ -97,6 +97,15 @@ def test_wrong_setting_is_one_line(document: dict[str, Any], words: tuple[str, .
     assert all(word in message for word in words), message
 
 
+@pytest.mark.parametrize("block", ["gru", "cnn"])
+def test_heads_need_not_fit_a_width_without_attention(block: str) -> None:
+    history = {"num_heads": 3, "block": block}
+    config = parse_config({"model": {"item": "id", "width": 20, "history": history}})
+    assert config.model.width == 20
+    with pytest.raises(ConfigError, match="model.width 20 .* model.history.num_heads 3"):
+        parse_config({"model": {"item": "id", "width": 20, "history": {"num_heads": 3}}})
+
+
 def test_overrides(tmp_path: Path) -> None:
     path = write(tmp_path, "encoders: {text: {num_tokens: 4}}\ntraining: {seed: 1}\n")
     config = load_config(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from encoders.tokens import Tokens, masked
@@ -26,6 +28,7 @@ from fusion.blocks import (
     rotate,
     round_rows,
 )
+from fusion.convolution import ConvolutionBlock
 from fusion.history import HistoryEncoder, truncate
 from fusion.item import (
     ConcatFusion,
@@ -53,6 +56,7 @@ OF_MEANS = {
 }
 Fusion = LatentFusion | MeanFusion | ConcatFusion | GatedFusion | LateFusion
 KINDS = ("latents", *OF_MEANS)
+BLOCKS = pytest.mark.parametrize("block", ["gated", "plain", "pointwise", "gru", "cnn"])
 
 
 def make_fusion(kind: str, *, dropout: float = 0.0, turned: bool = False) -> Fusion:
@@ -82,11 +86,13 @@ def make_tokens(num_items: int = 7) -> dict[str, Tokens]:
     return made
 
 
-def make_history(block: str = "gated", *, num_blocks: int = 2) -> HistoryEncoder:
+def make_history(
+    block: str = "gated", *, num_blocks: int = 2, max_length: int = 8
+) -> HistoryEncoder:
     torch.manual_seed(1)
     history = HistoryEncoder(
         D,
-        max_length=8,
+        max_length=max_length,
         num_blocks=num_blocks,
         num_heads=HEADS,
         dropout=0.3,
@@ -267,10 +273,67 @@ def test_pointwise_block_equals_a_loop() -> None:
             torch.testing.assert_close(result[p], events[p] + branch, rtol=1e-5, atol=1e-5)
 
 
+def test_earlier_events_are_those_of_the_same_history() -> None:
+    packing = Packing(OFFSETS)
+    rows = packing.fill(unit_rows(13))
+    for distance in (0, 1, 4, 7, 1000):
+        moved = packing.earlier(rows, distance)
+        assert moved.shape == rows.shape
+        for start, stop in pairwise(OFFSETS.tolist()):
+            for p in range(start, stop):
+                wanted = rows[p - distance] if p - distance >= start else torch.zeros(D)
+                assert torch.equal(moved[p], wanted)
+
+
+def test_rows_by_time_are_those_of_torch() -> None:
+    lengths = torch.tensor([2, 5, 3, 5])
+    events = torch.arange(15)
+    packing = Packing(torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]))
+    rows, batch_sizes = packing.by_time
+    theirs = pack_sequence(list(events.split(lengths.tolist())), enforce_sorted=False)
+    assert batch_sizes.tolist() == theirs.batch_sizes.tolist() == [4, 4, 3, 2, 2]
+    for at, step in enumerate(rows.split(batch_sizes.tolist())):
+        # of two histories of one length either may come first
+        assert set(step.tolist()) == set(theirs.data.split(batch_sizes.tolist())[at].tolist())
+    assert Packing(OFFSETS).by_time[0].tolist() == [6, 0, 5, 7, 1, 8, 2, 9, 3, 10, 4, 11, 12]
+
+
+def test_convolution_block_equals_a_loop() -> None:
+    torch.manual_seed(0)
+    block = ConvolutionBlock(D, dilation=2, dropout=0.0)
+    packing = Packing(OFFSETS)
+    events = packing.fill(torch.randn(13, D))
+    result = block(events, packing)
+
+    def convolved(history: Tensor, mix: nn.Linear, dilation: int) -> Tensor:
+        rows = []
+        for p in range(len(history)):
+            total = mix.bias
+            for tap in range(3):
+                if p - tap * dilation >= 0:
+                    weight = mix.weight[:, tap * D : (tap + 1) * D]
+                    total = total + weight @ history[p - tap * dilation]
+            rows.append(total)
+        return torch.stack(rows)
+
+    for start, stop in pairwise(OFFSETS.tolist()):
+        if start == stop:
+            continue
+        history = events[start:stop]
+        hidden = F.relu(block.first_norm(convolved(history, block.first.mix, 2)))
+        branch = F.relu(block.second_norm(convolved(hidden, block.second.mix, 4)))
+        torch.testing.assert_close(result[start:stop], history + branch, rtol=1e-5, atol=1e-5)
+        # and torch's own convolution, whose last tap is the newest event
+        weight = block.first.mix.weight.view(D, 3, D).flip(1).transpose(1, 2)
+        padded = F.pad(history.T[None], (4, 0))
+        theirs = F.conv1d(padded, weight, block.first.mix.bias, dilation=2)[0].T
+        torch.testing.assert_close(convolved(history, block.first.mix, 2), theirs)
+
+
 # history
 
 
-@pytest.mark.parametrize("block", ["gated", "plain", "pointwise"])
+@BLOCKS
 def test_future_changes_no_past_state(block: str) -> None:
     history = make_history(block)
     items = unit_rows(13)
@@ -285,7 +348,7 @@ def test_future_changes_no_past_state(block: str) -> None:
         assert not torch.isclose(after[changed:stop], states[changed:stop]).all(1).any()
 
 
-@pytest.mark.parametrize("block", ["gated", "plain", "pointwise"])
+@BLOCKS
 def test_packed_equals_each_history_alone(block: str) -> None:
     history = make_history(block)
     items = unit_rows(13)
@@ -294,6 +357,78 @@ def test_packed_equals_each_history_alone(block: str) -> None:
     for start, stop in pairwise(OFFSETS.tolist()):
         alone = history(items[start:stop], torch.tensor([0, stop - start]))
         torch.testing.assert_close(together[start:stop], alone, rtol=0, atol=1e-6)
+
+
+def test_recurrent_layers_equal_torchs_on_each_history() -> None:
+    history, items = make_history("gru"), unit_rows(13).requires_grad_()
+    theirs = nn.GRU(D, D, num_layers=2, batch_first=True)
+    own = {
+        f"{name[: -len('l0')]}l{layer}": value
+        for layer, block in enumerate(history.blocks)
+        for name, value in block.get_submodule("recurrence").state_dict().items()
+    }
+    theirs.load_state_dict(own)
+    wanted = []
+    for start, stop in pairwise(OFFSETS.tolist()):
+        if stop > start:
+            states, _ = theirs(items[None, start:stop] * math.sqrt(D))
+            wanted.append(F.normalize(history.out(history.norm(states[0])), dim=-1))
+    states = history(items, OFFSETS)
+    torch.testing.assert_close(states, torch.cat(wanted), rtol=1e-5, atol=1e-6)
+    direction = unit_rows(13, seed=5)
+    (gradient,) = torch.autograd.grad((states * direction).sum(), items)
+    (their_gradient,) = torch.autograd.grad((torch.cat(wanted) * direction).sum(), items)
+    torch.testing.assert_close(gradient, their_gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("num_blocks", "reach"), [(1, 7), (2, 31)])
+def test_convolutions_know_as_many_events_as_they_say(num_blocks: int, reach: int) -> None:
+    history, items = make_history("cnn", num_blocks=num_blocks, max_length=40), unit_rows(40)
+    offsets = torch.tensor([0, 40])
+    known = history.query(items, offsets)
+    for back, seen in ((reach - 1, True), (reach, False)):  # events before the last
+        other = items.clone()
+        other[39 - back] = unit_rows(1, seed=99)[0]
+        assert torch.equal(history.query(other, offsets), known) != seen
+
+
+@BLOCKS
+def test_histories_without_events_give_no_states(block: str) -> None:
+    history = make_history(block)
+    assert history(unit_rows(0), torch.tensor([0, 0, 0])).shape == (0, D)
+
+
+@BLOCKS
+def test_gradient_reaches_all_of_the_user_model(block: str) -> None:
+    history, items = make_history(block), unit_rows(13).requires_grad_()
+    states = history(items, OFFSETS)
+    torch.autograd.backward((states * unit_rows(13, seed=5)).sum(), retain_graph=True)
+    for name, parameter in history.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+    (gradient,) = torch.autograd.grad(states[8].sum(), items)  # third event of the last history
+    assert gradient[6:9].any(1).all() and not gradient[:6].any() and not gradient[9:].any()
+
+
+@BLOCKS
+def test_user_model_under_autocast_is_near_that_of_fp32(block: str) -> None:
+    history, items = make_history(block), unit_rows(13)
+    exact = history(items, OFFSETS)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = history(items, OFFSETS)
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded.norm(dim=-1), torch.ones(13))
+    assert 0 < (rounded - exact).abs().max() < 0.03
+    torch.autograd.backward((rounded * unit_rows(13, seed=5)).sum())
+    for name, parameter in history.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("block", ["gru", "cnn"])
+def test_heads_do_not_matter_where_there_is_no_attention(block: str) -> None:
+    sizes: dict[str, Any] = {"max_length": 8, "num_blocks": 1, "dropout": 0.0}
+    HistoryEncoder(D, num_heads=5, block=block, **sizes)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="width 16 and 5 heads"):
+        HistoryEncoder(D, num_heads=5, block="plain", **sizes)
 
 
 def test_number_of_histories_and_events_sets_few_shapes() -> None:
@@ -323,7 +458,7 @@ def test_query_is_the_last_state() -> None:
     assert torch.equal(history.query(items, offsets), history(items, offsets)[[1, 5]])
 
 
-@pytest.mark.parametrize("block", ["gated", "plain", "pointwise"])
+@BLOCKS
 def test_order_of_a_history_matters(block: str) -> None:
     # in one block only the positions tell in which order the earlier events came
     history, items = make_history(block, num_blocks=1), unit_rows(5)

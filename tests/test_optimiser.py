@@ -105,6 +105,23 @@ def test_decay_is_on_weights_of_layers_alone() -> None:
     assert any("encoders.text" in name for name in decayed)
 
 
+def test_decay_is_on_the_matrices_of_recurrent_layers() -> None:
+    model_settings = {"item": "id", "width": 16, "history": {"block": "gru", "num_blocks": 2}}
+    config = parse_config({"model": model_settings})
+    model = build(config)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed = {
+        names[id(parameter)]
+        for group in parameter_groups(model, config)
+        if group["weight_decay"]
+        for parameter in group["params"]  # type: ignore[attr-defined]
+    }
+    layers = {
+        f"history.blocks.{n}.recurrence.weight_{kind}_l0" for n in (0, 1) for kind in ("ih", "hh")
+    }
+    assert decayed == layers | {"history.out.weight"}
+
+
 def test_each_encoder_has_its_rate() -> None:
     config = make_config()
     model = build(config)

@@ -360,6 +360,20 @@ def test_broken_and_resumed_equals_unbroken(
     assert_same_run(whole, broken)
 
 
+@pytest.mark.parametrize("block", ["gru", "cnn"])
+def test_user_models_without_attention_resume_too(
+    tiny_data: Path, tmp_path: Path, block: str
+) -> None:
+    document = configure("id", max_steps=6, checkpoint_every=3).model_dump(mode="json")
+    document["model"]["history"] |= {"block": block, "num_blocks": 2}
+    config = parse_config(document)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(config, tiny_data, whole)
+    train_until(config, tiny_data, broken, 5, resume=False)
+    train(config, tiny_data, broken, resume=True)
+    assert_same_run(whole, broken)
+
+
 def test_one_seed_gives_one_model(tiny_data: Path, tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("same", 1), ("other", 2)):
         train(configure(blocks="all", max_steps=3, seed=seed), tiny_data, tmp_path / name)

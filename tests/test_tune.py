@@ -244,6 +244,19 @@ def test_a_trial_that_diverges_or_contradicts_itself_has_failed(
     assert "none is complete" in outcome.line()
 
 
+def test_user_models_without_attention_are_tried_too(
+    optuna: None, tiny_data: Path, tmp_path: Path
+) -> None:
+    document = configure(max_epochs=1).model_dump(mode="json")
+    document["model"]["history"] |= {"block": "gru", "num_heads": 3}  # not of a width of 16
+    config = parse_config(document)
+    space = {"model.history.block": {"choices": ["gru", "cnn"]}}
+    wanted = search(tmp_path / "space.yaml", config, space, random_trials=4, seed=1)
+    outcome = tune(config, wanted, tiny_data, tmp_path / "search", num_trials=4)
+    assert {trial.state for trial in outcome.trials} == {"complete"}
+    assert {trial.settings["model.history.block"] for trial in outcome.trials} == {"gru", "cnn"}
+
+
 def test_hours_end_a_search(optuna: None, tiny_data: Path, tmp_path: Path) -> None:
     config = configure()
     wanted = search(tmp_path / "space.yaml", config)

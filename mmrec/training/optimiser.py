@@ -14,13 +14,15 @@ from mmrec.model import RecommenderModel
 def parameter_groups(model: RecommenderModel, config: Config) -> list[dict[str, object]]:
     """Trainable parameters by rate and decay, each group named.
 
-    No decay on norms, biases, embeddings and other learned vectors: only the weights of linear
-    and convolution layers have it.
+    No decay on norms, biases, embeddings and other learned vectors: only the weights of linear,
+    convolution and recurrent layers have it.
     """
     decayed = {
-        id(module.weight)
+        id(parameter)
         for module in model.modules()
-        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase))
+        for name, parameter in module.named_parameters(recurse=False)
+        if name.startswith("weight")
     }
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
