@@ -14,75 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
-import polars as pl
 import torch
-from measure import ROOT, SHARED_DATA, arguments, report, seconds_of
+from measure import arguments, report, seconds_of
+from movielens import prepare_log, read_config
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from data_prep.prepare import prepare
 from mmrec.build import Assembly, assemble
-from mmrec.config import load_config
 from mmrec.data.histories import Samples
 from mmrec.training.losses import ExcludedPairs
 from mmrec.training.optimiser import make_optimiser
 from mmrec.training.step import train_step
 
-CONFIG = ROOT / "configs" / "movielens-1m-id.yaml"
-MOVIELENS = ROOT / "configs" / "catalogues" / "movielens-1m.yaml"
-SMALL = ("model.width=32", "data.max_history=50", "training.batch_size=32")
 PARTS = 20
-
-CATALOGUE = """\
-name: generated
-kind: video
-items: {table: items.csv, id: item_id, text: [title]}
-interactions: {table: log.parquet, user: user, item: item, order: order}
-"""
-
-
-def generate(source: Path, *, num_users: int, num_items: int, median: int) -> Path:
-    """A log with the lengths of MovieLens-1M: log-normal, median 96, quartiles 47 and 194.
-
-    Items are drawn without repeats, by a popularity that falls with the rank; returns the
-    catalogue file.
-    """
-    rng = np.random.default_rng(0)
-    lengths = np.exp(rng.normal(np.log(median), 1.043, num_users)).astype(np.int64)
-    lengths = lengths.clip(min(18, median), num_items * 2 // 3)
-    popularity = -np.log(np.arange(1, num_items + 1) + num_items / 20)
-    users, items, orders = [], [], []
-    for user, length in enumerate(lengths):
-        # the largest of popularity and Gumbel noise: a draw without replacement
-        drawn = np.argsort(-(popularity + rng.gumbel(size=num_items)))[:length]
-        users.append(np.full(length, user))
-        items.append(rng.permutation(drawn))
-        orders.append(np.arange(length))
-    columns = {"user": users, "item": items, "order": orders}
-    log = pl.DataFrame({name: np.concatenate(parts) for name, parts in columns.items()})
-    log.write_parquet(source / "log.parquet")
-    titles = [f"title {item}" for item in range(num_items)]
-    pl.DataFrame({"item_id": range(num_items), "title": titles}).write_csv(source / "items.csv")
-    path = source / "catalogue.yaml"
-    path.write_text(CATALOGUE)
-    return path
-
-
-def prepare_log(folder: Path, small: bool) -> str:
-    """Prepares MovieLens-1M without its media, or a made log; returns which it is."""
-    out, source = folder / "prepared", SHARED_DATA / "ml-1m"
-    if source.is_dir() and not small:
-        overrides = ("items.text=[title]", "items.image=[]")
-        prepare(MOVIELENS, source, out, overrides=overrides, num_workers=1)
-        return "movielens-1m"
-    source = folder / "source"
-    source.mkdir()
-    sizes = (400, 300, 30) if small else (6040, 3416, 96)
-    num_users, num_items, median = sizes
-    catalogue = generate(source, num_users=num_users, num_items=num_items, median=median)
-    prepare(catalogue, source, out, num_workers=1)
-    return "made"
 
 
 def plain_softmax(
@@ -139,12 +83,10 @@ def main() -> None:
     given = arguments(__doc__)
     with tempfile.TemporaryDirectory() as name:
         log = prepare_log(Path(name), given.small)
-        config = load_config(CONFIG, SMALL if given.small else ())
+        config = read_config(given.small)
         torch.use_deterministic_algorithms(config.training.deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # as `train` does
-        # the one split there is: its name differs between the two logs
-        data = config.data.model_copy(update={"split": None})
-        assembly = assemble(config.model_copy(update={"data": data}), Path(name) / "prepared")
+        assembly = assemble(config, Path(name) / "prepared")
         stepper = Stepper(assembly)
         epoch = sorted(enumerate(assembly.stream.plan.batches(0)), key=lambda b: num_targets([b]))
         middle = epoch[len(epoch) // 2 :][:1]
