@@ -24,6 +24,14 @@ FIGURES = {
         "cache_fill_minilm_speed": True,
         "cache_fill_minilm_rate": False,
     },
+    "costs": {
+        "cost_parameters": False,
+        "cost_training_memory": False,
+        "cost_training_rate": False,
+        "cost_latency_p50": False,
+        "cost_latency_p95": False,
+        "cost_index_size": False,
+    },
     "epoch": {"epoch_time_to_plain": False, "epoch_time": False, "epoch_time_plain": False},
     "loss": {
         "loss_time_to_plain": True,
@@ -53,6 +61,7 @@ KEYS = set("name value unit bar ok values small config skipped machine".split())
     "name",
     [
         "cache",
+        "costs",
         "loss",
         "ranking",
         "epoch",
