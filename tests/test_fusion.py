@@ -883,7 +883,8 @@ def make_marked(seed: int, num_items: int = 192) -> tuple[dict[str, Tokens], Ten
 def marked_accuracy(kind: str) -> float:
     """Share of labels of new marked items that are right after a short training."""
     torch.manual_seed(0)
-    fusion, head = OF_MEANS[kind](XOR_WIDTHS, XOR_TOKENS, width=D), nn.Linear(D, 1)
+    modalities = {name: Modality(XOR_WIDTHS[name], XOR_TOKENS[name]) for name in XOR_WIDTHS}
+    fusion, head = OF_MEANS[kind](modalities, width=D), nn.Linear(D, 1)
     optimiser = torch.optim.Adam([*fusion.parameters(), *head.parameters()], lr=0.02)
     for step in range(150):
         tokens, label = make_marked(seed=100 + step)
