@@ -14,7 +14,8 @@ import torch
 from data_prep.shards import PreparedData
 from mmrec.build import load_run, open_source
 from mmrec.errors import WeightsError
-from mmrec.evaluation.ablation import content_of_subsets, knock_out, untrained
+from mmrec.evaluation.ablation import content_of_subsets, knock_out, of_some_users, untrained
+from mmrec.evaluation.asked import ask_validation
 from mmrec.evaluation.command import evaluate_run, initial_content, validation_sweeps
 from mmrec.evaluation.protocol import load_cases, training_popularity
 from mmrec.evaluation.ranking import VectorScorer, rank_cases
@@ -64,8 +65,9 @@ def test_our_sweep_at_its_own_offset_gives_the_metrics_of_validation(tiny_run: P
     metrics = evaluate_run(tiny_run, split="validation")["models"]
     loaded = load_run(tiny_run)
     assert loaded.split is not None
-    content = initial_content(loaded, open_source(loaded))
-    for sweep in validation_sweeps(loaded, training_popularity(loaded.split), content):
+    content, asked = initial_content(loaded, open_source(loaded)), ask_validation(loaded)
+    assert asked is not None
+    for sweep in validation_sweeps(loaded, asked, training_popularity(loaded.split), content):
         at = sweep.as_it_is()
         assert sweep.warm_ndcg[at] == pytest.approx(metrics[sweep.model]["warm"]["ndcg@10"])
         assert sweep.cold_hr[at] == pytest.approx(metrics[sweep.model]["cold"]["hr@10"])
@@ -154,6 +156,18 @@ def test_knock_out_has_a_row_for_each_modality(tiny_run: Path) -> None:
     names = [row.name for row in rows]
     assert names[0] == "all media"
     assert {"without audio", "without image", "without text", "image alone"} <= set(names)
+
+
+def test_some_users_are_asked_all_of_their_cases(tiny_run: Path) -> None:
+    loaded = load_run(tiny_run)
+    assert loaded.data is not None and loaded.split is not None
+    cases = load_cases(loaded.data, loaded.split, "test")
+    users = np.unique(cases.user_index)
+    assert of_some_users(cases, len(users)) is cases
+    some = of_some_users(cases, 3)
+    chosen = np.unique(some.user_index)
+    assert chosen.tolist() == [users[0], users[(len(users) - 1) // 2], users[-1]]
+    assert len(some) == np.isin(cases.user_index, chosen).sum()
 
 
 def test_strips_show_nothing_the_user_has_met(tiny_run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,16 @@ import pytest
 import torch
 
 from data_prep.prepare import prepare
-from mmrec.build import load_run
+from mmrec.build import LoadedRun, load_run
 from mmrec.config import change, load_config, parse_config
-from mmrec.data.ragged import Ragged
+from mmrec.data.ragged import IntArray, Ragged
 from mmrec.errors import ConfigError
+from mmrec.evaluation.asked import ask_validation
 from mmrec.evaluation.breakdown import thirds
 from mmrec.evaluation.command import evaluate_run
 from mmrec.evaluation.protocol import Cases, training_popularity
 from mmrec.evaluation.ranking import Ranking, rank_cases
-from mmrec.evaluation.tail import tail_curve, tail_point
+from mmrec.evaluation.tail import SHARES, TailPoint, tail_curve, tail_point
 from mmrec.recommender import Recommender
 from mmrec.retrieval.export import export_run
 from mmrec.retrieval.exported import Export
@@ -27,6 +29,12 @@ from mmrec.training.train import train
 pytest_plugins = ["tiny_run"]
 ROOT = Path(__file__).resolve().parent.parent
 HALF = ("evaluation.popularity_share=0.5",)
+
+
+def curve_of(loaded: LoadedRun, popularity: IntArray, shares: Sequence[float]) -> list[TailPoint]:
+    asked = ask_validation(loaded)
+    assert asked is not None
+    return tail_curve(loaded.model, asked, popularity, shares)
 
 
 def test_scores_keep_the_share_of_the_term_and_nothing_else_moves(tiny_run: Path) -> None:
@@ -97,11 +105,11 @@ def test_the_curve_is_that_of_models_asked_with_each_share(tiny_run: Path) -> No
     loaded = load_run(tiny_run)
     assert loaded.split is not None
     popularity = training_popularity(loaded.split)
-    curve = tail_curve(loaded, popularity, (0.0, 1.0))
+    curve = curve_of(loaded, popularity, (0.0, 1.0))
     for point in curve:
         key = f"evaluation.popularity_share={point.popularity_share:g}"
         other = load_run(tiny_run, overrides=[key])
-        (same,) = tail_curve(other, popularity, ())
+        (same,) = curve_of(other, popularity, ())
         assert same.popularity_share == point.popularity_share
         assert same.ndcg == pytest.approx(point.ndcg)
         assert same.tail_exposure == pytest.approx(point.tail_exposure)
@@ -189,7 +197,7 @@ def test_on_movielens_100k_the_tail_gains_at_a_bounded_cost(
     train(config, tmp_path / "data", tmp_path / "run")
     loaded = load_run(tmp_path / "run")
     assert loaded.split is not None
-    curve = tail_curve(loaded, training_popularity(loaded.split))
+    curve = curve_of(loaded, training_popularity(loaded.split), SHARES)
     assert [point.popularity_share for point in curve] == [0, 0.25, 0.5, 0.75, 1]
     _, _, half, _, whole = curve
     assert half.tail_coverage > 2 * whole.tail_coverage  # type: ignore[operator]

@@ -22,6 +22,7 @@ from mmrec.data.histories import IntArray
 from mmrec.encoder_parts import make_encoder, rebuild_encoder
 from mmrec.errors import UserError
 from mmrec.evaluation.ablation import before_training, knock_out, untrained
+from mmrec.evaluation.asked import Asked, ask_validation
 from mmrec.evaluation.baselines import Content, fit_baselines, join_content
 from mmrec.evaluation.breakdown import breakdowns
 from mmrec.evaluation.confidence import our_reliability
@@ -230,7 +231,7 @@ def find_out(
     events = np.zeros(len(loaded.data.user_ids), dtype=np.int64)
     events[loaded.split.train.user_index] = loaded.split.train.lengths
     tau = float(loaded.model.temperature.detach())
-    fresh = untrained(loaded)
+    fresh, asked = untrained(loaded), ask_validation(loaded)
     curve = [
         OffsetPoint(
             point["offset"],
@@ -254,9 +255,9 @@ def find_out(
         offset_curve=curve,
         chosen_offset=state["offset"] if curve else None,
         warm_cost=config.evaluation.warm_cost if curve else None,
-        sweeps=validation_sweeps(loaded, popularity, content),
+        sweeps=() if asked is None else validation_sweeps(loaded, asked, popularity, content),
         popularity_share=config.evaluation.popularity_share,
-        tail_curve=tail_curve(loaded, popularity),
+        tail_curve=() if asked is None else tail_curve(loaded.model, asked, popularity),
         reliability=our_reliability(ours, cases, temperature=tau),
         costs=costs_of(
             state,
@@ -271,15 +272,14 @@ def find_out(
 
 
 def validation_sweeps(
-    loaded: LoadedRun, popularity: IntArray, content: Content | None
+    loaded: LoadedRun, asked: Asked, popularity: IntArray, content: Content | None
 ) -> list[Sweep]:
     """Cold against warm of every model on validation; nothing where it has no cold targets."""
-    assert loaded.data is not None and loaded.split is not None
-    if "cold" not in loaded.split.targets("validation")["slice"]:
+    assert loaded.split is not None
+    cases = asked.cases
+    if "cold" not in cases.slice:
         return []
-    cases = load_cases(loaded.data, loaded.split, "validation")
-    users, items = case_vectors(loaded.model, cases, loaded.content, loaded.item_index_of)
-    scorers: dict[str, Scorer] = {"mmrec": VectorScorer(users, items)}
+    scorers: dict[str, Scorer] = {"mmrec": VectorScorer(asked.users, asked.items)}
     scorers |= fit_baselines(
         loaded.config.evaluation.baselines,
         cases,

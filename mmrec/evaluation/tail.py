@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mmrec.build import LoadedRun
 from mmrec.data.ragged import IntArray
+from mmrec.evaluation.asked import Asked
 from mmrec.evaluation.breakdown import thirds
 from mmrec.evaluation.metrics import metrics_from_ranks
-from mmrec.evaluation.protocol import BoolArray, Cases, load_cases
+from mmrec.evaluation.protocol import BoolArray, Cases
 from mmrec.evaluation.ranking import Ranking
-from mmrec.training.validate import case_vectors, rank
+from mmrec.model import RecommenderModel
+from mmrec.training.validate import rank
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SHOWN = 10
@@ -51,21 +52,19 @@ class TailPoint:
 
 
 def tail_curve(
-    loaded: LoadedRun, popularity: IntArray, shares: Sequence[float] = SHARES
+    model: RecommenderModel, asked: Asked, popularity: IntArray, shares: Sequence[float] = SHARES
 ) -> list[TailPoint]:
-    """The run's figures at several shares; nothing without a popularity term or validation.
+    """The model's figures at several shares; nothing without a popularity term.
 
     Args:
-        loaded: the run.
+        model: the trained one.
+        asked: its vectors for the validation cases.
         popularity: (N,) training events of each item.
-        shares: which; that of the run joins them.
+        shares: which; that of the model joins them.
     """
-    assert loaded.data is not None and loaded.split is not None
-    model = loaded.model
-    if model.popularity is None or not loaded.split.targets("validation").height:
+    if model.popularity is None:
         return []
-    cases = load_cases(loaded.data, loaded.split, "validation")
-    users, items = case_vectors(model, cases, loaded.content, loaded.item_index_of)
+    cases, users, items = asked.cases, asked.users, asked.items
     counts = torch.from_numpy(popularity[cases.candidates]).to(items.device)
     with torch.no_grad():
         term = model.popularity(counts) * model.temperature
