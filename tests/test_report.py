@@ -32,7 +32,7 @@ from mmrec.evaluation.scorecard import scorecard_markdown
 from mmrec.evaluation.scorecard_plot import scorecard_png
 from mmrec.evaluation.stability import Overlap, PerturbationRow, SeedRun, Seeds, Stability
 from mmrec.evaluation.strips import UserStrip
-from mmrec.evaluation.sweep import Sweep
+from mmrec.evaluation.sweep import AtCost, Sweep
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -198,6 +198,10 @@ def everything_else() -> dict[str, Any]:
             )
         ],
         "sweeps": [Sweep("mmrec", [-1.0, 0.0], [0.4, 0.3], [0.1, 0.2], [0.5, 0.4], [0.2, 0.3])],
+        "at_costs": [
+            AtCost("mmrec", 0.05, 0.5, 0.375, 0.1875, 0.3125),
+            AtCost("popularity", 0.05, -1.0, 0.25, 0.0625, 0.125),
+        ],
         "reliability": [Reliability(1, "warm", 40, 0.0625, [0.1, 0.2], [0.15, 0.3], [20, 20])],
         "costs": Costs(
             parameters={"fusion": {"trainable": 312_345, "frozen": 7}},
@@ -267,6 +271,7 @@ def test_json_holds_what_the_page_shows(run: Path, data: PreparedData) -> None:
     assert document["before"]["warm"]["hr@10"] == 0.125
     assert document["breakdowns"][0]["models"]["mmrec"]["head"]["num_targets"] == 4
     assert document["sweeps"][0]["cold_ndcg"] == [0.1, 0.2]
+    assert document["at_costs"][0]["cold_hr"] == 0.3125
     assert document["reliability"][0]["error"] == 0.0625
     assert document["costs"]["latency"]["p95_ms"] == 4.0
     assert document["facts"]["tied_share"] == 0.53
@@ -274,6 +279,7 @@ def test_json_holds_what_the_page_shows(run: Path, data: PreparedData) -> None:
     assert document["learning"]["gap"]["interval"] == [0.04, 0.0625]
     assert document["best"][0]["targets"] == [data.items.item_ids[2]]
     page = words_of((run / "report.html").read_text()).replace("&#39;", "'")
+    assert "5 % of warm lost on validation" in page and "mmrec 0.3750 0.3125" in page
     for sentence in [*document["sentences"], *document["limits"]]:
         assert sentence in page
     ReportDocument.model_validate_json((run / "report.json").read_text())

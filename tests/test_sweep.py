@@ -12,6 +12,7 @@ from mmrec.evaluation.protocol import Cases
 from mmrec.evaluation.ranking import rank_cases
 from mmrec.evaluation.sweep import (
     Sweep,
+    at_costs,
     ranks_at_offsets,
     sweep_models,
     sweep_offsets,
@@ -91,6 +92,33 @@ def test_the_best_offset_keeps_within_its_cost() -> None:
     sweep = Sweep("m", [-1.0, 0.0, 1.0, 2.0], [0.4, 0.4, 0.39, 0.1], [0.0, 0.1, 0.2, 0.3], [], [])
     assert [sweep.best_within(cost) for cost in (0.0, 0.05, 1.0)] == [1, 2, 3]
     assert sweep.as_it_is() == 1
+
+
+def test_the_offset_at_a_cost_lies_between_the_points_of_the_sweep() -> None:
+    warm = [0.38, 0.4, 0.36, 0.2, 0.1]  # a hair below its best where no new item is shown
+    sweep = Sweep("m", [-1.0, 0.0, 1.0, 2.0, 4.0], warm, [], [], [])
+    found = [sweep.offset_at(cost) for cost in (0.0, 0.05, 0.1, 0.3, 0.625, 1.0)]
+    assert found == pytest.approx([0.0, 0.5, 1.0, 1.5, 3.0, 4.0])
+
+
+def test_figures_at_a_cost_are_those_of_a_ranking_with_the_offset_added() -> None:
+    generator = torch.Generator().manual_seed(5)
+    scores = torch.randn(NUM_CASES, NUM_ITEMS, generator=generator)
+    chosen, asked = make_cases(4), make_cases(5)
+    unseen = POPULARITY == 0
+    knows, blind = Table(scores, unseen), Table(scores * torch.from_numpy(~unseen), unseen, -50.0)
+    blind.scores[:, unseen] = -torch.inf  # it never shows a new item, whatever is added
+    sweeps = sweep_models({"knows": knows, "blind": blind}, chosen, POPULARITY)
+    found = at_costs(sweeps, {"knows": knows, "blind": blind}, asked, POPULARITY, costs=(0.1, 0.5))
+    assert [(each.model, each.warm_cost) for each in found] == [("knows", 0.1), ("knows", 0.5)]
+    for each in found:
+        moved = Table(scores, unseen, each.offset)
+        ranking = rank_cases(moved, asked)
+        is_cold = np.repeat(np.array(asked.slice) == "cold", asked.targets.lengths)
+        assert each.cold_hr == pytest.approx((ranking.rank[is_cold] <= 10).mean())
+    assert found[0].offset < found[1].offset and found[0].cold_hr < found[1].cold_hr
+    warm = asked.take(np.arange(0, NUM_CASES, 2))
+    assert at_costs(sweeps, {"knows": knows, "blind": blind}, warm, POPULARITY) == []
 
 
 def test_nothing_is_swept_without_cold_targets() -> None:

@@ -9,7 +9,7 @@ RUN + DATA ─► cases ─► ours, baselines ─► metrics-WHICH.json, ranks-
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ from mmrec.evaluation.ranking import Scorer, VectorScorer
 from mmrec.evaluation.report import render_report
 from mmrec.evaluation.stability import read_stability
 from mmrec.evaluation.strips import even_strips, extreme_strips
-from mmrec.evaluation.sweep import Sweep, sweep_models
+from mmrec.evaluation.sweep import Sweep, at_costs, sweep_models
 from mmrec.evaluation.tail import tail_curve
 from mmrec.training.validate import case_vectors
 from mmrec.vectors import item_vectors
@@ -149,6 +149,7 @@ def evaluate_run(
             source,
             cases,
             ours=ours,
+            scorers=scorers,
             evaluation=evaluation,
             popularity=popularity,
             traits=traits,
@@ -204,6 +205,7 @@ def find_out(
     cases: Cases,
     *,
     ours: VectorScorer,
+    scorers: Mapping[str, Scorer],
     evaluation: Evaluation,
     popularity: IntArray,
     traits: ItemTraits,
@@ -216,6 +218,7 @@ def find_out(
         source: its media; None for a model of ids.
         cases: of the test.
         ours: our vectors for them.
+        scorers: all models, ours too, made for them.
         evaluation: all models' ranks.
         popularity: (N,) training events of each item.
         traits: of the items.
@@ -232,6 +235,7 @@ def find_out(
     events[loaded.split.train.user_index] = loaded.split.train.lengths
     tau = float(loaded.model.temperature.detach())
     fresh, asked = untrained(loaded), ask_validation(loaded)
+    sweeps = [] if asked is None else validation_sweeps(loaded, asked, popularity, content)
     curve = [
         OffsetPoint(
             point["offset"],
@@ -255,7 +259,8 @@ def find_out(
         offset_curve=curve,
         chosen_offset=state["offset"] if curve else None,
         warm_cost=config.evaluation.warm_cost if curve else None,
-        sweeps=() if asked is None else validation_sweeps(loaded, asked, popularity, content),
+        sweeps=sweeps,
+        at_costs=at_costs(sweeps, scorers, cases, popularity, device=loaded.device),
         popularity_share=config.evaluation.popularity_share,
         tail_curve=() if asked is None else tail_curve(loaded.model, asked, popularity),
         reliability=our_reliability(ours, cases, temperature=tau),

@@ -14,7 +14,7 @@ from mmrec.evaluation.evaluate import Metrics
 from mmrec.evaluation.gap import Gap
 from mmrec.evaluation.stability import Stability
 from mmrec.evaluation.strips import UserStrip
-from mmrec.evaluation.sweep import Sweep
+from mmrec.evaluation.sweep import AtCost, Sweep
 from mmrec.evaluation.tail import TailPoint
 
 
@@ -45,6 +45,7 @@ class Findings:
         chosen_offset: our model's offset, in logits.
         warm_cost: share of warm NDCG@10 that the choice was allowed to cost.
         sweeps: cold against warm of every model on validation.
+        at_costs: the same models on these cases, with offsets chosen there.
         popularity_share: share of our popularity term that the figures were made with.
         tail_curve: tail against head on validation, as that share falls.
         reliability: of our probabilities.
@@ -67,6 +68,7 @@ class Findings:
     chosen_offset: float | None = None
     warm_cost: float | None = None
     sweeps: Sequence[Sweep] = ()
+    at_costs: Sequence[AtCost] = ()
     popularity_share: float | None = None
     tail_curve: Sequence[TailPoint] = ()
     reliability: Sequence[Reliability] = ()

@@ -5,6 +5,7 @@
      models, intervals, tests,                  MODEL -> SLICE -> metric; 95 %; ours - other
      breakdowns, lists, before, knockout,       by counts of events; what lists are measured with
      learning, offset, sweeps, tail,            curves; the gap to training
+     at_costs,                                  test figures with offsets of validation
      reliability,
      strips, best, worst,                       ids of items, in the order shown
      costs, facts, data, quarantine,
@@ -92,6 +93,7 @@ def report_document(
             "curve": [asdict(each) for each in findings.offset_curve],
         },
         "sweeps": [asdict(each) for each in findings.sweeps],
+        "at_costs": [asdict(each) for each in findings.at_costs],
         "tail": {
             "popularity_share": findings.popularity_share,
             "curve": [asdict(each) for each in findings.tail_curve],

@@ -13,7 +13,7 @@ from mmrec.evaluation.report_plots import OURS
 from mmrec.evaluation.report_words import Intervals, Models, size_in_words
 from mmrec.evaluation.significance import PairedDifference
 from mmrec.evaluation.stability import BySlice, Overlap, Stability
-from mmrec.evaluation.sweep import Sweep
+from mmrec.evaluation.sweep import AtCost, Sweep
 from mmrec.evaluation.tail import TailPoint
 
 # Of lists, no end is better: novelty and popularity pull against each other, diversity against hits
@@ -111,6 +111,35 @@ def sweep_table(sweeps: Sequence[Sweep], warm_cost: float) -> Rows:
                 cells.append(Cell(_number(values[place], "ndcg@10")))
         rows.append((sweep.model, cells))
     return rows
+
+
+def cost_table(found: Sequence[AtCost], models: Sequence[str]) -> Rows:
+    """A row a model: warm NDCG@10 and cold HR@10 at each cost, the best cold figure marked."""
+    best = {
+        cost: max(each.cold_hr for each in found if each.warm_cost == cost)
+        for cost in costs_in(found)
+    }
+    return [
+        (
+            model,
+            [
+                cell
+                for each in found
+                if each.model == model
+                for cell in (
+                    Cell(_number(each.warm_ndcg, "ndcg@10")),
+                    Cell(_number(each.cold_hr, "hr@10"), each.cold_hr == best[each.warm_cost]),
+                )
+            ],
+        )
+        for model in models
+        if any(each.model == model for each in found)
+    ]
+
+
+def costs_in(found: Sequence[AtCost]) -> list[float]:
+    """The costs, in the order of the columns."""
+    return list(dict.fromkeys(each.warm_cost for each in found))
 
 
 def tail_table(curve: Sequence[TailPoint], share: float | None) -> Rows:

@@ -22,7 +22,7 @@ from mmrec.evaluation.findings import OffsetPoint
 from mmrec.evaluation.gap import Gap
 from mmrec.evaluation.significance import Interval, PairedDifference
 from mmrec.evaluation.stability import Stability
-from mmrec.evaluation.sweep import Sweep
+from mmrec.evaluation.sweep import AtCost, Sweep
 from mmrec.evaluation.tail import TailPoint
 
 Figures = dict[str, float]
@@ -107,6 +107,7 @@ class ReportDocument(Document):
     learning: Learning
     offset: Offset
     sweeps: list[Sweep]
+    at_costs: list[AtCost]
     tail: Tail
     reliability: list[Reliability]
     costs: Costs | None

@@ -10,7 +10,7 @@ others never changes, so a rank is a sum of two counts in sorted rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ from mmrec.evaluation.scores import masked_scores
 NUM_QUANTILES = 13
 SHOWN = 10  # a new item matters once it is among the first ten
 PROBED_CASES = 512
+WARM_COSTS = (0.02, 0.05, 0.1)
 Float32Array = npt.NDArray[np.float32]
 
 
@@ -59,6 +60,87 @@ class Sweep:
     def as_it_is(self) -> int:
         """Place of offset 0."""
         return min(range(len(self.offset)), key=lambda row: abs(self.offset[row]))
+
+    def offset_at(self, warm_cost: float) -> float:
+        """Largest offset that loses at most a share of the best warm NDCG@10.
+
+        On the straight lines between the points of the sweep; the last point where none loses more.
+        """
+        best = int(np.argmax(self.warm_ndcg))
+        least = (1 - warm_cost) * self.warm_ndcg[best]
+        for place in range(best + 1, len(self.offset)):
+            before, after = self.warm_ndcg[place - 1], self.warm_ndcg[place]
+            if after < least:
+                low, high = self.offset[place - 1 : place + 1]
+                return low + (high - low) * (before - least) / (before - after)
+        return self.offset[-1]
+
+
+@dataclass(frozen=True)
+class AtCost:
+    """Test figures of one model, with the offset that costs so much of warm NDCG@10 on validation.
+
+    Attributes:
+        model: whose scores.
+        warm_cost: share of the best warm NDCG@10 on validation.
+        offset: chosen there.
+        warm_ndcg: NDCG@10 of warm test targets.
+        cold_ndcg: NDCG@10 of cold test targets among all candidates.
+        cold_hr: HR@10 of the same.
+    """
+
+    model: str
+    warm_cost: float
+    offset: float
+    warm_ndcg: float
+    cold_ndcg: float
+    cold_hr: float
+
+
+def at_costs(
+    sweeps: Sequence[Sweep],
+    scorers: Mapping[str, Scorer],
+    cases: Cases,
+    popularity: IntArray,
+    *,
+    costs: Sequence[float] = WARM_COSTS,
+    device: torch.device | str = "cpu",
+) -> list[AtCost]:
+    """What each model's offsets of validation give on other cases.
+
+    Args:
+        sweeps: of validation.
+        scorers: the same models, made for the cases.
+        cases: of the test, with warm and cold targets; else nothing is returned.
+        popularity: (N,) training events of each item.
+        costs: shares of warm NDCG@10.
+        device: where scores are made.
+
+    Returns:
+        A row a model and cost; none of models that no offset makes find a new item.
+    """
+    unseen = popularity[cases.candidates] == 0
+    if not {"warm", "cold"} <= set(cases.slice):
+        return []
+    rows = []
+    for sweep in sweeps:
+        if not any(sweep.cold_hr):
+            continue
+        offsets = np.array([sweep.offset_at(cost) for cost in costs])
+        ranks = ranks_at_offsets(scorers[sweep.model], cases, unseen, offsets, device=device)
+        figures = _figures(ranks, cases)
+        rows += [
+            AtCost(
+                sweep.model,
+                cost,
+                float(offsets[place]),
+                warm_ndcg=figures["warm_ndcg"][place],
+                cold_ndcg=figures["cold_ndcg"][place],
+                cold_hr=figures["cold_hr"][place],
+            )
+            for place, cost in enumerate(costs)
+        ]
+    return rows
 
 
 def sweep_models(
@@ -104,6 +186,11 @@ def sweep_offsets(
     """
     offsets = useful_offsets(scorer, cases, unseen, device=device)
     ranks = ranks_at_offsets(scorer, cases, unseen, offsets, device=device)
+    return Sweep(name, offsets.tolist(), **_figures(ranks, cases))
+
+
+def _figures(ranks: FloatArray, cases: Cases) -> dict[str, list[float]]:
+    """The lists of a Sweep from the ranks (O, T) at each offset."""
     figures: dict[str, list[float]] = {}
     for slice_name in ("warm", "cold"):
         rows = np.flatnonzero(np.array(cases.slice, dtype=object) == slice_name)
@@ -113,7 +200,7 @@ def sweep_offsets(
             metrics.append(metrics_from_ranks(own, case_offsets, cases.user_index[rows], ks=(10,)))
         for metric in ("ndcg", "hr"):
             figures[f"{slice_name}_{metric}"] = [each[f"{metric}@10"] for each in metrics]
-    return Sweep(name, offsets.tolist(), **figures)
+    return figures
 
 
 def useful_offsets(
