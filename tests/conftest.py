@@ -7,7 +7,7 @@ suite in which not one such test ran fails: a guard that is silently skipped gua
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,21 @@ def shared_folder() -> Path:
 def shared_data(shared_folder: Path) -> Path:
     """Folder of the real data beside the checkout; the test is skipped where it is absent."""
     return shared_folder / "data"
+
+
+@pytest.fixture
+def restored_torch() -> Iterator[None]:
+    """One thread, which golden figures need and tiny runs like best; what training set is undone.
+
+    Training sets torch to deterministic algorithms.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODES = pytest.mark.parametrize("blocks", [0, "all"], ids=["cached", "all"])
 
 
-@pytest.fixture(autouse=True)
-def restored_torch() -> Iterator[None]:
-    """Training sets torch to deterministic algorithms, and golden figures need one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("restored_torch")
 
 
 def configure(item: str = "both", blocks: int | str = 0, **settings: Any) -> Config:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from data_prep.prepare import prepare
 from mmrec.build import load_run
@@ -30,14 +28,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 WITHOUT_ATTENTION = ("gru", "cnn")
 
 
-@pytest.fixture(autouse=True)
-def restored_torch() -> Iterator[None]:
-    """Training sets torch to deterministic algorithms; tiny runs are quickest in one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("restored_torch")
 
 
 def with_block(config: Config, block: str) -> Config:

@@ -52,14 +52,7 @@ PARTS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def restored_torch() -> Iterator[None]:
-    """Training sets torch to deterministic algorithms; so little work is quickest in one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("restored_torch")
 
 
 @contextmanager

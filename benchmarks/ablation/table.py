@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +18,7 @@ from mmrec.evaluation.breakdown import GROUPS, thirds
 from mmrec.evaluation.evaluate import user_values
 from mmrec.evaluation.metrics import FloatArray, bootstrap_interval
 from mmrec.evaluation.protocol import training_popularity
+from mmrec.evaluation.report_document import write_aside
 
 Groups = Mapping[str, Sequence[str]]
 NO_GROUPS: Groups = MappingProxyType({})
@@ -57,8 +57,9 @@ def write_results(
         document |= {"users": dict(plan.users or {}), "gains": [each.document() for each in tested]}
         if tested:
             text += "\n" + render_gains(tested, plan.grid, plan.figures)
-    _write(out / "results.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    _write(out / "results.md", text)
+    content = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    write_aside(out / "results.json", content.encode())
+    write_aside(out / "results.md", text.encode())
 
 
 def _gains(
@@ -178,9 +179,3 @@ def render(
 
 def _number(value: float) -> str:
     return f"{value:.4f}".removeprefix("0")
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_suffix(f"{path.suffix}.part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)

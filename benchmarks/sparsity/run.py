@@ -42,6 +42,7 @@ from mmrec.evaluation.evaluate import evaluate_scorers, user_values
 from mmrec.evaluation.metrics import FloatArray, bootstrap_interval
 from mmrec.evaluation.protocol import Cases, load_cases, training_histories, training_popularity
 from mmrec.evaluation.ranking import VectorScorer
+from mmrec.evaluation.report_document import write_aside
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIG = ROOT / "mmrec" / "demo.yaml"
@@ -240,8 +241,9 @@ def write_results(data: PreparedData, shares: Sequence[float], out: Path) -> Non
     """The tables of what there is so far, as Markdown and JSON."""
     rows = [row for share in shares for row in rows_of(data, share, out)]
     document = {"schema": 1, "simulated": True, "settings": SETTINGS, "rows": rows}
-    _write(out / "results.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    _write(out / "results.md", render(rows))
+    content = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    write_aside(out / "results.json", content.encode())
+    write_aside(out / "results.md", render(rows).encode())
 
 
 def rows_of(data: PreparedData, share: float, out: Path) -> list[dict[str, Any]]:
@@ -331,12 +333,6 @@ def _cell(figure: Mapping[str, Any], what: str, whole: Mapping[str, Any] | None)
 
 def _number(value: float) -> str:
     return f"{value:.4f}".removeprefix("0")
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_suffix(f"{path.suffix}.part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 if __name__ == "__main__":
