@@ -6,7 +6,9 @@
 Legend: M items, F frames of 10 ms, T tokens, W width, C channels of a convolution.
 """
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,8 @@ from torch import Tensor, nn
 from torchaudio import functional as sound
 from torchaudio.transforms import MelSpectrogram
 
-from encoders.encoder import Inputs, encode_present, fingerprint
+from encoders.cut import StackedEncoder
+from encoders.encoder import Inputs, fingerprint
 from encoders.tokens import Tokens, masked, pool_tokens
 
 SAMPLE_RATE_HZ = 16_000
@@ -25,6 +28,10 @@ HOP = 160  # samples, 10 ms
 LOWEST_HZ, HIGHEST_HZ = 20.0, 7_600.0
 FLOOR = 1e-5  # of the mel energy: about the noise of 16-bit samples
 NUM_WINDOWS = 4
+FRAME = 512  # samples that a frame's spectrum is made of
+
+AudioStates = tuple[Tensor, Tensor]
+"""Maps (M, C, F, B) between two blocks, and which frames are real (M, F) bool."""
 
 
 class AudioTransform:
@@ -49,7 +56,7 @@ class AudioTransform:
         self.max_seconds = max_seconds
         self.num_mels = num_mels
         self._mel = MelSpectrogram(
-            SAMPLE_RATE_HZ, n_fft=512, win_length=WINDOW, hop_length=HOP, center=False,
+            SAMPLE_RATE_HZ, n_fft=FRAME, win_length=WINDOW, hop_length=HOP, center=False,
             f_min=LOWEST_HZ, f_max=HIGHEST_HZ, n_mels=num_mels,
         )  # fmt: skip
 
@@ -73,6 +80,12 @@ class AudioTransform:
         # Windows are cut before resampling: an hour of sound costs no more than ten seconds.
         windows = [self._frames(part, sample_rate_hz) for part in self._cut(mono, sample_rate_hz)]
         return torch.cat(windows)
+
+    @property
+    def max_frames(self) -> int:
+        """Most frames that come out, whatever the sound's rate from 8 kHz on."""
+        longest = self.max_seconds * SAMPLE_RATE_HZ
+        return max(_most_frames(longest), NUM_WINDOWS * _most_frames(longest / NUM_WINDOWS))
 
     def _cut(self, mono: Tensor, sample_rate_hz: int) -> list[Tensor]:
         longest = round(self.max_seconds * sample_rate_hz)
@@ -119,7 +132,12 @@ class AudioTransform:
         )
 
 
-class AudioEncoder(nn.Module):
+def _most_frames(samples: float) -> int:
+    """Frames of so many samples and the few that resampling may add."""
+    return max(0, math.ceil(samples) + 4 - FRAME) // HOP + 1
+
+
+class AudioEncoder(StackedEncoder):
     """Four strided convolutions over time and pitch, about 0.3 M parameters, to train from scratch.
 
     Padding is put back to zero before each convolution and norms stay within a frame, so that a
@@ -128,13 +146,21 @@ class AudioEncoder(nn.Module):
 
     modality = "audio"
 
-    def __init__(self, *, num_mels: int = 64, width: int = 128, num_tokens: int = 16) -> None:
+    def __init__(
+        self,
+        *,
+        num_mels: int = 64,
+        width: int = 128,
+        num_tokens: int = 16,
+        max_frames: int = 1000,
+    ) -> None:
         """Make random weights from torch's generator.
 
         Args:
             num_mels: bands of the transform, a multiple of 16.
             width: of a token, a multiple of 4.
             num_tokens: tokens kept of a sound.
+            max_frames: most frames that the transform gives, for the size of states at a cut.
 
         Raises:
             ValueError: num_mels is no multiple of 16, or width none of 4.
@@ -145,8 +171,9 @@ class AudioEncoder(nn.Module):
                 f"an audio encoder needs num_mels a multiple of 16 and width one of 4, "
                 f"got {num_mels} and {width}"
             )
-        self.width = self.state_width = width
+        self.width = self.last_width = width
         self.num_tokens = num_tokens
+        self.num_mels, self.max_frames = num_mels, max_frames
         widths = (1, width // 4, width // 2, 3 * width // 4, width)
         self.blocks = nn.ModuleList(
             AudioBlock(before, after) for before, after in zip(widths[:-1], widths[1:], strict=True)
@@ -154,41 +181,64 @@ class AudioEncoder(nn.Module):
         self.join = nn.Linear(width * (num_mels // 16), width)
         self.head = nn.LayerNorm(width)
 
-    def below(self, inputs: Inputs) -> Tokens:
-        """Return the states before the final norm, pooled.
+    @property
+    def stack(self) -> list[nn.Module]:
+        """The convolutions."""
+        return list(self.blocks)
 
-        Args:
-            inputs: mel (M, F, 64), mask (M, F) bool, present (M,) bool.
+    @property
+    def end(self) -> list[nn.Module]:
+        """What joins the bands of a frame, and the final norm."""
+        return [self.join, self.head]
 
-        Returns:
-            Tokens (M, num_tokens, width); ceil(F / 16) real ones, up to num_tokens.
-        """
-        return encode_present(
-            inputs, self._encode, num_tokens=self.num_tokens, state_width=self.state_width
-        )
+    def begin(self, inputs: Inputs) -> AudioStates:
+        """Return the frames as maps of one channel."""
+        return inputs["mel"].unsqueeze(1), inputs["mask"]  # (M, 1, F, 64)
 
-    def _encode(self, inputs: Inputs) -> Tokens:
-        states, mask = inputs["mel"].unsqueeze(1), inputs["mask"]  # (M, 1, F, 64)
-        for block in self.blocks:
-            states, mask = block(states, mask)
-        flat = states.permute(0, 2, 1, 3).flatten(2)  # (M, W, F/16, 4) -> (M, F/16, 4 W)
+    def run(self, states: AudioStates, start: int, stop: int) -> AudioStates:
+        """Pass maps through the convolutions [start, stop)."""
+        maps, mask = states
+        for block in self.stack[start:stop]:
+            maps, mask = block(maps, mask)
+        return maps, mask
+
+    def pool(self, states: AudioStates) -> Tokens:
+        """Join the bands of each frame and pool: ceil(F / 16) real tokens, up to num_tokens."""
+        maps, mask = states
+        flat = maps.permute(0, 2, 1, 3).flatten(2)  # (M, W, F/16, 4) -> (M, F/16, 4 W)
         return pool_tokens(masked(self.join(flat), mask), self.num_tokens)
 
-    def above(self, states: Tokens) -> Tokens:
-        """Apply the final norm to each token."""
-        return masked(self.head(states.values), states.mask)
+    def finish(self, values: Tensor) -> Tensor:
+        """Apply the final norm."""
+        normed: Tensor = self.head(values)
+        return normed
 
-    def forward(self, inputs: Inputs) -> Tokens:
-        """Return tokens (M, num_tokens, width) of the inputs of `AudioTransform.collate`."""
-        return self.above(self.below(inputs))
+    def pack(self, states: AudioStates) -> Tokens:
+        """Make one state of a frame's channels and bands: (M, C, F, B) -> (M, F, C * B)."""
+        maps, mask = states
+        return masked(maps.permute(0, 2, 1, 3).flatten(2), mask)
+
+    def unpack(self, states: Tokens) -> AudioStates:
+        """Return the maps."""
+        M, F, _ = states.values.shape
+        assert self.trained_blocks is not None
+        halved = len(self.blocks) - self.trained_blocks
+        maps = states.values.view(M, F, -1, self.num_mels >> halved).permute(0, 2, 1, 3)
+        return maps, states.mask
+
+    def largest_inputs(self) -> Inputs:
+        """Return a sound of max_frames frames."""
+        mask = torch.ones(1, self.max_frames, dtype=torch.bool)
+        mel = torch.zeros(1, self.max_frames, self.num_mels)
+        return {"mel": mel, "mask": mask, "present": torch.tensor([True])}
 
     def pooled(self, tokens: Tokens) -> Tensor:
         """Return the mean over tokens, (M, width)."""
         return tokens.pooled()
 
-    def fingerprint(self) -> str:
-        """Return the sha256 of architecture and weights."""
-        return fingerprint({"encoder": "audio", "tokens": self.num_tokens}, self.state_dict())
+    def arguments(self) -> dict[str, Any]:
+        """Return the number of tokens."""
+        return {"encoder": "audio", "tokens": self.num_tokens}
 
 
 class AudioBlock(nn.Module):

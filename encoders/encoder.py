@@ -38,10 +38,13 @@ class Encoder(Protocol):
     modality: str
     width: int
     num_tokens: int
-    state_width: int
+
+    @property
+    def state_width(self) -> int:
+        """Width of a state at the cut."""
 
     def below(self, inputs: Inputs) -> Tokens:
-        """Return the states at the cut, (M, num_tokens, state_width): what a cache keeps."""
+        """Return the states at the cut, (M, T, state_width): what a cache keeps."""
 
     def above(self, states: Tokens) -> Tokens:
         """Apply what lies above the cut: (M, num_tokens, width)."""

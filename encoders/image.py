@@ -7,6 +7,7 @@ The backbones themselves are taken apart in `image_towers.py`.
 Legend: M items, S side in pixels, T tokens, W width of a token, C channels, h x w a grid.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as pictures
 
-from encoders.encoder import Inputs, encode_present, fingerprint, hold_batch_norm
-from encoders.tokens import Tokens, masked
+from encoders.cut import StackedEncoder
+from encoders.encoder import Inputs, fingerprint, hold_batch_norm
+from encoders.tokens import Tokens
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -141,7 +143,19 @@ def _averaging(length: int, bins: int) -> Tensor:
     return weights
 
 
-class ImageEncoder(nn.Module):
+def to_map(states: Tensor) -> Tensor:
+    """Return the square map (M, C, s, s) whose states (M, s * s, C) stand row by row."""
+    M, T, C = states.shape
+    side = math.isqrt(T)
+    return states.transpose(1, 2).reshape(M, C, side, side)
+
+
+def all_real(values: Tensor) -> Tokens:
+    """Return Tokens (M, T, C) without padding."""
+    return Tokens(values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device))
+
+
+class ImageEncoder(StackedEncoder):
     """A backbone as stem, blocks and head; the cut at 0 lies between the blocks and the head.
 
     A backbone with a class token keeps it as the first token, before the grid: it is the vector
@@ -162,6 +176,7 @@ class ImageEncoder(nn.Module):
         arguments: Mapping[str, Any],
         num_prefix_tokens: int = 0,
         class_token: bool = False,
+        has_maps: bool = True,
         grid_side: int = 4,
     ) -> None:
         """Put the parts together.
@@ -177,61 +192,71 @@ class ImageEncoder(nn.Module):
             arguments: what tells this architecture from others, for the fingerprint.
             num_prefix_tokens: tokens before the grid in a sequence.
             class_token: keep the first of them as a token.
+            has_maps: blocks take maps, not sequences.
             grid_side: the grid is pooled to grid_side x grid_side tokens.
         """
         super().__init__()
         self.stem, self.blocks, self.head = stem, nn.ModuleList(blocks), head
-        self.state_width, self.width = state_width, width
+        self.last_width, self.width = state_width, width
         self.transform = transform
         self.num_prefix_tokens, self.class_token = num_prefix_tokens, class_token
+        self.has_maps = has_maps
         self.grid_side = grid_side
         self.num_tokens = grid_side * grid_side + int(class_token)
         self._arguments = {**arguments, "grid_side": grid_side, "class_token": class_token}
         hold_batch_norm(self)
 
-    def train(self, mode: bool = True) -> Self:
-        """Switch dropout and the like; BatchNorm stays on its running statistics."""
-        super().train(mode)
-        hold_batch_norm(self)
-        return self
+    @property
+    def stack(self) -> list[nn.Module]:
+        """The blocks: of a CNN its stages; empty where they are not told apart."""
+        return list(self.blocks)
 
-    def below(self, inputs: Inputs) -> Tokens:
-        """Return the last block's states, pooled to the grid.
+    @property
+    def end(self) -> list[nn.Module]:
+        """The head."""
+        return [self.head]
 
-        Args:
-            inputs: images (M, 3, S, S), present (M,) bool.
+    def begin(self, inputs: Inputs) -> Tensor:
+        """Pass images (M, 3, S, S) through the stem."""
+        images = inputs["images"].contiguous(memory_format=torch.channels_last)
+        states: Tensor = self.stem(images)
+        return states
 
-        Returns:
-            Tokens (M, num_tokens, state_width).
-        """
-        return encode_present(
-            inputs, self._encode, num_tokens=self.num_tokens, state_width=self.state_width
-        )
-
-    def _encode(self, inputs: Inputs) -> Tokens:
-        states: Tensor = self.stem(inputs["images"].contiguous(memory_format=torch.channels_last))
-        for block in self.blocks:
+    def run(self, states: Tensor, start: int, stop: int) -> Tensor:
+        """Pass maps (M, C, h, w) or sequences (M, N, C) through the blocks [start, stop)."""
+        for block in self.stack[start:stop]:
             states = block(states)
+        return states
+
+    def pool(self, states: Tensor) -> Tokens:
+        """Pool the grid; a class token that is kept comes first."""
         if states.ndim == 4:
             return pool_grid(states, self.grid_side)
-        M, N, C = states.shape
-        side = round((N - self.num_prefix_tokens) ** 0.5)
-        grid = states[:, self.num_prefix_tokens :].transpose(1, 2).reshape(M, C, side, side)
+        grid = to_map(states[:, self.num_prefix_tokens :])
         tokens = pool_grid(grid, self.grid_side)
         if not self.class_token:
             return tokens
         return Tokens(
             torch.cat([states[:, :1], tokens.values], dim=1),
-            torch.cat([tokens.mask.new_ones(M, 1), tokens.mask], dim=1),
+            torch.cat([tokens.mask.new_ones(len(states), 1), tokens.mask], dim=1),
         )
 
-    def above(self, states: Tokens) -> Tokens:
-        """Apply the head to each token: (M, num_tokens, width)."""
-        return masked(self.head(states.values), states.mask)
+    def finish(self, values: Tensor) -> Tensor:
+        """Apply the head."""
+        tokens: Tensor = self.head(values)
+        return tokens
 
-    def forward(self, inputs: Inputs) -> Tokens:
-        """Return tokens (M, num_tokens, width) of the inputs of `ImageTransform.collate`."""
-        return self.above(self.below(inputs))
+    def pack(self, states: Tensor) -> Tokens:
+        """Lay a map out row by row; a sequence is one already."""
+        return all_real(states.flatten(2).transpose(1, 2) if self.has_maps else states)
+
+    def unpack(self, states: Tokens) -> Tensor:
+        """Return the map or the sequence."""
+        return to_map(states.values) if self.has_maps else states.values
+
+    def largest_inputs(self) -> Inputs:
+        """Return an empty picture."""
+        return self.transform.collate([torch.zeros(3, self.transform.size, self.transform.size)])
 
     def pooled(self, tokens: Tokens) -> Tensor:
         """Return the class token where there is one, else the mean over the grid, (M, width).
@@ -241,12 +266,12 @@ class ImageEncoder(nn.Module):
         """
         return tokens.values[:, 0] if self.class_token else tokens.pooled()
 
-    def fingerprint(self) -> str:
-        """Return the sha256 of architecture and weights."""
-        return fingerprint({"encoder": "image", **self._arguments}, self.state_dict())
+    def arguments(self) -> dict[str, Any]:
+        """Return the architecture's name and how its grid is pooled."""
+        return {"encoder": "image", **self._arguments}
 
 
-class SmallImageEncoder(nn.Module):
+class SmallImageEncoder(StackedEncoder):
     """A small convolutional network to train from scratch: 64 pixels, 0.3 M parameters."""
 
     modality = "image"
@@ -265,7 +290,7 @@ class SmallImageEncoder(nn.Module):
         if width < 32 or width % 32:  # the first stage has a quarter, in groups of 8
             raise ValueError(f"width is {width}: allowed are 32, 64 and further multiples of 32")
         super().__init__()
-        self.width = self.state_width = width
+        self.width = self.last_width = width
         self.grid_side = grid_side
         self.num_tokens = grid_side * grid_side
         self.transform = ImageTransform(size=size, resize="squash", interpolation="bilinear")
@@ -276,39 +301,56 @@ class SmallImageEncoder(nn.Module):
         self.refine = _stage(width, width, stride=1)
         self.head = nn.LayerNorm(width)
 
-    def below(self, inputs: Inputs) -> Tokens:
-        """Return the last stage's states before the final norm, (M, num_tokens, width).
+    @property
+    def stack(self) -> list[nn.Module]:
+        """The stages that halve the side."""
+        return list(self.blocks)
 
-        Args:
-            inputs: images (M, 3, S, S), present (M,) bool.
-        """
-        return encode_present(
-            inputs, self._encode, num_tokens=self.num_tokens, state_width=self.state_width
-        )
+    @property
+    def end(self) -> list[nn.Module]:
+        """What refines the last stage, and the final norm."""
+        return [self.refine, self.head]
 
-    def _encode(self, inputs: Inputs) -> Tokens:
-        states = self.stem(inputs["images"].contiguous(memory_format=torch.channels_last))
-        for block in self.blocks:
+    def begin(self, inputs: Inputs) -> Tensor:
+        """Pass images (M, 3, S, S) through the first stage."""
+        images = inputs["images"].contiguous(memory_format=torch.channels_last)
+        states: Tensor = self.stem(images)
+        return states
+
+    def run(self, states: Tensor, start: int, stop: int) -> Tensor:
+        """Pass maps (M, C, h, w) through the stages [start, stop)."""
+        for block in self.stack[start:stop]:
             states = block(states)
+        return states
+
+    def pool(self, states: Tensor) -> Tokens:
+        """Refine the map and pool it."""
         return pool_grid(states + self.refine(states), self.grid_side)
 
-    def above(self, states: Tokens) -> Tokens:
-        """Apply the final norm to each token."""
-        return masked(self.head(states.values), states.mask)
+    def finish(self, values: Tensor) -> Tensor:
+        """Apply the final norm."""
+        normed: Tensor = self.head(values)
+        return normed
 
-    def forward(self, inputs: Inputs) -> Tokens:
-        """Return tokens (M, num_tokens, width) of the inputs of `ImageTransform.collate`."""
-        return self.above(self.below(inputs))
+    def pack(self, states: Tensor) -> Tokens:
+        """Lay a map out row by row."""
+        return all_real(states.flatten(2).transpose(1, 2))
+
+    def unpack(self, states: Tokens) -> Tensor:
+        """Return the map."""
+        return to_map(states.values)
+
+    def largest_inputs(self) -> Inputs:
+        """Return an empty picture."""
+        return self.transform.collate([torch.zeros(3, self.transform.size, self.transform.size)])
 
     def pooled(self, tokens: Tokens) -> Tensor:
         """Return the mean over tokens, (M, width)."""
         return tokens.pooled()
 
-    def fingerprint(self) -> str:
-        """Return the sha256 of architecture and weights."""
-        return fingerprint(
-            {"encoder": "small-image", "grid_side": self.grid_side}, self.state_dict()
-        )
+    def arguments(self) -> dict[str, Any]:
+        """Return how the grid is pooled."""
+        return {"encoder": "small-image", "grid_side": self.grid_side}
 
 
 def _stage(before: int, after: int, *, stride: int) -> nn.Sequential:

@@ -130,7 +130,7 @@ def _vision_transformer(model: Any) -> dict[str, Any]:
     classed = bool(model.has_class_token) and model.global_pool == "token"
     return collect_parts(
         TransformerStem(model), blocks, head, state_width=width, width=width,
-        num_prefix_tokens=prefix, class_token=classed,
+        num_prefix_tokens=prefix, class_token=classed, has_maps=False,
     )  # fmt: skip
 
 

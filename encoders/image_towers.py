@@ -243,7 +243,7 @@ def _clip_vit(tower: Any, name: str) -> dict[str, Any]:
     tower.proj = None
     return collect_parts(
         ClipStem(tower), blocks, head, state_width=before, width=after,
-        num_prefix_tokens=1, class_token=tower.pool_type == "tok",
+        num_prefix_tokens=1, class_token=tower.pool_type == "tok", has_maps=False,
     )  # fmt: skip
 
 

@@ -15,11 +15,15 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from encoders.encoder import Inputs, encode_present, fingerprint
+from encoders.cut import StackedEncoder
+from encoders.encoder import Inputs, fingerprint
 from encoders.tokens import Tokens, masked, pool_tokens
 
 # Families whose forward is: embeddings, a list of layers, nothing after the last layer.
-STACKED_FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert")
+STACKED_FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert")
+
+TextStates = tuple[Tensor, Tensor]
+"""States (M, L, W) between two blocks, and which of them are real (M, L) bool."""
 
 
 def train_vocabulary(texts: Iterable[str], size: int = 8000) -> str:
@@ -119,7 +123,7 @@ def _pad_id(tokenizer: Tokenizer) -> int:
     return next((found for found in candidates if found is not None), 0)
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(StackedEncoder):
     """A text model of `transformers`, without its pooler; the cut at 0 lies after its last layer.
 
     BERT and its kin end in the norm of their last layer, so nothing is left above that cut.
@@ -128,12 +132,13 @@ class TextEncoder(nn.Module):
     modality = "text"
     model: Any  # the classes of transformers share no type that names what is used here
 
-    def __init__(self, model: Any, *, num_tokens: int = 32) -> None:
+    def __init__(self, model: Any, *, num_tokens: int = 32, max_length: int | None = None) -> None:
         """Wrap a bidirectional model of `transformers`.
 
         Args:
             model: what AutoModel returns.
             num_tokens: tokens kept of a text.
+            max_length: most pieces of a text; None: as many as the model has positions for.
 
         Raises:
             ValueError: the model is a decoder or an encoder-decoder; those are not supported.
@@ -148,13 +153,16 @@ class TextEncoder(nn.Module):
         model.pooler = None  # not used here, and a parameter without gradient stalls DDP
         self.model = model
         self.num_tokens = num_tokens
-        self.width = self.state_width = int(config.hidden_size)
+        self.width = self.last_width = int(config.hidden_size)
         # RoBERTa counts positions from pad_token_id + 1, so two of its 514 rows are never reached
         offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
-        self.max_length = int(getattr(config, "max_position_embeddings", 1 << 30)) - offset
+        positions = int(getattr(config, "max_position_embeddings", 1 << 30)) - offset
+        self.max_length = min(positions, max_length or positions)
 
     @classmethod
-    def from_folder(cls, folder: Path | str, *, num_tokens: int = 32) -> Self:
+    def from_folder(
+        cls, folder: Path | str, *, num_tokens: int = 32, max_length: int | None = None
+    ) -> Self:
         """Load config.json and model.safetensors of a folder, or a model of the hub by its name.
 
         Raises:
@@ -169,55 +177,63 @@ class TextEncoder(nn.Module):
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"cannot load a text model from '{folder}': {reason}") from error
-        return cls(model.eval(), num_tokens=num_tokens)
+        return cls(model.eval(), num_tokens=num_tokens, max_length=max_length)
 
-    def below(self, inputs: Inputs) -> Tokens:
-        """Return the last layer's states, pooled.
+    @property
+    def stack(self) -> list[nn.Module]:
+        """The layers; empty for a family whose forward is not known here."""
+        if self.model.config.model_type not in STACKED_FAMILIES:
+            return []
+        has_encoder = hasattr(self.model, "encoder")  # DistilBERT calls it transformer
+        return list((self.model.encoder if has_encoder else self.model.transformer).layer)
 
-        Args:
-            inputs: token_ids (M, L) int64, mask (M, L) bool, present (M,) bool.
+    @property
+    def end(self) -> list[nn.Module]:
+        """Nothing: the last layer ends in its norm."""
+        return []
 
-        Returns:
-            Tokens (M, num_tokens, state_width), as many real ones as the text has pieces, up to T.
+    def begin(self, inputs: Inputs) -> TextStates:
+        """Embed the pieces; a family that is taken whole runs here.
 
         Raises:
-            ValueError: L exceeds the positions of the model.
+            ValueError: a text has more pieces than the model has positions for.
         """
-        if inputs["token_ids"].shape[1] > self.max_length:
-            raise ValueError(
-                f"texts of {inputs['token_ids'].shape[1]} pieces, but the text model takes at most "
-                f"{self.max_length}: lower max_length of the text transform"
-            )
-        return encode_present(
-            inputs, self._encode, num_tokens=self.num_tokens, state_width=self.state_width
-        )
-
-    def _encode(self, inputs: Inputs) -> Tokens:
         token_ids, mask = inputs["token_ids"], inputs["mask"]
-        if self.model.config.model_type in STACKED_FAMILIES:
-            states = self._run_stack(token_ids, mask)
-        else:
-            states = self.model(input_ids=token_ids, attention_mask=mask.long()).last_hidden_state
-        return pool_tokens(masked(states, mask), self.num_tokens)
+        _check_length(token_ids, self.max_length)
+        if self.stack:
+            return self.model.embeddings(input_ids=token_ids), mask
+        whole = self.model(input_ids=token_ids, attention_mask=mask.long())
+        return whole.last_hidden_state, mask
 
-    def _run_stack(self, token_ids: Tensor, mask: Tensor) -> Tensor:
+    def run(self, states: TextStates, start: int, stop: int) -> TextStates:
+        """Pass states through the layers [start, stop)."""
         from transformers.masking_utils import create_bidirectional_mask
 
-        states: Tensor = self.model.embeddings(input_ids=token_ids)
+        values, mask = states
+        if start == stop:
+            return states
         attended = create_bidirectional_mask(
-            config=self.model.config, inputs_embeds=states, attention_mask=mask.long()
+            config=self.model.config, inputs_embeds=values, attention_mask=mask.long()
         )
-        for block in self.model.encoder.layer:
-            states = block(states, attended)
-        return states
+        for block in self.stack[start:stop]:
+            values = block(values, attended)
+        return values, mask
 
-    def above(self, states: Tokens) -> Tokens:
-        """Return the states as they are."""
-        return states
+    def pool(self, states: TextStates) -> Tokens:
+        """Pool to num_tokens: as many real ones as the text has pieces, up to that."""
+        return pool_tokens(masked(*states), self.num_tokens)
 
-    def forward(self, inputs: Inputs) -> Tokens:
-        """Return tokens (M, num_tokens, width) of the inputs of `TextTransform.collate`."""
-        return self.above(self.below(inputs))
+    def pack(self, states: TextStates) -> Tokens:
+        """Return the states of the pieces."""
+        return masked(*states)
+
+    def unpack(self, states: Tokens) -> TextStates:
+        """Return the states of the pieces."""
+        return states.values, states.mask
+
+    def largest_inputs(self) -> Inputs:
+        """Return a text of max_length pieces."""
+        return _longest_text(self.max_length)
 
     def pooled(self, tokens: Tokens) -> Tensor:
         """Return the mean over tokens, (M, width), as sentence encoders such as MiniLM use.
@@ -227,14 +243,26 @@ class TextEncoder(nn.Module):
         """
         return tokens.pooled()
 
-    def fingerprint(self) -> str:
-        """Return the sha256 of configuration and weights."""
+    def arguments(self) -> dict[str, Any]:
+        """Return the configuration of the model and the number of tokens."""
         config = self.model.config.to_diff_dict()
         # what loading adds and building from a config does not: the weights are the same
         for name in ("transformers_version", "dtype", "_name_or_path"):
             config.pop(name, None)
-        arguments = {"encoder": "text", "config": config, "tokens": self.num_tokens}
-        return fingerprint(arguments, self.state_dict())
+        return {"encoder": "text", "config": config, "tokens": self.num_tokens}
+
+
+def _check_length(token_ids: Tensor, max_length: int) -> None:
+    if token_ids.shape[1] > max_length:
+        raise ValueError(
+            f"texts of {token_ids.shape[1]} pieces, but the text encoder takes at most "
+            f"{max_length}: lower max_length of the text transform"
+        )
+
+
+def _longest_text(max_length: int) -> Inputs:
+    token_ids = torch.zeros(1, max_length, dtype=torch.int64)
+    return {"token_ids": token_ids, "mask": token_ids == 0, "present": torch.tensor([True])}
 
 
 def _is_causal(model: Any) -> bool:
@@ -247,7 +275,7 @@ def _is_causal(model: Any) -> bool:
     return not first.is_meta and torch.equal(first[0], second[0])
 
 
-class SmallTextEncoder(nn.Module):
+class SmallTextEncoder(StackedEncoder):
     """A small transformer to train from scratch over a vocabulary of the catalogue's own."""
 
     modality = "text"
@@ -275,7 +303,7 @@ class SmallTextEncoder(nn.Module):
             num_tokens: tokens kept of a text.
         """
         super().__init__()
-        self.width = self.state_width = width
+        self.width = self.last_width = width
         self.num_tokens = num_tokens
         self.max_length = max_length
         self.pieces = nn.Embedding(vocabulary_size, width)
@@ -288,49 +316,63 @@ class SmallTextEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def below(self, inputs: Inputs) -> Tokens:
-        """Return the last block's states before the final norm, (M, num_tokens, width).
+    @property
+    def stack(self) -> list[nn.Module]:
+        """The blocks."""
+        return list(self.blocks)
 
-        Args:
-            inputs: token_ids (M, L) int64, mask (M, L) bool, present (M,) bool.
+    @property
+    def end(self) -> list[nn.Module]:
+        """The final norm."""
+        return [self.norm]
+
+    def begin(self, inputs: Inputs) -> TextStates:
+        """Embed the pieces.
 
         Raises:
-            ValueError: L exceeds max_length.
+            ValueError: a text has more than max_length pieces.
         """
-        if inputs["token_ids"].shape[1] > self.max_length:
-            raise ValueError(
-                f"texts of {inputs['token_ids'].shape[1]} pieces, but the text encoder takes at "
-                f"most {self.max_length}: lower max_length of the text transform"
-            )
-        return encode_present(
-            inputs, self._encode, num_tokens=self.num_tokens, state_width=self.state_width
-        )
-
-    def _encode(self, inputs: Inputs) -> Tokens:
-        token_ids, mask = inputs["token_ids"], inputs["mask"]
+        token_ids = inputs["token_ids"]
+        _check_length(token_ids, self.max_length)
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)
-        states = self.dropout(self.pieces(token_ids) + self.positions(positions))
-        for block in self.blocks:
-            states = block(states, mask)
-        return pool_tokens(masked(states, mask), self.num_tokens)
+        return self.dropout(self.pieces(token_ids) + self.positions(positions)), inputs["mask"]
 
-    def above(self, states: Tokens) -> Tokens:
-        """Apply the final norm to each token."""
-        return masked(self.norm(states.values), states.mask)
+    def run(self, states: TextStates, start: int, stop: int) -> TextStates:
+        """Pass states through the blocks [start, stop)."""
+        values, mask = states
+        for block in self.stack[start:stop]:
+            values = block(values, mask)
+        return values, mask
 
-    def forward(self, inputs: Inputs) -> Tokens:
-        """Return tokens (M, num_tokens, width) of the inputs of `TextTransform.collate`."""
-        return self.above(self.below(inputs))
+    def pool(self, states: TextStates) -> Tokens:
+        """Pool to num_tokens, before the final norm."""
+        return pool_tokens(masked(*states), self.num_tokens)
+
+    def finish(self, values: Tensor) -> Tensor:
+        """Apply the final norm."""
+        normed: Tensor = self.norm(values)
+        return normed
+
+    def pack(self, states: TextStates) -> Tokens:
+        """Return the states of the pieces."""
+        return masked(*states)
+
+    def unpack(self, states: Tokens) -> TextStates:
+        """Return the states of the pieces."""
+        return states.values, states.mask
+
+    def largest_inputs(self) -> Inputs:
+        """Return a text of max_length pieces."""
+        return _longest_text(self.max_length)
 
     def pooled(self, tokens: Tokens) -> Tensor:
         """Return the mean over tokens, (M, width)."""
         return tokens.pooled()
 
-    def fingerprint(self) -> str:
-        """Return the sha256 of architecture and weights."""
+    def arguments(self) -> dict[str, Any]:
+        """Return the heads of each block and the number of tokens."""
         heads = [block.num_heads for block in self.blocks if isinstance(block, TextBlock)]
-        arguments = {"encoder": "small-text", "heads": heads, "tokens": self.num_tokens}
-        return fingerprint(arguments, self.state_dict())
+        return {"encoder": "small-text", "heads": heads, "tokens": self.num_tokens}
 
 
 class TextBlock(nn.Module):

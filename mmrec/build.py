@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.shards import PreparedData, Split
+from encoders.cut import StackedEncoder
 from fusion.history import HistoryEncoder
 from fusion.item import ConcatFusion, GatedFusion, LateFusion, LatentFusion, MeanFusion, Modality
 from mmrec.config import Config, load_trained_config
@@ -50,7 +51,7 @@ FusionBuilder = Callable[[Config, dict[str, Modality]], nn.Module]
 
 
 class ModelInputs:
-    """What the model reads of items: cached states where the cut is at 0, raw inputs elsewhere."""
+    """What the model reads of items: states at the cut from caches, raw inputs where all trains."""
 
     def __init__(self, caches: Mapping[str, StateCache], raw: ItemInputs | None) -> None:
         self.caches, self.raw = dict(caches), raw
@@ -266,9 +267,9 @@ def make_model(
             for name, each in encoders.items()
         }
         fusion = FUSIONS[settings.fusion.kind](config, modalities)
-    cached = frozenset(name for name in parts if config.encoders[name].trainable_blocks == 0)
+    cached = frozenset(name for name in parts if config.encoders[name].trainable_blocks != "all")
     for name in cached:
-        encoders[name].requires_grad_(False)
+        _cut(encoders[name], name, config.encoders[name].trainable_blocks)
     id_part = None
     if settings.item != "content":
         id_part = IdPart(
@@ -298,6 +299,25 @@ def make_model(
         min_temperature=settings.min_temperature,
         popularity_share=config.evaluation.popularity_share,
     )
+
+
+def _cut(encoder: Any, modality: str, trained_blocks: int | str) -> None:
+    """Cuts an encoder: nothing below trains.
+
+    Raises:
+        ConfigError: it has no such cut.
+    """
+    if not isinstance(encoder, StackedEncoder):
+        if trained_blocks != 0:
+            raise ConfigError(
+                f"encoders.{modality}.trainable_blocks is {trained_blocks}, but this kind has no "
+                "weights: the only setting is 0"
+            )
+        return
+    try:
+        encoder.cut_at(int(trained_blocks))
+    except ValueError as error:
+        raise ConfigError(f"encoders.{modality}.{error}") from None
 
 
 def _latents(config: Config, modalities: dict[str, Modality]) -> nn.Module:

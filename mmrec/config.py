@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -68,8 +68,9 @@ class EncoderConfig(Section):
     """An installed name (`mmrec weights list`), a folder, or a hub name; null: random weights."""
     architecture: str | None = None
     """The family's own name of the model, where the weights do not say it."""
-    trainable_blocks: int | Literal["all"] = 0
-    """Blocks that train: 0 (all cached) or `all` (raw media, end to end)."""
+    trainable_blocks: Annotated[int, Field(ge=0)] | Literal["all"] = 0
+    """Blocks at the top that train: 0 (all cached), k (what lies below is cached, whole sequences
+    or maps) or `all` (raw media, end to end). CNNs count by stage."""
     num_tokens: int = Field(16, ge=1)
     """Tokens an item keeps of this modality."""
     learning_rate: float | None = Field(None, gt=0)
@@ -257,11 +258,6 @@ class Config(Section):
                 f"{self.model.fusion.num_heads}"
             )
         for modality, encoder in self.encoders.items():
-            if encoder.trainable_blocks not in (0, "all"):
-                raise ValueError(
-                    f"encoders.{modality}.trainable_blocks is {encoder.trainable_blocks}: "
-                    "allowed are 0 and all"
-                )
             if encoder.components is not None and encoder.trainable_blocks != 0:
                 raise ValueError(
                     f"encoders.{modality}.components is {encoder.components}, but the encoder "

@@ -216,11 +216,17 @@ def _build_transformers(document: Document, folder: Path | None) -> EncoderParts
     transform = TextTransform(document["tokenizer"], max_length=int(options.pop("max_length", 256)))
     _refuse(options)
     if folder is not None:
-        encoder = TextEncoder.from_folder(folder, num_tokens=document["num_tokens"])
+        encoder = TextEncoder.from_folder(
+            folder, num_tokens=document["num_tokens"], max_length=transform.max_length
+        )
     else:
         arguments = dict(document["config"])
         config = AutoConfig.for_model(arguments.pop("model_type"), **arguments)
-        encoder = TextEncoder(AutoModel.from_config(config), num_tokens=document["num_tokens"])
+        encoder = TextEncoder(
+            AutoModel.from_config(config),
+            num_tokens=document["num_tokens"],
+            max_length=transform.max_length,
+        )
     return EncoderParts(transform, encoder, document)
 
 
@@ -260,7 +266,10 @@ def _build_small_audio(document: Document) -> EncoderParts:
     }
     transform = AudioTransform(**for_transform)
     encoder = AudioEncoder(
-        num_mels=transform.num_mels, num_tokens=document["num_tokens"], **options
+        num_mels=transform.num_mels,
+        num_tokens=document["num_tokens"],
+        max_frames=transform.max_frames,
+        **options,
     )
     return EncoderParts(transform, encoder, document)
 

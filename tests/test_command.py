@@ -186,10 +186,11 @@ def test_strips_show_nothing_the_user_has_met(tiny_run: Path) -> None:
         assert set(strip.cold) <= cold
 
 
+@pytest.mark.parametrize("kind", ["tiny_run_cut", "tiny_run_all"])
 def test_content_knn_of_trained_encoders_uses_untrained_ones(
-    tiny_run_all: Path, tiny_data: Path
+    kind: str, tiny_data: Path, request: pytest.FixtureRequest
 ) -> None:
-    loaded = load_run(tiny_run_all)
+    loaded = load_run(request.getfixturevalue(kind))
     source = open_source(loaded)
     content = initial_content(loaded, source)
     assert content is not None

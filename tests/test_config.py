@@ -74,8 +74,8 @@ def test_unknown_key_of_an_encoder_names_the_nearest() -> None:
             ("model.width 18", "model.fusion.num_heads 4"),
         ),
         (
-            {"encoders": {"text": {"trainable_blocks": 2}}},
-            ("encoders.text.trainable_blocks is 2", "0 and all"),
+            {"encoders": {"text": {"trainable_blocks": -1}}},
+            ("encoders.text.trainable_blocks", "-1", "0"),
         ),
         (
             {"encoders": {"text": {"trainable_blocks": "all", "components": 8}}},

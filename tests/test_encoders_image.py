@@ -1,6 +1,5 @@
 import json
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +8,13 @@ import pytest
 import timm
 import torch
 import torchvision
+from encoder_families import CLIP_VIT, MAKERS, Make, build, pictures
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 from encoders.encoder import find_unused_parameters
-from encoders.image import ImageEncoder, ImageTransform, SmallImageEncoder, pool_grid
+from encoders.image import ImageTransform, SmallImageEncoder, pool_grid
 from encoders.image_timm import timm_transform
 from encoders.image_towers import (
     build_open_clip,
@@ -23,47 +23,7 @@ from encoders.image_towers import (
     load_image_encoder,
 )
 
-CLIP_VIT = {
-    "embed_dim": 24,
-    "vision_cfg": {
-        "image_size": 64, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32,
-    },
-}  # fmt: skip
-CLIP_RESNET = {
-    "embed_dim": 24,
-    "vision_cfg": {"image_size": 128, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None},
-}
-Make = Callable[[], ImageEncoder]
-MAKERS: dict[str, Make] = {
-    "timm-efficientnet": lambda: build_timm(
-        "tf_efficientnet_lite0", transform=ImageTransform(size=160)
-    ),
-    "timm-mobilenet": lambda: build_timm(
-        "mobilenetv3_small_050", transform=ImageTransform(size=128)
-    ),
-    "timm-resnet": lambda: build_timm("resnet10t", transform=ImageTransform(size=128)),
-    "timm-convnext": lambda: build_timm("convnext_atto", transform=ImageTransform(size=128)),
-    "timm-vit": lambda: build_timm("vit_tiny_patch16_224", transform=ImageTransform(size=96)),
-    "timm-whole-inception": lambda: build_timm("inception_v3", transform=ImageTransform(size=139)),
-    "torchvision-resnet": lambda: build_torchvision("resnet18", transform=ImageTransform(size=128)),
-    "open_clip-resnet": lambda: build_open_clip(CLIP_RESNET),
-    "open_clip-vit": lambda: build_open_clip(CLIP_VIT),
-    "small": lambda: SmallImageEncoder().eval(),  # type: ignore[dict-item, return-value]
-}
 families = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
-
-
-def build(make: Make) -> ImageEncoder:
-    torch.manual_seed(0)
-    return make()
-
-
-def pictures(encoder: ImageEncoder, num_items: int) -> list[torch.Tensor | None]:
-    rng = np.random.default_rng(0)
-    shape = (encoder.transform.size, encoder.transform.size + 9, 3)
-    return [
-        encoder.transform(rng.integers(0, 256, shape, dtype=np.uint8)) for _ in range(num_items)
-    ]
 
 
 @families

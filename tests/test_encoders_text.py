@@ -4,28 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-from transformers import (
-    BertConfig,
-    BertModel,
-    DistilBertConfig,
-    DistilBertModel,
-    GPT2Config,
-    GPT2Model,
-    RobertaConfig,
-    RobertaModel,
+from encoder_families import (
+    TEXTS,
+    WORDS,
+    make_bert,
+    make_distilbert,
+    make_roberta,
+    make_small_text,
 )
+from torch import nn
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
 from encoders.encoder import Encoder, find_unused_parameters
 from encoders.text import SmallTextEncoder, TextEncoder, TextTransform, train_vocabulary
-
-WORDS = [
-    "red", "blue", "quiet", "storm", "river", "king", "castle", "train", "ghost", "garden",
-    "robot", "island", "violin", "desert", "market", "winter",
-]  # fmt: skip
-TEXTS = [
-    " ".join(WORDS[(i * step + i * i) % len(WORDS)] for i in range(60)) for step in range(1, 9)
-]
 
 
 @pytest.fixture(scope="module")
@@ -33,38 +24,7 @@ def transform() -> TextTransform:
     return TextTransform(train_vocabulary(TEXTS, 200))
 
 
-def make_bert() -> TextEncoder:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=64, max_position_embeddings=300,
-    )  # fmt: skip
-    return TextEncoder(BertModel(config).eval())
-
-
-def make_roberta() -> TextEncoder:
-    torch.manual_seed(0)
-    config = RobertaConfig(
-        vocab_size=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0,
-        intermediate_size=64, max_position_embeddings=300, type_vocab_size=1,
-    )  # fmt: skip
-    return TextEncoder(RobertaModel(config).eval())
-
-
-def make_distilbert() -> TextEncoder:
-    torch.manual_seed(0)
-    config = DistilBertConfig(
-        vocab_size=200, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=300
-    )
-    return TextEncoder(DistilBertModel(config).eval())
-
-
-def make_small() -> SmallTextEncoder:
-    torch.manual_seed(0)
-    return SmallTextEncoder(vocabulary_size=200, width=32).eval()
-
-
-FAMILIES = [make_bert, make_roberta, make_distilbert, make_small]
+FAMILIES = [make_bert, make_roberta, make_distilbert, make_small_text]
 families = pytest.mark.parametrize("make", FAMILIES, ids=lambda make: make.__name__[5:])
 
 
@@ -220,7 +180,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path, transform: TextTransform
 
 
 def test_attention_of_the_small_encoder_equals_torch() -> None:
-    block = make_small().blocks[0]
+    block = make_small_text().blocks[0]
     states = torch.randn(2, 7, 32)
     mask = torch.arange(7) < torch.tensor([[7], [4]])
     reference = nn.TransformerEncoderLayer(

@@ -35,7 +35,7 @@ def exported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("run_name", ["tiny_run", "tiny_run_all"])
+@pytest.mark.parametrize("run_name", ["tiny_run", "tiny_run_cut", "tiny_run_all"])
 def test_export_live_tower_and_raw_files_agree(
     run_name: str, tiny_source: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -80,7 +80,7 @@ def overlaps(document: dict[str, Any]) -> dict[str, float]:
     return {each["name"]: each["overlap"]["mean"] for each in document["perturbations"]}
 
 
-@pytest.mark.parametrize("kind", ["tiny_run", "tiny_run_all"])
+@pytest.mark.parametrize("kind", ["tiny_run", "tiny_run_cut", "tiny_run_all"])
 def test_what_changes_nothing_leaves_every_list_as_it_is(
     kind: str,
     request: pytest.FixtureRequest,

@@ -5,8 +5,8 @@ A plug-in of pytest, so that a session trains once for all modules that name it:
     pytest_plugins = ["tiny_run"]
 
 Fixtures: `tiny_source` (tables and media as files), `tiny_data` (prepared), `tiny_run` (two epochs,
-`item: both`, every encoder cached), `tiny_run_all` (every encoder trains from raw media) and
-`tiny_run_id` (no media).
+`item: both`, every encoder cached), `tiny_run_cut` (the top block of each trains from cached
+states), `tiny_run_all` (every encoder trains from raw media) and `tiny_run_id` (no media).
 """
 
 from __future__ import annotations
@@ -142,6 +142,14 @@ def tiny_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, `item: both`, text, image and audio at cut 0."""
     run = tmp_path_factory.mktemp("tiny_run") / "run"
     train(tiny_config(), tiny_data, run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run_cut(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, `item: both`, the top block of text, image and audio trained."""
+    run = tmp_path_factory.mktemp("tiny_run_cut") / "run"
+    train(tiny_config(trainable_blocks=1), tiny_data, run)
     return run
 
 

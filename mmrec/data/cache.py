@@ -28,6 +28,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
+from encoders.cut import StackedEncoder
 from encoders.encoder import Encoder, Transform
 from encoders.tokens import Tokens
 from mmrec.errors import UserError
@@ -56,7 +57,7 @@ class CacheSpec:
         weights: fingerprint of the encoder.
         num_tokens: T.
         state_width: W, width of a state at the cut.
-        pooled_width: P, width of the encoder's own pooled vector.
+        pooled_width: P, width of the encoder's own pooled vector; 0: none is kept.
         cut: blocks above it; "0" is a whole encoder frozen.
     """
 
@@ -74,7 +75,22 @@ class CacheSpec:
     def of(
         cls, encoder: Encoder, transform: Transform, *, modality: str, dtype: StateDtype
     ) -> CacheSpec:
-        """The spec of an encoder's states at cut 0."""
+        """The spec of an encoder's states at its cut.
+
+        Above 0 it depends on the weights below alone, so that it outlasts training, and no pooled
+        vector is kept: what lies above changes.
+        """
+        if isinstance(encoder, StackedEncoder) and encoder.trained_blocks:
+            return cls(
+                modality=modality,
+                transform=transform.fingerprint(),
+                weights=encoder.fingerprint_below(),
+                num_tokens=encoder.state_tokens,
+                state_width=encoder.state_width,
+                pooled_width=0,
+                dtype=dtype,
+                cut=str(encoder.trained_blocks),
+            )
         return cls(
             modality=modality,
             transform=transform.fingerprint(),
@@ -130,7 +146,7 @@ class StateCache:
         self._layout: dict[str, tuple[DTypeLike, tuple[int, ...]]] = {
             "values": (values, (T, W)),
             "mask": (np.bool_, (T,)),
-            "pooled": (np.float32, (P,)),
+            **({"pooled": (np.float32, (P,))} if P else {}),
             "keys": (np.uint8, (32,)),
             "status": (np.uint8, ()),
         }
@@ -225,13 +241,13 @@ class StateCache:
         broken = np.asarray(self._map("status")) == Status.BROKEN
         return np.flatnonzero(wrong | broken)
 
-    def put(self, rows: NDArray[np.int64], states: Tokens, pooled: Tensor) -> None:
+    def put(self, rows: NDArray[np.int64], states: Tokens, pooled: Tensor | None) -> None:
         """Write values of rows; they count only after `commit`.
 
         Args:
             rows: (R,) int64.
             states: Tokens (R, T, W), already rounded.
-            pooled: (R, P).
+            pooled: (R, P); None where none is kept.
         """
         values = states.values.cpu()
         if self.spec.dtype == "float16":
@@ -239,7 +255,8 @@ class StateCache:
         else:
             self._map("values", "r+")[rows] = values.bfloat16().view(torch.int16).numpy()
         self._map("mask", "r+")[rows] = states.mask.cpu().numpy()
-        self._map("pooled", "r+")[rows] = pooled.cpu().numpy()
+        if pooled is not None:
+            self._map("pooled", "r+")[rows] = pooled.cpu().numpy()
 
     def commit(
         self, rows: Sequence[int] | NDArray[np.int64], keys: NDArray[np.uint8], status: Status
@@ -253,7 +270,7 @@ class StateCache:
         """
         if len(rows) == 0:
             return
-        for name in ("values", "mask", "pooled"):
+        for name in self._layout.keys() - {"keys", "status"}:
             self._flush(name)
         self._map("keys", "r+")[rows] = 0 if status is Status.EMPTY else keys[rows]
         self._map("status", "r+")[rows] = status

@@ -261,7 +261,8 @@ def _encode(
     if cache.spec.dtype == "float16" and float(states.values.abs().max()) > MAX_FLOAT16:
         raise ExceedsFloat16
     states = round_states(states, cache.spec.dtype)
-    cache.put(batch.rows, states, encoder.pooled(encoder.above(states)).float())
+    pooled = encoder.pooled(encoder.above(states)).float() if cache.spec.pooled_width else None
+    cache.put(batch.rows, states, pooled)
 
 
 @contextmanager

@@ -19,11 +19,10 @@ import torch
 
 from mmrec.build import LoadedRun, ModelInputs, load_run, open_source
 from mmrec.data.histories import IntArray
-from mmrec.encoder_parts import make_encoder, rebuild_encoder
 from mmrec.errors import UserError
 from mmrec.evaluation.ablation import before_training, knock_out, untrained
 from mmrec.evaluation.asked import Asked, ask_validation
-from mmrec.evaluation.baselines import Content, fit_baselines, join_content
+from mmrec.evaluation.baselines import Content, fit_baselines
 from mmrec.evaluation.breakdown import breakdowns
 from mmrec.evaluation.confidence import our_reliability
 from mmrec.evaluation.cost import costs_of, measure_latency
@@ -36,6 +35,7 @@ from mmrec.evaluation.evaluate import (
 )
 from mmrec.evaluation.findings import Findings, OffsetPoint
 from mmrec.evaluation.gap import training_gap
+from mmrec.evaluation.initial import initial_content
 from mmrec.evaluation.lists import ItemTraits, category_shares
 from mmrec.evaluation.protocol import (
     Cases,
@@ -157,46 +157,6 @@ def evaluate_run(
         )
         render_report(run, data=loaded.data, findings=findings)
     return document
-
-
-def initial_content(loaded: LoadedRun, source: ModelInputs | None) -> Content | None:
-    """Vectors for content_knn: what the encoders gave before any training, modality by modality.
-
-    A frozen encoder's are in its cache. One that trained is built anew: with its pretrained
-    weights where it has some, else with the random weights of the run's seed.
-    """
-    if source is None:
-        return None
-    everything = np.arange(len(loaded.item_ids))
-    parts = []
-    for cache in source.caches.values():
-        mask = torch.from_numpy(cache.present.copy())
-        parts.append(Content(cache.pooled(everything), mask))
-    for name in () if source.raw is None else source.raw.transforms:
-        parts.append(_untrained(loaded, source, name, everything))
-    return join_content(parts)
-
-
-def _untrained(
-    loaded: LoadedRun, source: ModelInputs, name: str, item_index: IntArray, tile: int = 128
-) -> Content:
-    assert source.raw is not None
-    config = loaded.config.encoders[name]
-    torch.manual_seed(loaded.config.training.seed)
-    if config.weights is None:
-        encoder = rebuild_encoder(loaded.parts[name].document).encoder
-    else:
-        encoder = make_encoder(name, config, texts=tuple, vector_width=lambda _: 1).encoder
-    encoder = encoder.to(loaded.device).eval()
-    transform = source.raw.transforms[name]
-    vectors, masks = [], []
-    for start in range(0, item_index.shape[0], tile):
-        samples = source.raw.samples(item_index[start : start + tile], name)
-        inputs = {key: value.to(loaded.device) for key, value in transform.collate(samples).items()}
-        with torch.no_grad():
-            vectors.append(encoder.pooled(encoder(inputs)).float().cpu())
-        masks.append(inputs["present"].cpu())
-    return Content(torch.cat(vectors), torch.cat(masks))
 
 
 def find_out(

@@ -1,0 +1,99 @@
+"""An encoder of each family, small and with random weights, for tests of what all must keep."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    RobertaConfig,
+    RobertaModel,
+)
+
+from encoders.image import ImageEncoder, ImageTransform, SmallImageEncoder
+from encoders.image_towers import build_open_clip, build_timm, build_torchvision
+from encoders.text import SmallTextEncoder, TextEncoder
+
+WORDS = [
+    "red", "blue", "quiet", "storm", "river", "king", "castle", "train", "ghost", "garden",
+    "robot", "island", "violin", "desert", "market", "winter",
+]  # fmt: skip
+TEXTS = [
+    " ".join(WORDS[(i * step + i * i) % len(WORDS)] for i in range(60)) for step in range(1, 9)
+]
+
+
+def make_bert() -> TextEncoder:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=300,
+    )  # fmt: skip
+    return TextEncoder(BertModel(config).eval())
+
+
+def make_roberta() -> TextEncoder:
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0,
+        intermediate_size=64, max_position_embeddings=300, type_vocab_size=1,
+    )  # fmt: skip
+    return TextEncoder(RobertaModel(config).eval())
+
+
+def make_distilbert() -> TextEncoder:
+    torch.manual_seed(0)
+    config = DistilBertConfig(
+        vocab_size=200, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=300
+    )
+    return TextEncoder(DistilBertModel(config).eval())
+
+
+def make_small_text() -> SmallTextEncoder:
+    torch.manual_seed(0)
+    return SmallTextEncoder(vocabulary_size=200, width=32).eval()
+
+
+CLIP_VIT = {
+    "embed_dim": 24,
+    "vision_cfg": {
+        "image_size": 64, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32,
+    },
+}  # fmt: skip
+CLIP_RESNET = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 128, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None},
+}
+Make = Callable[[], ImageEncoder]
+MAKERS: dict[str, Make] = {
+    "timm-efficientnet": lambda: build_timm(
+        "tf_efficientnet_lite0", transform=ImageTransform(size=160)
+    ),
+    "timm-mobilenet": lambda: build_timm(
+        "mobilenetv3_small_050", transform=ImageTransform(size=128)
+    ),
+    "timm-resnet": lambda: build_timm("resnet10t", transform=ImageTransform(size=128)),
+    "timm-convnext": lambda: build_timm("convnext_atto", transform=ImageTransform(size=128)),
+    "timm-vit": lambda: build_timm("vit_tiny_patch16_224", transform=ImageTransform(size=96)),
+    "timm-whole-inception": lambda: build_timm("inception_v3", transform=ImageTransform(size=139)),
+    "torchvision-resnet": lambda: build_torchvision("resnet18", transform=ImageTransform(size=128)),
+    "open_clip-resnet": lambda: build_open_clip(CLIP_RESNET),
+    "open_clip-vit": lambda: build_open_clip(CLIP_VIT),
+    "small": lambda: SmallImageEncoder().eval(),  # type: ignore[dict-item, return-value]
+}
+
+
+def build(make: Make) -> ImageEncoder:
+    torch.manual_seed(0)
+    return make()
+
+
+def pictures(encoder: ImageEncoder, num_items: int) -> list[torch.Tensor | None]:
+    rng = np.random.default_rng(0)
+    shape = (encoder.transform.size, encoder.transform.size + 9, 3)
+    return [
+        encoder.transform(rng.integers(0, 256, shape, dtype=np.uint8)) for _ in range(num_items)
+    ]

@@ -1,0 +1,128 @@
+"""A cut encoder is the whole one, forward and backward, at every cut of every family."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from encoder_families import (
+    MAKERS,
+    TEXTS,
+    WORDS,
+    build,
+    make_bert,
+    make_distilbert,
+    make_roberta,
+    make_small_text,
+    pictures,
+)
+
+from encoders.audio import AudioEncoder, AudioTransform
+from encoders.cut import StackedEncoder
+from encoders.encoder import Inputs
+from encoders.text import TextTransform, train_vocabulary
+from encoders.tokens import Tokens
+
+Case = Callable[[], tuple[StackedEncoder, Inputs]]
+
+
+def text_case(make: Callable[[], StackedEncoder]) -> Case:
+    def case() -> tuple[StackedEncoder, Inputs]:
+        transform = TextTransform(train_vocabulary(TEXTS, 200), max_length=48)
+        encoder: Any = make()
+        encoder.max_length = 48
+        samples = [transform(TEXTS[0]), None, transform(" ".join(WORDS[:3]))]
+        return encoder.eval(), transform.collate(samples)
+
+    return case
+
+
+def image_case(name: str) -> Case:
+    def case() -> tuple[StackedEncoder, Inputs]:
+        encoder = build(MAKERS[name])
+        first, second = pictures(encoder, 2)
+        return encoder, encoder.transform.collate([first, None, second])
+
+    return case
+
+
+def audio_case() -> tuple[StackedEncoder, Inputs]:
+    torch.manual_seed(0)
+    transform = AudioTransform(max_seconds=1.0)
+    encoder = AudioEncoder(max_frames=transform.max_frames)
+    mel = torch.randn(3, 90, 64)
+    mask = torch.arange(90) < torch.tensor([[90], [0], [37]])
+    return encoder.eval(), {"mel": mel, "mask": mask, "present": mask.any(1)}
+
+
+CASES: dict[str, Case] = {
+    "bert": text_case(make_bert),
+    "roberta": text_case(make_roberta),
+    "distilbert": text_case(make_distilbert),
+    "small-text": text_case(make_small_text),
+    **{name: image_case(name) for name in MAKERS if "whole" not in name},
+    "audio": audio_case,
+}
+families = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+def gradients(encoder: StackedEncoder, tokens: Tokens) -> dict[str, torch.Tensor]:
+    encoder.zero_grad(set_to_none=True)
+    # weights that differ from token to token: a norm's outputs sum to nothing
+    weight = torch.linspace(-1, 1, tokens.values.numel()).view_as(tokens.values)
+    (tokens.values * weight).sum().backward()
+    return {
+        name: each.grad.clone()
+        for name, each in encoder.named_parameters()
+        if each.grad is not None
+    }
+
+
+@families
+def test_split_equals_whole_forward_and_backward_at_every_cut(case: Case) -> None:
+    encoder, inputs = case()
+    whole = encoder(inputs)
+    expected = gradients(encoder, whole)
+    num_blocks = len(encoder.stack)
+    assert num_blocks >= 1
+    for blocks in range(1, num_blocks + 1):
+        encoder.cut_at(blocks)
+        states = encoder.below(inputs)
+        assert states.values.shape == (3, encoder.state_tokens, encoder.state_width)
+        assert not states.values.requires_grad
+        assert not states.mask[1].any() and not states.values[1].any()
+        tokens = encoder.above(states)
+        assert torch.equal(tokens.mask, whole.mask)
+        scale = float(whole.values.detach().abs().max())
+        torch.testing.assert_close(tokens.values, whole.values, atol=1e-5 * scale, rtol=1e-4)
+
+        found = gradients(encoder, tokens)
+        trained = {name for name, each in encoder.named_parameters() if each.requires_grad}
+        assert found.keys() == trained
+        below = {name for name, _ in encoder.parameters_below()}
+        assert not trained & below
+        assert trained | below == set(encoder.state_dict()) - above_buffers(encoder)
+        for name, gradient in found.items():
+            size = float(expected[name].abs().max())
+            torch.testing.assert_close(
+                gradient, expected[name], atol=1e-4 * size + 1e-7, rtol=1e-3, msg=name
+            )
+
+
+def above_buffers(encoder: StackedEncoder) -> set[str]:
+    """Statistics of norms above the cut: not trained, not below."""
+    parameters = {name for name, _ in encoder.named_parameters()}
+    below = {name for name, _ in encoder.parameters_below()}
+    return set(encoder.state_dict()) - parameters - below
+
+
+@families
+def test_at_0_all_is_frozen_and_states_are_pooled(case: Case) -> None:
+    encoder, inputs = case()
+    whole = encoder(inputs)
+    encoder.cut_at(0)
+    states = encoder.below(inputs)
+    assert states.values.shape == (3, encoder.num_tokens, encoder.last_width)
+    # without gradients torch's attention takes another path, of other last bits
+    torch.testing.assert_close(encoder.above(states).values, whole.values)
+    assert not any(each.requires_grad for each in encoder.parameters())
