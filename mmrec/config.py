@@ -74,7 +74,19 @@ class EncoderConfig(Section):
     num_tokens: int = Field(16, ge=1)
     """Tokens an item keeps of this modality."""
     learning_rate: float | None = Field(None, gt=0)
-    """Rate of this encoder where it trains; null: training.content_learning_rate."""
+    """Rate of this encoder where it trains; null: 1e-5 where it starts from weights, which a larger
+    one destroys, else training.content_learning_rate."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Rate of a block as a share of that of the block above it; the end has the whole rate. Low
+    blocks know what all pictures or texts have in common, and should move least."""
+    weight_decay: float | None = Field(None, ge=0)
+    """Of this encoder's matrices; null: training.weight_decay."""
+    frozen_epochs: int = Field(0, ge=0)
+    """Epochs at the start in which this encoder stands still, though it has a gradient to come: a
+    fresh fusion would pull it anywhere."""
+    unfreeze_every: int = Field(0, ge=0)
+    """Epochs between two blocks that begin to train, from the top; 0: all at once. The cache is
+    made at the lowest cut that trainable_blocks names."""
     components: int | None = Field(None, ge=1)
     """Directions of a frozen encoder's states that fusion reads: those in which the catalogue's
     items differ most. null: every channel, which a few thousand items learn by heart."""
@@ -176,9 +188,13 @@ class TrainingConfig(Section):
     freeze_content_epochs: int = Field(0, ge=0)
     """Epochs at the start in which contents stay as the fresh fusion gives them, and nothing is
     encoded: the user model and the ids learn on firm ground first, and cheaply."""
+    optimiser: Literal["adamw", "sgd", "adafactor"] = "adamw"
+    """`adamw` keeps two numbers a parameter, `sgd` one (its momentum), `adafactor` a row and a
+    column of each matrix. All decay apart from the gradient."""
     betas: tuple[float, float] = (0.9, 0.98)
+    """Of adamw; the first is sgd's momentum."""
     weight_decay: float = Field(0.05, ge=0)
-    """AdamW's, on matrices only: none on norms, biases and embeddings."""
+    """On matrices only: none on norms, biases and embeddings."""
     max_grad_norm: float = Field(5.0, gt=0)
     warmup_steps: int = Field(200, ge=0)
     min_rate: float = Field(0.05, ge=0, le=1)
@@ -258,6 +274,14 @@ class Config(Section):
                 f"{self.model.fusion.num_heads}"
             )
         for modality, encoder in self.encoders.items():
+            moving = ("frozen_epochs", "unfreeze_every")
+            for name in moving if encoder.trainable_blocks == 0 else ():
+                if getattr(encoder, name):
+                    raise ValueError(
+                        f"encoders.{modality}.{name} is {getattr(encoder, name)}, but "
+                        f"encoders.{modality}.trainable_blocks is 0: nothing of it ever trains; "
+                        "drop one of the two"
+                    )
             if encoder.components is not None and encoder.trainable_blocks != 0:
                 raise ValueError(
                     f"encoders.{modality}.components is {encoder.components}, but the encoder "

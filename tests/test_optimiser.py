@@ -1,4 +1,4 @@
-"""The rate's schedule, what decays, and one step of AdamW against its formula."""
+"""The rate's schedule, groups by rate and decay, and steps of each optimiser by its formula."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from mmrec.config import Config, parse_config
+from mmrec.config import Config, change, parse_config
 from mmrec.encoder_parts import make_encoder
 from mmrec.model import RecommenderModel
 from mmrec.training.optimiser import make_optimiser, parameter_groups, rate_at
@@ -154,3 +154,76 @@ def test_one_step_equals_the_formula() -> None:
         torch.testing.assert_close(getattr(layer, name), wanted, rtol=1e-5, atol=1e-7)
     other = model.history.out.weight
     assert other.grad is None and id(other) not in {id(each) for each in optimiser.state}
+
+
+def rates(config: Config) -> dict[str, tuple[float, float]]:
+    """Rate and decay of each group by its name."""
+    groups = parameter_groups(build(config), config)
+    return {group["name"]: (group["lr"], group["weight_decay"]) for group in groups}
+
+
+def test_rate_falls_with_depth_and_an_encoder_has_its_own_decay() -> None:
+    settings = {"encoders.audio.layer_decay": 0.5, "encoders.audio.weight_decay": 0.2}
+    found = rates(change(make_config(), settings, "test"))
+    wanted = {"end": 0.01, "block 3": 0.005, "block 2": 0.0025, "block 0": 0.01 / 16}
+    for name, rate in wanted.items():
+        assert found[f"audio {name}, decayed"] == (pytest.approx(rate), 0.2)
+        assert found[f"audio {name}, not decayed"] == (pytest.approx(rate), 0.0)
+    assert found["text, decayed"] == (3e-4, 0.1)
+    model = build(change(make_config(), settings, "test"))
+    grouped = [
+        id(each)
+        for group in parameter_groups(model, change(make_config(), settings, "test"))
+        for each in group["params"]
+    ]
+    trained = [id(each) for each in model.parameters() if each.requires_grad]
+    assert sorted(grouped) == sorted(trained)
+
+
+def test_an_encoder_with_weights_starts_at_1e_5() -> None:
+    from mmrec.training.optimiser import _encoder_part
+
+    config = make_config()
+    encoder = config.encoders["audio"]
+    assert _encoder_part("audio", encoder, config.training, 0.01).learning_rate == 0.01
+    pretrained = encoder.model_copy(update={"weights": "minilm"})
+    assert _encoder_part("audio", pretrained, config.training, 0.01).learning_rate == 1e-5
+
+
+def step_of(name: str, steps: int) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """The gradients given to a matrix, and it before and after."""
+    config = change(make_config(), {"training.optimiser": name}, "test")
+    model = build(config)
+    optimiser = make_optimiser(model, config)
+    weight = model.history.blocks[0].get_submodule("attention_gate").weight
+    assert isinstance(weight, nn.Parameter)
+    before = weight.detach().clone()
+    random = torch.Generator().manual_seed(1)
+    grads = [torch.randn(weight.shape, generator=random) for _ in range(steps)]
+    for grad in grads:
+        weight.grad = grad.clone()
+        optimiser.step()
+    return grads, before, weight.detach()
+
+
+def test_sgd_decays_apart_from_its_momentum() -> None:
+    grads, weight, after = step_of("sgd", 3)
+    velocity = torch.zeros_like(weight)
+    for grad in grads:
+        velocity = 0.9 * velocity + grad
+        weight = weight - 0.01 * velocity - 0.01 * 0.1 * weight
+    torch.testing.assert_close(after, weight, atol=1e-6, rtol=0)
+
+
+def test_adafactor_keeps_a_row_and_a_column() -> None:
+    config = change(make_config(), {"training.optimiser": "adafactor"}, "test")
+    model = build(config)
+    optimiser = make_optimiser(model, config)
+    weight = model.history.blocks[0].get_submodule("attention_gate").weight
+    assert isinstance(weight, nn.Parameter)
+    before = weight.detach().clone()
+    weight.grad = torch.ones_like(weight)
+    optimiser.step()
+    assert optimiser.state[weight]["row_var"].numel() == weight.shape[0]
+    assert optimiser.state[weight]["col_var"].numel() == weight.shape[1]
+    assert bool((weight < before + 1e-9).all())

@@ -43,12 +43,11 @@ from mmrec.training.optimiser import make_optimiser, rate_at
 from mmrec.training.start import start_content
 from mmrec.training.step import train_step
 from mmrec.training.trackers import check_trackers, flatten, open_trackers
+from mmrec.training.unfreeze import set_trained
 from mmrec.training.validate import Validation, validate
 from mmrec.vectors import encode_content
 
 logger = logging.getLogger(__name__)
-
-# Items whose contents say how the fusion's last layer starts: enough for any width in use.
 
 
 @dataclass(frozen=True)
@@ -121,6 +120,7 @@ def train(
         bank.copy_(_trained_content(assembly))
     with closing(_MetricsLog(run, config, state)) as log:
         while not state.finished:
+            set_trained(model, config, state.epoch)
             loader = batch_loader(
                 assembly.stream,
                 epoch=state.epoch,

@@ -1,0 +1,44 @@
+"""Which blocks of the encoders train in an epoch: a function of the epoch alone."""
+
+from __future__ import annotations
+
+from encoders.cut import StackedEncoder
+from mmrec.config import Config, EncoderConfig
+from mmrec.model import RecommenderModel
+
+
+def blocks_at(epoch: int, encoder: EncoderConfig, *, num_blocks: int) -> int:
+    """Blocks that train, from the top: 0 none, num_blocks + 1 the stem as well.
+
+    Args:
+        epoch: 0-based.
+        encoder: its settings.
+        num_blocks: of its stack.
+    """
+    wanted = encoder.trainable_blocks
+    most = num_blocks + 1 if wanted == "all" else wanted
+    if epoch < encoder.frozen_epochs:
+        return 0
+    if encoder.unfreeze_every == 0:
+        return most
+    return min(most, 1 + (epoch - encoder.frozen_epochs) // encoder.unfreeze_every)
+
+
+def set_trained(model: RecommenderModel, config: Config, epoch: int) -> None:
+    """Freezes and unfreezes the encoders' parameters for an epoch.
+
+    Call it after the optimiser was made: a frozen parameter has no gradient and is left alone.
+    Source of the order: Howard and Ruder, arXiv 1801.06146, section 3.3 (gradual unfreezing).
+    """
+    for modality, settings in config.encoders.items():
+        encoder = model.encoder(modality)
+        if settings.trainable_blocks == 0 or not isinstance(encoder, StackedEncoder):
+            continue
+        stack = encoder.stack
+        blocks = blocks_at(epoch, settings, num_blocks=len(stack))
+        if blocks > len(stack):
+            encoder.requires_grad_(True)
+            continue
+        encoder.requires_grad_(False)
+        for module in [*stack[len(stack) - blocks :], *encoder.end] if blocks else []:
+            module.requires_grad_(True)
