@@ -32,14 +32,27 @@ class StackedEncoder(nn.Module):
         num_tokens: most tokens that come out.
         last_width: of a state behind the last block.
         trained_blocks: k; None while the encoder is not cut and every part of it may train.
+        is_transformer: whether its blocks take sequences, which may be made longer.
+        added: names of parameters that train in place of the encoder's own; see
+            `encoders.adapters`.
+        prompt: (P, W) learned tokens that stand beside an item's own in the blocks that train.
+        tuner: what `encoders.adapters` needs to take its layers out again.
     """
 
     modality: str
     width: int
     num_tokens: int
     last_width: int
-    trained_blocks: int | None = None
-    _at_cut: tuple[int, int] | None = None
+    is_transformer: bool = False
+    prompt: nn.Parameter | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained_blocks: int | None = None
+        self.added: frozenset[str] | None = None
+        self.tuner: Any = None
+        self.register_parameter("prompt", None)
+        self._at_cut: tuple[int, int] | None = None
 
     @property
     def stack(self) -> list[nn.Module]:
@@ -81,6 +94,14 @@ class StackedEncoder(nn.Module):
         """
         raise NotImplementedError
 
+    def extend(self, states: Any, extra: Tensor) -> Any:
+        """Put tokens (P, W) behind those of each item; transformers only."""
+        raise NotImplementedError
+
+    def shorten(self, states: Any, num_tokens: int) -> Any:
+        """Take the last tokens away again."""
+        raise NotImplementedError
+
     def largest_inputs(self) -> Inputs:
         """Return the inputs of one item with as many states as an item can have."""
         raise NotImplementedError
@@ -115,11 +136,30 @@ class StackedEncoder(nn.Module):
                 f"allowed are {allowed}"
             )
         self.trained_blocks = trained_blocks
-        self.requires_grad_(False)
-        for module in self._above():
-            module.requires_grad_(True)
+        self.train_top(trained_blocks)
         self._at_cut = self._measure() if trained_blocks else None
         self.train(self.training)
+
+    def train_top(self, blocks: int) -> None:
+        """Let the top blocks and what follows them train, and nothing else.
+
+        Args:
+            blocks: 0 for none; one more than there are for the stem as well.
+        """
+        self.requires_grad_(False)
+        stack = self.stack
+        if blocks > len(stack):
+            top = list(self.parameters())
+        elif blocks:
+            modules = [*stack[len(stack) - blocks :], *self.end]
+            top = [each for module in modules for each in module.parameters()]
+            top += [self.prompt] if self.prompt is not None else []
+        else:
+            top = []
+        chosen = {id(each) for each in top}
+        for name, parameter in self.named_parameters():
+            if id(parameter) in chosen and (self.added is None or name in self.added):
+                parameter.requires_grad_(True)
 
     def _measure(self) -> tuple[int, int]:
         """T and W of the largest item."""
@@ -169,7 +209,7 @@ class StackedEncoder(nn.Module):
 
     def _below(self, inputs: Inputs) -> Tokens:
         if not self.trained_blocks:
-            return self.pool(self.run(self.begin(inputs), 0, len(self.stack)))
+            return self.pool(self._run_top(self.begin(inputs), 0))
         states = self._states_at_cut(inputs)
         missing = self.state_tokens - states.values.shape[1]
         if missing < 0:
@@ -203,9 +243,15 @@ class StackedEncoder(nn.Module):
     def _through(self, inputs: Inputs) -> Tokens:
         longest = int(inputs["mask"].sum(dim=1).max())
         states = Tokens(inputs["values"][:, :longest], inputs["mask"][:, :longest])
-        stack = self.stack
-        below = len(stack) - (self.trained_blocks or 0)
-        return self.pool(self.run(self.unpack(states), below, len(stack)))
+        below = len(self.stack) - (self.trained_blocks or 0)
+        return self.pool(self._run_top(self.unpack(states), below))
+
+    def _run_top(self, states: Any, start: int) -> Any:
+        """Pass states through the blocks from `start` on, beside the prompt if there is one."""
+        if self.prompt is None:
+            return self.run(states, start, len(self.stack))
+        states = self.run(self.extend(states, self.prompt), start, len(self.stack))
+        return self.shorten(states, len(self.prompt))
 
     def forward(self, inputs: Inputs) -> Tokens:
         """Return tokens (M, num_tokens, width) of what the transform's `collate` returns."""
@@ -216,7 +262,7 @@ class StackedEncoder(nn.Module):
         above = {id(each) for module in self._above() for each in module.parameters()}
         above |= {id(each) for module in self._above() for each in module.buffers()}
         for name, tensor in self.state_dict(keep_vars=True).items():
-            if id(tensor) not in above:
+            if id(tensor) not in above and tensor is not self.prompt:
                 yield name, tensor
 
     def arguments(self) -> dict[str, Any]:

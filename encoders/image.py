@@ -200,7 +200,7 @@ class ImageEncoder(StackedEncoder):
         self.last_width, self.width = state_width, width
         self.transform = transform
         self.num_prefix_tokens, self.class_token = num_prefix_tokens, class_token
-        self.has_maps = has_maps
+        self.has_maps, self.is_transformer = has_maps, not has_maps
         self.grid_side = grid_side
         self.num_tokens = grid_side * grid_side + int(class_token)
         self._arguments = {**arguments, "grid_side": grid_side, "class_token": class_token}
@@ -253,6 +253,14 @@ class ImageEncoder(StackedEncoder):
     def unpack(self, states: Tokens) -> Tensor:
         """Return the map or the sequence."""
         return to_map(states.values) if self.has_maps else states.values
+
+    def extend(self, states: Tensor, extra: Tensor) -> Tensor:
+        """Put tokens (P, W) behind a sequence."""
+        return torch.cat([states, extra.to(states.dtype).expand(len(states), -1, -1)], dim=1)
+
+    def shorten(self, states: Tensor, num_tokens: int) -> Tensor:
+        """Take the last tokens away again."""
+        return states[:, :-num_tokens]
 
     def largest_inputs(self) -> Inputs:
         """Return an empty picture."""

@@ -130,6 +130,7 @@ class TextEncoder(StackedEncoder):
     """
 
     modality = "text"
+    is_transformer = True
     model: Any  # the classes of transformers share no type that names what is used here
 
     def __init__(self, model: Any, *, num_tokens: int = 32, max_length: int | None = None) -> None:
@@ -231,6 +232,14 @@ class TextEncoder(StackedEncoder):
         """Return the states of the pieces."""
         return states.values, states.mask
 
+    def extend(self, states: TextStates, extra: Tensor) -> TextStates:
+        """Put tokens (P, W) behind those of each item."""
+        return _extend(states, extra)
+
+    def shorten(self, states: TextStates, num_tokens: int) -> TextStates:
+        """Take the last tokens away again."""
+        return states[0][:, :-num_tokens], states[1][:, :-num_tokens]
+
     def largest_inputs(self) -> Inputs:
         """Return a text of max_length pieces."""
         return _longest_text(self.max_length)
@@ -260,6 +269,13 @@ def _check_length(token_ids: Tensor, max_length: int) -> None:
         )
 
 
+def _extend(states: TextStates, extra: Tensor) -> TextStates:
+    values, mask = states
+    rows = extra.to(values.dtype).expand(len(values), -1, -1)
+    real = mask.new_ones(len(values), len(extra))
+    return torch.cat([values, rows], dim=1), torch.cat([mask, real], dim=1)
+
+
 def _longest_text(max_length: int) -> Inputs:
     token_ids = torch.zeros(1, max_length, dtype=torch.int64)
     return {"token_ids": token_ids, "mask": token_ids == 0, "present": torch.tensor([True])}
@@ -279,6 +295,7 @@ class SmallTextEncoder(StackedEncoder):
     """A small transformer to train from scratch over a vocabulary of the catalogue's own."""
 
     modality = "text"
+    is_transformer = True
 
     def __init__(
         self,
@@ -360,6 +377,14 @@ class SmallTextEncoder(StackedEncoder):
     def unpack(self, states: Tokens) -> TextStates:
         """Return the states of the pieces."""
         return states.values, states.mask
+
+    def extend(self, states: TextStates, extra: Tensor) -> TextStates:
+        """Put tokens (P, W) behind those of each item."""
+        return _extend(states, extra)
+
+    def shorten(self, states: TextStates, num_tokens: int) -> TextStates:
+        """Take the last tokens away again."""
+        return states[0][:, :-num_tokens], states[1][:, :-num_tokens]
 
     def largest_inputs(self) -> Inputs:
         """Return a text of max_length pieces."""

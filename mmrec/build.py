@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.shards import PreparedData, Split
+from encoders.adapters import adapt
 from encoders.cut import StackedEncoder
 from fusion.history import HistoryEncoder
 from fusion.item import ConcatFusion, GatedFusion, LateFusion, LatentFusion, MeanFusion, Modality
-from mmrec.config import Config, load_trained_config
+from mmrec.config import Config, EncoderConfig, load_trained_config
 from mmrec.data.batch import BatchStream, ModalityInput, TargetRule
 from mmrec.data.cache import StateCache, round_states
 from mmrec.data.fill import fill_cache
@@ -268,8 +269,8 @@ def make_model(
         }
         fusion = FUSIONS[settings.fusion.kind](config, modalities)
     cached = frozenset(name for name in parts if config.encoders[name].trainable_blocks != "all")
-    for name in cached:
-        _cut(encoders[name], name, config.encoders[name].trainable_blocks)
+    for name, encoder in encoders.items():
+        _choose_trained(encoder, name, config.encoders[name])
     id_part = None
     if settings.item != "content":
         id_part = IdPart(
@@ -301,21 +302,23 @@ def make_model(
     )
 
 
-def _cut(encoder: Any, modality: str, trained_blocks: int | str) -> None:
-    """Cuts an encoder: nothing below trains.
+def _choose_trained(encoder: Any, modality: str, config: EncoderConfig) -> None:
+    """Cuts an encoder, so that nothing below trains, and adds what its method adds.
 
     Raises:
-        ConfigError: it has no such cut.
+        ConfigError: it has no such cut, or the method does not fit it.
     """
     if not isinstance(encoder, StackedEncoder):
-        if trained_blocks != 0:
+        if config.trainable_blocks not in (0, "all") or config.method != "full":
             raise ConfigError(
-                f"encoders.{modality}.trainable_blocks is {trained_blocks}, but this kind has no "
-                "weights: the only setting is 0"
+                f"encoders.{modality}.trainable_blocks is {config.trainable_blocks}, but an "
+                f"encoder of kind '{config.kind}' has no weights: leave it at 0"
             )
         return
     try:
-        encoder.cut_at(int(trained_blocks))
+        if config.trainable_blocks != "all":
+            encoder.cut_at(config.trainable_blocks)
+        adapt(encoder, config.method, rank=config.rank)
     except ValueError as error:
         raise ConfigError(f"encoders.{modality}.{error}") from None
 

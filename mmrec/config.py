@@ -71,11 +71,19 @@ class EncoderConfig(Section):
     trainable_blocks: Annotated[int, Field(ge=0)] | Literal["all"] = 0
     """Blocks at the top that train: 0 (all cached), k (what lies below is cached, whole sequences
     or maps) or `all` (raw media, end to end). CNNs count by stage."""
+    method: Literal["full", "lora", "adalora", "ia3", "prompt", "adapter"] = "full"
+    """What trains in those blocks: `full` their weights; else the weights stand, and low-rank
+    matrices (`lora`, `adalora`), scales (`ia3`), tokens beside an item's own (`prompt`, in
+    transformers) or a bottleneck behind each block (`adapter`) train in their place. It saves
+    memory of the optimiser and the size of what is kept, not the time of a step: the cut does."""
+    rank: int = Field(8, ge=1)
+    """Of low-rank matrices; width of a bottleneck; number of prompt tokens."""
     num_tokens: int = Field(16, ge=1)
     """Tokens an item keeps of this modality."""
     learning_rate: float | None = Field(None, gt=0)
     """Rate of this encoder where it trains; null: 1e-5 where it starts from weights, which a larger
-    one destroys, else training.content_learning_rate."""
+    one destroys, 2e-4 for what another method than `full` adds to them, else
+    training.content_learning_rate."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Rate of a block as a share of that of the block above it; the end has the whole rate. Low
     blocks know what all pictures or texts have in common, and should move least."""
@@ -282,6 +290,12 @@ class Config(Section):
                         f"encoders.{modality}.trainable_blocks is 0: nothing of it ever trains; "
                         "drop one of the two"
                     )
+            if encoder.method != "full" and encoder.trainable_blocks == 0:
+                raise ValueError(
+                    f"encoders.{modality}.method is '{encoder.method}', but "
+                    f"encoders.{modality}.trainable_blocks is 0: nothing of it ever trains; "
+                    "set trainable_blocks, or drop the method"
+                )
             if encoder.components is not None and encoder.trainable_blocks != 0:
                 raise ValueError(
                     f"encoders.{modality}.components is {encoder.components}, but the encoder "

@@ -1,7 +1,8 @@
 """A bundle: one folder that serves like a run, without the run and without the prepared data.
 
     bundle.json               schema, hashes, catalogue, settings of media, sha256 of every file
-    config.yaml state.json    settings; tokenisers and encoders' architecture are in the state
+    config.yaml state.json    settings; tokenisers and encoders' architecture are in the state;
+                              LoRA and its like are folded into the weights
     model.safetensors content.safetensors
     items.parquet             item_id, title, modalities and what may be recommended, by item_index
     users.parquet             user_id by user_index
@@ -12,6 +13,7 @@ It is written into a folder that its caller renames once whole.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -22,11 +24,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from data_prep.catalogue import parse_catalogue
+from encoders.adapters import MERGEABLE, merge
+from encoders.cut import StackedEncoder
 from mmrec.build import make_model, pick_device
-from mmrec.config import dump_config, load_trained_config
+from mmrec.config import Config, change, dump_config, load_trained_config
 from mmrec.data.ragged import IntArray
 from mmrec.encoder_parts import rebuild_encoder
 from mmrec.errors import CheckpointMismatch
@@ -47,8 +51,9 @@ def write_bundle(retriever: Retriever, folder: Path) -> None:
     folder.mkdir(parents=True)
     for name, path in retriever.files.items():
         shutil.copyfile(path, folder / name)
+    merged = _merge_adapters(retriever, folder / "model.safetensors")
     # with what was changed for this use: a bundle serves as its retriever does
-    (folder / "config.yaml").write_text(dump_config(retriever.config), encoding="utf-8")
+    (folder / "config.yaml").write_text(dump_config(merged), encoding="utf-8")
     items = retriever.items
     num_items = len(items.item_ids)
     pl.DataFrame(
@@ -77,6 +82,33 @@ def write_bundle(retriever: Retriever, folder: Path) -> None:
     }
     text = json.dumps(document, indent=1, ensure_ascii=False)
     (folder / BUNDLE_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _merge_adapters(retriever: Retriever, path: Path) -> Config:
+    """Folds LoRA and its like into the weights of the bundle: it needs no peft, and less time.
+
+    Args:
+        retriever: left as it is.
+        path: of the bundle's weights, written anew where there is something to fold.
+
+    Returns:
+        The settings that build the bundle's model.
+    """
+    methods = {
+        f"encoders.{name}.method": "full"
+        for name, each in retriever.config.encoders.items()
+        if each.method in MERGEABLE
+    }
+    if not methods:
+        return retriever.config
+    model = copy.deepcopy(retriever.model)
+    for encoder in model.encoders.values():
+        if isinstance(encoder, StackedEncoder):
+            merge(encoder)
+    # copies: two names may share one tensor, which the format refuses
+    tensors = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
+    save_file(tensors, path)
+    return change(retriever.config, methods, "export")
 
 
 def load_bundle(folder: Path, overrides: Sequence[str] = ()) -> Retriever:

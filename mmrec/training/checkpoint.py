@@ -1,8 +1,10 @@
 """Checkpoints: folders of safetensors and JSON, written aside and renamed.
 
     RUN/checkpoints/step-00000480/   model · optimiser · bank · state.json   (the newest is kept)
+                                     budget, where AdaLoRA has one
     RUN/checkpoints/best-00000432/   model · bank                            (best on validation)
-    RUN/checkpoints/final/           what `mmrec.recommender` loads
+    RUN/checkpoints/final/           what `mmrec.recommender` loads; `added` alone is what LoRA and
+                                     its like put beside pretrained weights
 
 Nothing is pickled. A folder without state.json is not a checkpoint.
 """
@@ -23,6 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmrec.errors import CheckpointMismatch
+from mmrec.model import RecommenderModel
+from mmrec.training import budget
 
 SCHEMA = 1
 
@@ -104,7 +108,7 @@ def restore_optimiser(
 def save_checkpoint(
     folder: Path,
     *,
-    model: nn.Module,
+    model: RecommenderModel,
     optimiser: torch.optim.Optimizer,
     bank: Tensor | None,
     state: TrainState,
@@ -116,6 +120,9 @@ def save_checkpoint(
     }
     if bank is not None:
         tensors["bank"] = {"content": bank}
+    spent = budget.tensors(model)
+    if spent:
+        tensors["budget"] = spent
     path = folder / f"step-{state.step:08d}"
     write_folder(path, tensors, {"schema": SCHEMA, **asdict(state)})
     keep = {path.name, f"best-{state.best_step:08d}" if state.best_step is not None else ""}
@@ -133,7 +140,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def load_checkpoint(
     path: Path,
     *,
-    model: nn.Module,
+    model: RecommenderModel,
     optimiser: torch.optim.Optimizer,
     bank: Tensor | None,
 ) -> TrainState:
@@ -149,6 +156,8 @@ def load_checkpoint(
     restore_optimiser(model, optimiser, read_tensors(path / "optimiser.safetensors"))
     if bank is not None:
         bank.copy_(read_tensors(path / "bank.safetensors")["content"])
+    if (path / "budget.safetensors").is_file():
+        budget.restore(model, read_tensors(path / "budget.safetensors"))
     return TrainState(**document)
 
 

@@ -17,6 +17,8 @@ from mmrec.model import RecommenderModel
 PRETRAINED_RATE = 1e-5
 """Rate of encoders that start from weights: 10 to 100 times below that of their pre-training
 (Devlin et al., arXiv 1810.04805, section 3.2 and appendix A.3)."""
+ADDED_RATE = 2e-4
+"""Rate of what is added to such an encoder: Hu et al., arXiv 2106.09685, table 11, low end."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def _parts(model: RecommenderModel, config: Config) -> dict[int, Part]:
 def _encoder_part(
     modality: str, encoder: EncoderConfig, training: TrainingConfig, content_rate: float
 ) -> Part:
-    default = content_rate if encoder.weights is None else PRETRAINED_RATE
+    pretrained = PRETRAINED_RATE if encoder.method == "full" else ADDED_RATE
+    default = content_rate if encoder.weights is None else pretrained
     decay = training.weight_decay if encoder.weight_decay is None else encoder.weight_decay
     return Part(modality, encoder.learning_rate or default, decay)
 

@@ -22,6 +22,7 @@ from mmrec.config import TrainingConfig
 from mmrec.data.batch import Batch, ModalityInput
 from mmrec.errors import NonFiniteLoss
 from mmrec.model import RecommenderModel
+from mmrec.training import budget
 from mmrec.training.losses import catalogue_softmax, met_before
 
 
@@ -222,6 +223,8 @@ def train_step(
             repeats_forbidden=repeats_forbidden,
         )
     total = loss if cold_loss is None else loss + config.cold_weight * cold_loss
+    extra = budget.penalty(model)
+    total = total if extra is None else total + extra
     optimiser.zero_grad(set_to_none=True)
     total.backward()
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)

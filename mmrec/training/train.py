@@ -25,10 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from encoders.adapters import added_tensors
+from encoders.cut import StackedEncoder
 from mmrec.build import Assembly, assemble
 from mmrec.config import Config, dump_config, load_config
 from mmrec.data.batch import batch_loader
 from mmrec.errors import CheckpointMismatch
+from mmrec.training import budget
 from mmrec.training.calibrate import choose_offset
 from mmrec.training.checkpoint import (
     SCHEMA,
@@ -107,6 +110,7 @@ def train(
     steps_an_epoch = assembly.stream.plan.num_batches(0)
     total_steps = settings.max_steps or settings.max_epochs * steps_an_epoch
 
+    budget.start(model, total_steps)
     state = TrainState()
     found = newest_checkpoint(checkpoints)
     bank = None
@@ -146,6 +150,7 @@ def train(
                     modality_dropout=config.model.fusion.modality_dropout,
                     repeats_forbidden=assembly.repeats_forbidden,
                 )
+                budget.spend(model, state.step)
                 state.step, state.batch = state.step + 1, batch.index + 1
                 state.seconds += time.perf_counter() - started
                 if state.step % settings.log_every == 0 or state.step == total_steps:
@@ -269,6 +274,9 @@ def _write_final(run: Path, config: Config, assembly: Assembly, state: TrainStat
     content = assembly.all_content()
     if content is not None:
         tensors["content"] = {"content": content}
+    added = _added(assembly)
+    if added:
+        tensors["added"] = added
     tensors["model"] = assembly.model.state_dict()
     write_folder(
         checkpoints / "final",
@@ -290,6 +298,16 @@ def _write_final(run: Path, config: Config, assembly: Assembly, state: TrainStat
             "cache_dtypes": assembly.cache_dtypes,
         },
     )
+
+
+def _added(assembly: Assembly) -> dict[str, Tensor]:
+    """What LoRA and its like added to encoders: with the weights they started from, all of them."""
+    return {
+        f"{modality}.{name}": each
+        for modality, encoder in assembly.model.encoders.items()
+        if isinstance(encoder, StackedEncoder) and encoder.added
+        for name, each in added_tensors(encoder).items()
+    }
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:

@@ -34,11 +34,4 @@ def set_trained(model: RecommenderModel, config: Config, epoch: int) -> None:
         encoder = model.encoder(modality)
         if settings.trainable_blocks == 0 or not isinstance(encoder, StackedEncoder):
             continue
-        stack = encoder.stack
-        blocks = blocks_at(epoch, settings, num_blocks=len(stack))
-        if blocks > len(stack):
-            encoder.requires_grad_(True)
-            continue
-        encoder.requires_grad_(False)
-        for module in [*stack[len(stack) - blocks :], *encoder.end] if blocks else []:
-            module.requires_grad_(True)
+        encoder.train_top(blocks_at(epoch, settings, num_blocks=len(encoder.stack)))
