@@ -27,6 +27,24 @@ from mmrec.training.losses import catalogue_softmax, met_before
 
 
 @dataclass(frozen=True)
+class Losses:
+    """What a forward pass gives.
+
+    Attributes:
+        loss: of items as they are.
+        cold_loss: of fresh items as if never met; None where there is none.
+        num_targets: positions that both are means of.
+        content: (M, D) of the fresh items as they are, before the update; None where nothing is
+            encoded.
+    """
+
+    loss: Tensor
+    cold_loss: Tensor | None
+    num_targets: int
+    content: Tensor | None
+
+
+@dataclass(frozen=True)
 class StepOutput:
     """What a step reports.
 
@@ -111,7 +129,7 @@ def fresh_content(
 ) -> tuple[Tensor, Tensor]:
     """The fresh items' content twice: as it is, and with dropout and modalities left out.
 
-    Encoders run once for both.
+    Encoders run once for both, and without dropout: what they give goes to the bank as well.
 
     Returns:
         (M, D) each, gradients times min(1 / pi, cap), the first also times content_gradient.
@@ -136,7 +154,7 @@ def compute_losses(
     *,
     modality_dropout: float,
     repeats_forbidden: bool,
-) -> tuple[Tensor, Tensor | None, int]:
+) -> Losses:
     """Losses of a batch with gradients for every trainable parameter.
 
     Both score every position against all R items. In the first, items are as they are in use. In
@@ -155,10 +173,9 @@ def compute_losses(
         repeats_forbidden: leave items met before out of the candidates.
 
     Returns:
-        The mean losses, the second None where no item is encoded or its weight is 0, and the
-        number of targets they are means of.
+        The mean losses, and what was encoded.
     """
-    content, as_new = bank, None
+    content, as_new, clean = bank, None, None
     if bank is not None and batch.media:
         clean, noisy = fresh_content(model, batch, config, modality_dropout=modality_dropout)
         content = bank.index_copy(0, batch.fresh, clean.to(bank.dtype))
@@ -191,7 +208,12 @@ def compute_losses(
         # the others only stand beside them here: what they are is learnt in the first loss
         table = items.detach().index_copy(0, batch.fresh, as_new.to(items.dtype))
         cold_loss = softmax(table, bias.detach().index_fill(0, batch.fresh, 0.0))
-    return softmax(items, bias), cold_loss, targets.shape[0]
+    return Losses(
+        loss=softmax(items, bias),
+        cold_loss=cold_loss,
+        num_targets=targets.shape[0],
+        content=None if clean is None else clean.detach().float(),
+    )
 
 
 def train_step(
@@ -213,8 +235,9 @@ def train_step(
     # dropout is a function of (seed, epoch, batch), so that a resumed run repeats it
     torch.manual_seed(int(step_generator(config.seed, batch, 6).integers(2**62)))
     model.train()
+    model.encoders.eval()
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        loss, cold_loss, num_targets = compute_losses(
+        losses = compute_losses(
             model,
             batch,
             bank,
@@ -222,7 +245,9 @@ def train_step(
             modality_dropout=modality_dropout,
             repeats_forbidden=repeats_forbidden,
         )
-    total = loss if cold_loss is None else loss + config.cold_weight * cold_loss
+    total = losses.loss
+    if losses.cold_loss is not None:
+        total = total + config.cold_weight * losses.cold_loss
     extra = budget.penalty(model)
     total = total if extra is None else total + extra
     optimiser.zero_grad(set_to_none=True)
@@ -234,23 +259,13 @@ def train_step(
             f"{float(total.detach())}: lower training.learning_rate or set training.precision=fp32"
         )
     optimiser.step()
-    if bank is not None and batch.media:
+    if bank is not None and losses.content is not None:
+        # of before the update: to encode once more would cost a third of an end-to-end step
         with torch.no_grad():
-            bank.index_copy_(0, batch.fresh, encode(model, batch.media, config.precision))
+            bank.index_copy_(0, batch.fresh, losses.content)
     return StepOutput(
-        loss=loss.detach(),
-        cold_loss=None if cold_loss is None else cold_loss.detach(),
+        loss=losses.loss.detach(),
+        cold_loss=None if losses.cold_loss is None else losses.cold_loss.detach(),
         grad_norm=grad_norm,
-        num_targets=num_targets,
+        num_targets=losses.num_targets,
     )
-
-
-@torch.no_grad()
-def encode(
-    model: RecommenderModel, media: dict[str, ModalityInput], precision: str = "fp32"
-) -> Tensor:
-    """Content (M, D) as it is used: no dropout, every modality that is there."""
-    model.eval()
-    device = model.counts.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return model.content(media).float()
