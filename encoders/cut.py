@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from encoders.encoder import Inputs, encode_present, fingerprint, hold_batch_norm
 from encoders.tokens import Tokens, masked
@@ -36,6 +37,7 @@ class StackedEncoder(nn.Module):
         added: names of parameters that train in place of the encoder's own; see
             `encoders.adapters`.
         prompt: (P, W) learned tokens that stand beside an item's own in the blocks that train.
+        checkpointing: keep a block's input alone for the backward pass, and compute the rest anew.
         tuner: what `encoders.adapters` needs to take its layers out again.
     """
 
@@ -51,6 +53,7 @@ class StackedEncoder(nn.Module):
         self.trained_blocks: int | None = None
         self.added: frozenset[str] | None = None
         self.tuner: Any = None
+        self.checkpointing = False
         self.register_parameter("prompt", None)
         self._at_cut: tuple[int, int] | None = None
 
@@ -248,10 +251,15 @@ class StackedEncoder(nn.Module):
 
     def _run_top(self, states: Any, start: int) -> Any:
         """Pass states through the blocks from `start` on, beside the prompt if there is one."""
-        if self.prompt is None:
-            return self.run(states, start, len(self.stack))
-        states = self.run(self.extend(states, self.prompt), start, len(self.stack))
-        return self.shorten(states, len(self.prompt))
+        if self.prompt is not None:
+            states = self.extend(states, self.prompt)
+        num_blocks = len(self.stack)
+        if self.checkpointing and torch.is_grad_enabled():
+            for block in range(start, num_blocks):
+                states = checkpoint(self.run, states, block, block + 1, use_reentrant=False)
+        else:
+            states = self.run(states, start, num_blocks)
+        return states if self.prompt is None else self.shorten(states, len(self.prompt))
 
     def forward(self, inputs: Inputs) -> Tokens:
         """Return tokens (M, num_tokens, width) of what the transform's `collate` returns."""

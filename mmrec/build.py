@@ -94,6 +94,13 @@ class LiveInputs:
         return media
 
 
+SourceBuilder = Callable[
+    [Config, PreparedData, Mapping[str, EncoderParts], RecommenderModel, torch.device],
+    tuple[ModelInputs, dict[str, str]],
+]
+"""Gives the media of items and the dtypes of their cached states."""
+
+
 @dataclass
 class Assembly:
     """Everything a run trains with.
@@ -135,8 +142,15 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def assemble(config: Config, data_folder: Path) -> Assembly:
+def assemble(
+    config: Config, data_folder: Path, *, make_source: SourceBuilder | None = None
+) -> Assembly:
     """Builds what a run trains with; fills the state caches where they are not.
+
+    Args:
+        config: complete settings.
+        data_folder: a prepared folder.
+        make_source: gives the media of items; None: the filled caches and the shards.
 
     Raises:
         ConfigError: a setting does not fit the data.
@@ -179,7 +193,7 @@ def assemble(config: Config, data_folder: Path) -> Assembly:
     source: ModelInputs | None = None
     dtypes: dict[str, str] = {}
     if parts:
-        source, dtypes = _make_source(config, data, parts, model, device)
+        source, dtypes = (make_source or _make_source)(config, data, parts, model, device)
     row_of = np.full(len(data.items), -1, np.int64)
     row_of[item_index_of] = np.arange(item_index_of.shape[0])
     plan = EpochPlan(
@@ -271,6 +285,8 @@ def make_model(
     cached = frozenset(name for name in parts if config.encoders[name].trainable_blocks != "all")
     for name, encoder in encoders.items():
         _choose_trained(encoder, name, config.encoders[name])
+        if isinstance(encoder, StackedEncoder):
+            encoder.checkpointing = config.training.activation_checkpointing
     id_part = None
     if settings.item != "content":
         id_part = IdPart(

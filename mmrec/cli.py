@@ -13,9 +13,10 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,7 +32,11 @@ from mmrec.terminal import (
     print_table,
     progress_bar,
     seed_rows,
+    spoken_seconds,
 )
+
+if TYPE_CHECKING:
+    from mmrec.training.dry_run import Forecast
 
 app = typer.Typer(
     name="mmrec",
@@ -214,6 +219,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the run would cost, and write nothing.")
+    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train the encoders above the cut, the fusion and the user model together.
 
@@ -223,6 +232,13 @@ def train(
     from mmrec.config import load_config
 
     settings = load_config(config, overrides or ())  # a typo is told before torch loads
+    if dry_run:
+        from mmrec.training.dry_run import forecast
+
+        _print_forecast(forecast(settings, data), as_json=as_json)
+        return
+    if as_json:
+        raise UserError("--json belongs to --dry-run here; a run writes RUN/metrics.jsonl")
     from mmrec.training.train import train as train_model
 
     with progress_bar() as report:
@@ -242,6 +258,40 @@ def train(
         print_table(metric_rows(summary))
         typer.echo(gap_line(summary))
     typer.echo(f"trained {run}; next: mmrec evaluate {run}")
+
+
+def _print_forecast(found: Forecast, *, as_json: bool) -> None:
+    """Three tables: parameters, caches, time and memory."""
+    if as_json:
+        print_json(asdict(found))
+        return
+    print_table(
+        [
+            {"part": name, "trainable": counts["trainable"], "frozen": counts["frozen"]}
+            for name, counts in found.parameters.items()
+        ]
+    )
+    print_table(
+        [
+            {
+                "cache": name,
+                "states": f"{each.tokens} x {each.width}",
+                "an item": f"{each.bytes_an_item / 1e3:.1f} kB",
+                "all items": f"{each.size_bytes / 1e6:.1f} MB",
+                "to fill": spoken_seconds(each.fill_seconds),
+            }
+            for name, each in found.caches.items()
+        ]
+    )
+    steps = f"{found.steps} steps, {found.steps_an_epoch} an epoch"
+    typer.echo(f"a step takes {found.step_seconds:.3f} s, of reading its batch too; {steps}")
+    if found.frozen_step_seconds is not None:
+        typer.echo(f"while contents stand still: {found.frozen_step_seconds:.3f} s")
+    typer.echo(
+        f"memory: {found.held_bytes / 2**30:.2f} GiB held, {found.peak_bytes / 2**30:.2f} GiB at "
+        f"most in the steps tried, of {found.available_bytes / 2**30:.1f} GiB"
+    )
+    typer.echo(f"in all {spoken_seconds(found.total_seconds)}, looks at validation on top")
 
 
 @app.command()

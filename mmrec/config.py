@@ -207,6 +207,9 @@ class TrainingConfig(Section):
     warmup_steps: int = Field(200, ge=0)
     min_rate: float = Field(0.05, ge=0, le=1)
     """Share of the learning rate at the end of the cosine."""
+    activation_checkpointing: bool = False
+    """Of encoders that train: keep each block's input alone and compute the block once more in the
+    backward pass. About a third more time for a fraction of the memory."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 is autocast; parameters and optimiser stay fp32."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)

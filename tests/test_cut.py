@@ -116,6 +116,33 @@ def above_buffers(encoder: StackedEncoder) -> set[str]:
     return set(encoder.state_dict()) - parameters - below
 
 
+def saved_bytes(run: Callable[[], Tokens]) -> int:
+    """Bytes that a forward pass keeps for its backward pass."""
+    sizes: list[int] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        sizes.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        run()
+    return sum(sizes)
+
+
+@families
+def test_checkpointing_gives_equal_gradients_and_keeps_less(case: Case) -> None:
+    encoder, inputs = case()
+    expected = gradients(encoder, encoder(inputs))
+    whole = saved_bytes(lambda: encoder(inputs))
+    encoder.checkpointing = True
+    assert saved_bytes(lambda: encoder(inputs)) < 0.8 * whole
+    found = gradients(encoder, encoder(inputs))
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        size = float(expected[name].abs().max())
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5 * size + 1e-9, rtol=1e-4)
+
+
 @families
 def test_at_0_all_is_frozen_and_states_are_pooled(case: Case) -> None:
     encoder, inputs = case()
