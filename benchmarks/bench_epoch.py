@@ -22,9 +22,11 @@ from torch.nn.functional import cross_entropy
 
 from mmrec.build import Assembly, assemble
 from mmrec.data.histories import Samples
+from mmrec.training.distributed import ALONE
 from mmrec.training.losses import ExcludedPairs
 from mmrec.training.optimiser import make_optimiser
 from mmrec.training.step import train_step
+from mmrec.training.train import wrap
 
 PARTS = 20
 
@@ -53,6 +55,7 @@ class Stepper:
 
     def __init__(self, assembly: Assembly) -> None:
         self.assembly = assembly
+        self.trained = wrap(assembly, ALONE)
         self.optimiser = make_optimiser(assembly.model, assembly.config)
 
     def run(self, batches: Sequence[tuple[int, Samples]], *, plain: bool) -> list[float]:
@@ -63,13 +66,11 @@ class Stepper:
         assembly, losses = self.assembly, []
         for index, samples in batches:
             output = train_step(
-                assembly.model,
+                self.trained,
                 assembly.stream.prepare(samples, index).to(assembly.device),
                 self.optimiser,
                 None,
                 assembly.config.training,
-                modality_dropout=0.0,
-                repeats_forbidden=assembly.repeats_forbidden,
             )
             losses.append(float(output.loss))
         return losses

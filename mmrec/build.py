@@ -143,7 +143,12 @@ def pick_device() -> torch.device:
 
 
 def assemble(
-    config: Config, data_folder: Path, *, make_source: SourceBuilder | None = None
+    config: Config,
+    data_folder: Path,
+    *,
+    make_source: SourceBuilder | None = None,
+    rank: int = 0,
+    world: int = 1,
 ) -> Assembly:
     """Builds what a run trains with; fills the state caches where they are not.
 
@@ -151,6 +156,8 @@ def assemble(
         config: complete settings.
         data_folder: a prepared folder.
         make_source: gives the media of items; None: the filled caches and the shards.
+        rank: of this process among those that train, for its share of each batch.
+        world: how many they are.
 
     Raises:
         ConfigError: a setting does not fit the data.
@@ -216,6 +223,8 @@ def assemble(
         targets=target_rule(data),
         seed=config.training.seed,
         freeze_epochs=config.training.freeze_content_epochs,
+        rank=rank,
+        world=world,
     )
     return Assembly(
         config=config,

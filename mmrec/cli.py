@@ -239,8 +239,11 @@ def train(
         return
     if as_json:
         raise UserError("--json belongs to --dry-run here; a run writes RUN/metrics.jsonl")
+    from mmrec.training.distributed import is_main_process
     from mmrec.training.train import train as train_model
 
+    if not is_main_process():  # one of several ranks speaks
+        logging.getLogger("mmrec").setLevel(logging.WARNING)
     with progress_bar() as report:
         train_model(
             settings,
@@ -252,6 +255,9 @@ def train(
             ),
         )
     from mmrec.training.summary import gap_line, summarise
+
+    if not is_main_process():
+        return
 
     summary = summarise(run, data)
     if summary is not None:

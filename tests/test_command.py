@@ -20,6 +20,7 @@ from mmrec.evaluation.command import evaluate_run, initial_content, validation_s
 from mmrec.evaluation.protocol import load_cases, training_popularity
 from mmrec.evaluation.ranking import VectorScorer, rank_cases
 from mmrec.evaluation.strips import even_strips, extreme_strips
+from mmrec.training.step import TrainedModel
 from mmrec.training.train import train
 from mmrec.training.validate import case_vectors
 
@@ -84,8 +85,8 @@ def test_the_model_before_training_is_the_one_that_training_starts_from(
 
     started: list[dict[str, torch.Tensor]] = []
 
-    def first_step(model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
-        started.append({key: value.clone() for key, value in model.state_dict().items()})
+    def first_step(trained: TrainedModel, *_: Any) -> None:
+        started.append({key: value.clone() for key, value in trained.model.state_dict().items()})
         raise StoppedError
 
     monkeypatch.setattr("mmrec.training.train.train_step", first_step)

@@ -29,7 +29,7 @@ from mmrec.data.batch import Batch
 from mmrec.errors import CheckpointMismatch, ConfigError, MediaError, MmrecError, NonFiniteLoss
 from mmrec.training import train as training
 from mmrec.training.optimiser import make_optimiser
-from mmrec.training.step import compute_losses, draw_kept_modalities, train_step
+from mmrec.training.step import TrainedModel, compute_losses, draw_kept_modalities, train_step
 from mmrec.training.train import Progress, stopping_value, train
 from mmrec.training.validate import Validation
 
@@ -83,12 +83,17 @@ def losses_of(run: Path) -> list[float]:
 # one step
 
 
-def first_step(assembly: Assembly, bank: Tensor | None, **changes: Any) -> Batch:
+def first_step(assembly: Assembly, bank: Tensor | None, *, modality_dropout: float = 0.0) -> Batch:
     """Trains on the first batch of epoch 0 and returns it."""
     batch = next(iter(assembly.stream))
-    settings = {"modality_dropout": 0.0, "repeats_forbidden": True, **changes}
+    trained = TrainedModel(
+        assembly.model,
+        assembly.config.training,
+        modality_dropout=modality_dropout,
+        repeats_forbidden=True,
+    )
     optimiser = make_optimiser(assembly.model, assembly.config)
-    train_step(assembly.model, batch, optimiser, bank, assembly.config.training, **settings)
+    train_step(trained, batch, optimiser, bank, assembly.config.training)
     return batch
 
 

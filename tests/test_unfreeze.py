@@ -69,10 +69,10 @@ def test_frozen_blocks_stay_to_the_bit_and_move_when_their_epoch_comes(
     seen: list[dict[str, torch.Tensor]] = []
     real = training._finish_epoch
 
-    def look(config_, assembly, *rest):  # type: ignore[no-untyped-def]
+    def look(assembly, *rest):  # type: ignore[no-untyped-def]
         encoder = assembly.model.encoder("image")
         seen.append({key: value.clone() for key, value in encoder.state_dict().items()})
-        return real(config_, assembly, *rest)
+        return real(assembly, *rest)
 
     torch.manual_seed(config.training.seed)
     start = assemble(config, tiny_data).model.encoder("image").state_dict()

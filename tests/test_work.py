@@ -33,9 +33,10 @@ from fusion.item import LatentFusion
 from mmrec.build import assemble
 from mmrec.config import Config, load_config
 from mmrec.model import RecommenderModel
+from mmrec.training.distributed import ALONE
 from mmrec.training.optimiser import make_optimiser
 from mmrec.training.step import train_step
-from mmrec.training.train import train
+from mmrec.training.train import train, wrap
 
 pytest_plugins = ["tiny_run"]
 
@@ -91,15 +92,7 @@ def work_of_a_step(config: Config, data: Path) -> Counter[str]:
     bank = content[torch.from_numpy(assembly.item_index_of)]
     batch = next(iter(assembly.stream))
     with counted_work() as work:
-        train_step(
-            assembly.model,
-            batch,
-            optimiser,
-            bank,
-            config.training,
-            modality_dropout=config.model.fusion.modality_dropout,
-            repeats_forbidden=assembly.repeats_forbidden,
-        )
+        train_step(wrap(assembly, ALONE), batch, optimiser, bank, config.training)
     return work
 
 

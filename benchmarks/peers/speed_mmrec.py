@@ -11,8 +11,10 @@ import torch
 
 from mmrec.build import assemble
 from mmrec.config import load_config
+from mmrec.training.distributed import ALONE
 from mmrec.training.optimiser import make_optimiser
 from mmrec.training.step import train_step
+from mmrec.training.train import wrap
 
 
 def main() -> None:
@@ -23,7 +25,7 @@ def main() -> None:
     torch.use_deterministic_algorithms(config.training.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # as `train` does
     assembly = assemble(config, prepared)
-    optimiser = make_optimiser(assembly.model, config)
+    optimiser, trained = make_optimiser(assembly.model, config), wrap(assembly, ALONE)
     numbered = list(enumerate(assembly.stream.plan.batches(0)))
     # batches hold histories of like length: take some of every length
     numbered.sort(key=lambda each: int((each[1].stop - each[1].start).sum()))
@@ -35,13 +37,11 @@ def main() -> None:
         if place == len(taken):
             targets, started = 0, time.perf_counter()
         output = train_step(
-            assembly.model,
+            trained,
             assembly.stream.prepare(samples, index),
             optimiser,
             None,
             config.training,
-            modality_dropout=0.0,
-            repeats_forbidden=assembly.repeats_forbidden,
         )
         targets += output.num_targets
     figures = {"targets": targets, "seconds": time.perf_counter() - started}

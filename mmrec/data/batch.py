@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,7 +44,11 @@ class Batch:
     offsets: (B + 1,) int64 into inputs.
     fresh: (M,) int64 rows of the items encoded with gradient.
     inverse_probability: (M,) float, 1 / pi of each fresh item.
-    media: modality -> states or raw inputs of the fresh items.
+    media: modality -> states or raw inputs of this rank's fresh items.
+    own: range of `fresh` that this rank encodes.
+    num_counted: positions that count, over all ranks.
+    rank: of the process it was made for.
+    world: number of processes that share the global batch.
     """
 
     epoch: int
@@ -56,12 +60,15 @@ class Batch:
     fresh: Tensor
     inverse_probability: Tensor
     media: dict[str, ModalityInput]
+    own: tuple[int, int]
+    num_counted: int
+    rank: int = 0
+    world: int = 1
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        return Batch(
-            epoch=self.epoch,
-            index=self.index,
+        return replace(
+            self,
             inputs=self.inputs.to(device),
             targets=self.targets.to(device),
             counted=self.counted.to(device),
@@ -130,6 +137,8 @@ class BatchStream(IterableDataset[Batch]):
         targets: which events may be targets.
         seed: of the run.
         freeze_epochs: epochs at the start in which no item is encoded.
+        rank: of this process; the global batches are the same for any number of them.
+        world: number of processes.
     """
 
     def __init__(
@@ -144,8 +153,11 @@ class BatchStream(IterableDataset[Batch]):
         targets: TargetRule,
         seed: int,
         freeze_epochs: int = 0,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.freeze_epochs = freeze_epochs
+        self.rank, self.world = rank, world
         self.plan, self.histories = plan, histories
         self.row_of, self.item_index_of = row_of, item_index_of
         self.items, self.fresh_items, self.targets, self.seed = items, fresh_items, targets, seed
@@ -160,20 +172,28 @@ class BatchStream(IterableDataset[Batch]):
                 yield self.prepare(samples, index)
 
     def prepare(self, samples: Samples, index: int) -> Batch:
-        """Reads a batch's histories and the media of its fresh items."""
+        """Reads a batch's histories and the media of its fresh items: of each a rank's share.
+
+        The histories of the whole batch are read in any case: which items are fresh depends on all
+        of its targets.
+        """
         rows, counted = [], []
         for history, start, stop in zip(samples.history, samples.start, samples.stop, strict=True):
             record = self.histories.read(int(history))
             rows.append(self.row_of[record.item_index[start:stop]])
-            counted.append(self.targets.allowed(record.event, record.value, start, stop))
-        lengths = np.array([each.shape[0] - 1 for each in rows], np.int64)
-        inputs = np.concatenate([each[:-1] for each in rows])
+            counted.append(self.targets.allowed(record.event, record.value, start, stop)[1:])
         targets = np.concatenate([each[1:] for each in rows])
-        if inputs.min(initial=0) < 0 or targets.min(initial=0) < 0:
+        if min(each.min(initial=0) for each in rows) < 0:
             raise AssertionError("a training history holds an item that is not in training")
+        num_counted = sum(int(each.sum()) for each in counted)
+        # histories stand by length: every world-th gives each rank short ones and long ones
+        rows, counted = rows[self.rank :: self.world], counted[self.rank :: self.world]
+        if not rows:  # fewer histories than ranks: one that counts nothing, so that all take part
+            rows, counted = [np.zeros(2, np.int64)], [np.zeros(1, np.bool_)]
         media: dict[str, ModalityInput] = {}
         fresh = np.zeros(0, np.int64)
         weight = np.zeros(0, np.float32)
+        own = (0, 0)
         if self.items is not None and self.epoch >= self.freeze_epochs:
             fresh, weight = draw_fresh(
                 targets,
@@ -181,18 +201,32 @@ class BatchStream(IterableDataset[Batch]):
                 size=self.fresh_items,
                 random=np.random.default_rng((self.seed, self.epoch, 3, index)),
             )
-            media = self.items.collate(self.item_index_of[fresh])
+            own = share_of(fresh.shape[0], rank=self.rank, world=self.world)
+            encoded = fresh[own[0] : own[1]] if own[1] > own[0] else fresh[:1]
+            media = self.items.collate(self.item_index_of[encoded])
+        lengths = np.array([each.shape[0] - 1 for each in rows], np.int64)
         return Batch(
             epoch=self.epoch,
             index=index,
-            inputs=torch.from_numpy(inputs),
-            targets=torch.from_numpy(targets),
-            counted=torch.from_numpy(np.concatenate([each[1:] for each in counted])),
+            inputs=torch.from_numpy(np.concatenate([each[:-1] for each in rows])),
+            targets=torch.from_numpy(np.concatenate([each[1:] for each in rows])),
+            counted=torch.from_numpy(np.concatenate(counted)),
             offsets=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)])),
             fresh=torch.from_numpy(fresh),
             inverse_probability=torch.from_numpy(weight),
             media=media,
+            own=own,
+            num_counted=num_counted,
+            rank=self.rank,
+            world=self.world,
         )
+
+
+def share_of(num: int, *, rank: int, world: int) -> tuple[int, int]:
+    """The range of `num` things that a rank takes: consecutive, sizes differ by one at most."""
+    small, larger = divmod(num, world)
+    start = rank * small + min(rank, larger)
+    return start, start + small + (rank < larger)
 
 
 @dataclass(frozen=True)

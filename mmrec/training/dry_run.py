@@ -32,9 +32,10 @@ from mmrec.data.items import ItemInputs
 from mmrec.encoder_parts import EncoderParts
 from mmrec.errors import UserError
 from mmrec.model import RecommenderModel
+from mmrec.training.distributed import ALONE
 from mmrec.training.optimiser import make_optimiser
 from mmrec.training.step import train_step
-from mmrec.training.train import peak_memory
+from mmrec.training.train import peak_memory, wrap
 from mmrec.training.unfreeze import set_trained
 
 STATE_NUMBERS = {"adamw": 2, "sgd": 1, "adafactor": 0}
@@ -243,7 +244,7 @@ def _probe(
 def _time_steps(assembly: Assembly, epoch: int, num_steps: int) -> float:
     """Median seconds of a step of an epoch, its batch read too; the first is left out."""
     config = assembly.config
-    optimiser = make_optimiser(assembly.model, config)
+    optimiser, trained = make_optimiser(assembly.model, config), wrap(assembly, ALONE)
     set_trained(assembly.model, config, config.training.max_epochs)  # all that will ever train
     bank: Tensor | None = None
     if assembly.source is not None:
@@ -256,15 +257,7 @@ def _time_steps(assembly: Assembly, epoch: int, num_steps: int) -> float:
         batch = next(loader, None)
         if batch is None:
             break
-        output = train_step(
-            assembly.model,
-            batch.to(assembly.device),
-            optimiser,
-            bank,
-            config.training,
-            modality_dropout=config.model.fusion.modality_dropout,
-            repeats_forbidden=assembly.repeats_forbidden,
-        )
+        output = train_step(trained, batch.to(assembly.device), optimiser, bank, config.training)
         float(output.loss)  # waits for the device
         seconds.append(time.perf_counter() - started)
     return median(seconds[1:] or seconds)

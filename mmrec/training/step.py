@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from mmrec.data.batch import Batch, ModalityInput
 from mmrec.errors import NonFiniteLoss
 from mmrec.model import RecommenderModel
 from mmrec.training import budget
+from mmrec.training.distributed import ALONE, GatherContents, Ranks
 from mmrec.training.losses import catalogue_softmax, met_before
 
 
@@ -98,9 +99,14 @@ def draw_kept_modalities(
     if chance == 0 or len(names) < 2:
         return None
     present = np.stack([_present(batch.media[name]) for name in names], axis=1)
-    kept = present & (random.random(present.shape) >= chance)
+    # drawn for the items of all ranks, so that an item loses the same whoever encodes it
+    drawn = random.random((2, len(batch.fresh), len(names)))[:, batch.own[0] :]
+    drawn = drawn[:, : present.shape[0]]
+    if drawn.shape[1] < present.shape[0]:  # a rank's stand-in, which nobody looks at
+        drawn = np.ones((2, *present.shape))
+    kept = present & (drawn[0] >= chance)
     # an item that lost everything keeps one of its own at random
-    order = random.random(present.shape) * present
+    order = drawn[1] * present
     lost = ~kept.any(1) & present.any(1)
     kept[lost, order[lost].argmax(1)] = True
     device = batch.fresh.device
@@ -208,51 +214,99 @@ def compute_losses(
         # the others only stand beside them here: what they are is learnt in the first loss
         table = items.detach().index_copy(0, batch.fresh, as_new.to(items.dtype))
         cold_loss = softmax(table, bias.detach().index_fill(0, batch.fresh, 0.0))
+    # a mean over all ranks' positions, times their number: gradients are averaged over ranks
+    share = targets.shape[0] * batch.world / max(batch.num_counted, 1)
     return Losses(
-        loss=softmax(items, bias),
-        cold_loss=cold_loss,
+        loss=share * softmax(items, bias),
+        cold_loss=None if cold_loss is None else share * cold_loss,
         num_targets=targets.shape[0],
         content=None if clean is None else clean.detach().float(),
     )
 
 
+class TrainedModel(nn.Module):
+    """A model with its losses as its forward pass: what data parallelism wraps.
+
+    Args:
+        model: whose parameters train.
+        config: loss settings.
+        modality_dropout: chance that a present modality is masked in the second loss.
+        repeats_forbidden: leave items met before out of the candidates.
+        gather: puts the items of all ranks together; None for a process alone.
+    """
+
+    def __init__(
+        self,
+        model: RecommenderModel,
+        config: TrainingConfig,
+        *,
+        modality_dropout: float,
+        repeats_forbidden: bool,
+        gather: GatherContents | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.modality_dropout, self.repeats_forbidden = modality_dropout, repeats_forbidden
+        self.gather = gather
+        if gather is not None and model.fusion is not None:
+            gather.attach(model.fusion.out)  # type: ignore[arg-type]
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch dropout; encoders have none: what they give goes to the bank as well."""
+        super().train(mode)
+        self.model.encoders.eval()
+        return self
+
+    def forward(self, batch: Batch, bank: Tensor | None) -> tuple[Tensor, Losses]:
+        """The weighted sum of a batch's losses, and its terms."""
+        if self.gather is not None:
+            self.gather.num_items = batch.fresh.shape[0]
+        config, device = self.config, batch.inputs.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            losses = compute_losses(
+                self.model,
+                batch,
+                bank,
+                config,
+                modality_dropout=self.modality_dropout,
+                repeats_forbidden=self.repeats_forbidden,
+            )
+        total = losses.loss
+        if losses.cold_loss is not None:
+            total = total + config.cold_weight * losses.cold_loss
+        extra = budget.penalty(self.model)
+        return total if extra is None else total + extra, losses
+
+
 def train_step(
-    model: RecommenderModel,
+    trained: nn.Module,
     batch: Batch,
     optimiser: torch.optim.Optimizer,
     bank: Tensor | None,
     config: TrainingConfig,
-    *,
-    modality_dropout: float,
-    repeats_forbidden: bool,
+    ranks: Ranks = ALONE,
 ) -> StepOutput:
-    """Forward, backward, clip, update; then the fresh items' content goes to the bank.
+    """Forward, backward, clip, update; the fresh items' content goes to the bank.
+
+    Args:
+        trained: a TrainedModel, or what wraps one.
+        batch: on the model's device.
+        optimiser: over its parameters.
+        bank: (R, D) last content of every item, written in place; None where the item is its id.
+        config: loss settings.
+        ranks: who trains.
 
     Raises:
         NonFiniteLoss: the gradient is NaN or infinite; names epoch, batch and loss.
     """
-    device = batch.inputs.device
-    # dropout is a function of (seed, epoch, batch), so that a resumed run repeats it
-    torch.manual_seed(int(step_generator(config.seed, batch, 6).integers(2**62)))
-    model.train()
-    model.encoders.eval()
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        losses = compute_losses(
-            model,
-            batch,
-            bank,
-            config,
-            modality_dropout=modality_dropout,
-            repeats_forbidden=repeats_forbidden,
-        )
-    total = losses.loss
-    if losses.cold_loss is not None:
-        total = total + config.cold_weight * losses.cold_loss
-    extra = budget.penalty(model)
-    total = total if extra is None else total + extra
+    # dropout is a function of (seed, epoch, batch, rank), so that a resumed run repeats it
+    seed = int(step_generator(config.seed, batch, 6).integers(2**62))
+    torch.manual_seed(seed + ranks.rank)
+    trained.train()
+    total, losses = trained(batch, bank)
     optimiser.zero_grad(set_to_none=True)
     total.backward()
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    grad_norm = nn.utils.clip_grad_norm_(trained.parameters(), config.max_grad_norm)
     if not torch.isfinite(grad_norm):
         raise NonFiniteLoss(
             f"gradient of epoch {batch.epoch}, batch {batch.index} is {float(grad_norm)} at loss "
@@ -264,8 +318,8 @@ def train_step(
         with torch.no_grad():
             bank.index_copy_(0, batch.fresh, losses.content)
     return StepOutput(
-        loss=losses.loss.detach(),
-        cold_loss=None if losses.cold_loss is None else losses.cold_loss.detach(),
+        loss=ranks.mean(losses.loss.detach()),
+        cold_loss=None if losses.cold_loss is None else ranks.mean(losses.cold_loss.detach()),
         grad_norm=grad_norm,
-        num_targets=losses.num_targets,
+        num_targets=batch.num_counted,
     )

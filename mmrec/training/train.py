@@ -16,6 +16,7 @@ import os
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from encoders.adapters import added_tensors
 from encoders.cut import StackedEncoder
@@ -42,9 +44,10 @@ from mmrec.training.checkpoint import (
     save_checkpoint,
     write_folder,
 )
+from mmrec.training.distributed import GatherContents, Ranks, join_ranks
 from mmrec.training.optimiser import make_optimiser, rate_at
 from mmrec.training.start import start_content
-from mmrec.training.step import train_step
+from mmrec.training.step import TrainedModel, train_step
 from mmrec.training.trackers import check_trackers, flatten, open_trackers
 from mmrec.training.unfreeze import set_trained
 from mmrec.training.validate import Validation, validate
@@ -96,15 +99,31 @@ def train(
     torch.use_deterministic_algorithms(config.training.deterministic)
     # no result here reads memory it has not written; filling it costs a tenth of a step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.manual_seed(config.training.seed)
-    _check_run(run, config, resume)
     check_trackers(config.training.trackers)
-    assembly = assemble(config, data_folder)
-    _open_run(run, config)
-    _bind_data(run, assembly)
+    with join_ranks() as ranks:
+        with ranks.in_turn():  # the first fills the caches and opens the run
+            if ranks.is_main:
+                _check_run(run, config, resume)
+            torch.manual_seed(config.training.seed)
+            assembly = assemble(config, data_folder, rank=ranks.rank, world=ranks.world)
+            if ranks.is_main:
+                _open_run(run, config)
+                _bind_data(run, assembly)
+        return _train(assembly, run, ranks, progress=progress, after_look=after_look)
+
+
+def _train(
+    assembly: Assembly,
+    run: Path,
+    ranks: Ranks,
+    *,
+    progress: Callable[[Progress], None] | None,
+    after_look: Callable[[int, float], bool] | None,
+) -> TrainState:
+    """The loop of one rank; the first writes the run."""
+    config, model, settings = assembly.config, assembly.model, assembly.config.training
     checkpoints = run / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
-    model, settings = assembly.model, config.training
     optimiser = make_optimiser(model, config)
     base_rates = [group["lr"] for group in optimiser.param_groups]
     steps_an_epoch = assembly.stream.plan.num_batches(0)
@@ -122,7 +141,8 @@ def train(
     elif bank is not None:
         start_content(assembly)
         bank.copy_(_trained_content(assembly))
-    with closing(_MetricsLog(run, config, state)) as log:
+    trained = wrap(assembly, ranks)
+    with closing(_MetricsLog(run, config, state) if ranks.is_main else _NoLog()) as log:
         while not state.finished:
             set_trained(model, config, state.epoch)
             loader = batch_loader(
@@ -142,13 +162,7 @@ def train(
                 for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
                     group["lr"] = rate * factor
                 output = train_step(
-                    model,
-                    batch.to(assembly.device),
-                    optimiser,
-                    bank,
-                    settings,
-                    modality_dropout=config.model.fusion.modality_dropout,
-                    repeats_forbidden=assembly.repeats_forbidden,
+                    trained, batch.to(assembly.device), optimiser, bank, settings, ranks
                 )
                 budget.spend(model, state.step)
                 state.step, state.batch = state.step + 1, batch.index + 1
@@ -167,7 +181,7 @@ def train(
                             "num_targets": output.num_targets,
                         }
                     )
-                    if progress is not None:
+                    if progress is not None and ranks.is_main:
                         left = state.seconds / state.step * (total_steps - state.step)
                         progress(Progress(state.step, total_steps, state.epoch, loss, left))
                 if state.step >= total_steps:
@@ -175,37 +189,67 @@ def train(
                 if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
                     _save(checkpoints, assembly, optimiser, bank, state, log)
             _finish_epoch(
-                config, assembly, optimiser, bank, state, log, checkpoints, total_steps, after_look
+                assembly, optimiser, bank, state, log, checkpoints, total_steps, after_look, ranks
             )
-    _write_final(run, config, assembly, state)
+    if ranks.is_main:
+        _write_final(run, config, assembly, state)
     return state
 
 
+def wrap(assembly: Assembly, ranks: Ranks) -> nn.Module:
+    """The model with its losses; where several ranks train, with what keeps them one model.
+
+    Parameters that a rank's items do not reach (a tower none of them has a medium for, contents
+    that stand still) are looked for in every step.
+    """
+    trained = TrainedModel(
+        assembly.model,
+        assembly.config.training,
+        modality_dropout=assembly.config.model.fusion.modality_dropout,
+        repeats_forbidden=assembly.repeats_forbidden,
+        gather=GatherContents(ranks) if ranks.world > 1 else None,
+    )
+    if ranks.world == 1:
+        return trained
+    device_ids = [assembly.device.index] if assembly.device.index is not None else None
+    with warnings.catch_warnings():
+        # the newer name of broadcast_buffers is not known to every torch that is allowed
+        warnings.simplefilter("ignore", FutureWarning)
+        # buffers are the same on every rank: they are computed from the items of all
+        return DistributedDataParallel(
+            trained, device_ids=device_ids, find_unused_parameters=True, broadcast_buffers=False
+        )
+
+
 def _finish_epoch(
-    config: Config,
     assembly: Assembly,
     optimiser: torch.optim.Optimizer,
     bank: Tensor | None,
     state: TrainState,
-    log: _MetricsLog,
+    log: _MetricsLog | _NoLog,
     checkpoints: Path,
     total_steps: int,
     after_look: Callable[[int, float], bool] | None,
+    ranks: Ranks,
 ) -> None:
-    """Moves on to the next epoch; looks at validation where it is due; decides on stopping."""
-    settings = config.training
+    """Moves on to the next epoch; looks at validation where it is due; decides on stopping.
+
+    Every rank looks for itself, so that none waits; the first one's figure decides.
+    """
+    settings = assembly.config.training
     state.epoch, state.batch = state.epoch + 1, 0
     ended = state.step >= total_steps or state.epoch >= settings.max_epochs
     if assembly.validation is not None and (ended or state.epoch % settings.evaluate_every == 0):
         looked = validate(assembly, precision=settings.precision)
         if bank is not None and looked.content is not None:
             bank.copy_(looked.content[torch.from_numpy(assembly.item_index_of).to(bank.device)])
-        value = stopping_value(looked, settings.stop_on)
+        value = ranks.of_main(stopping_value(looked, settings.stop_on))
         log.write({"step": state.step, "epoch": state.epoch, "validation": looked.metrics})
         logger.info("epoch %d: %s", state.epoch, looked.line())
         if state.best_value is None or value > state.best_value:
             state.best_value, state.best_step, state.looks_without_gain = value, state.step, 0
-            _write_best(checkpoints, assembly, bank, state)
+            if ranks.is_main:
+                _write_best(checkpoints, assembly, bank, state)
         else:
             state.looks_without_gain += 1
             ended = ended or state.looks_without_gain >= settings.patience
@@ -240,8 +284,10 @@ def _save(
     optimiser: torch.optim.Optimizer,
     bank: Tensor | None,
     state: TrainState,
-    log: _MetricsLog,
+    log: _MetricsLog | _NoLog,
 ) -> None:
+    if isinstance(log, _NoLog):
+        return
     state.metrics_bytes = log.flush()
     save_checkpoint(checkpoints, model=assembly.model, optimiser=optimiser, bank=bank, state=state)
 
@@ -317,6 +363,16 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     if device.type == "cuda":
         peak["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(device)
     return peak
+
+
+class _NoLog:
+    """Of a rank that writes nothing."""
+
+    def write(self, record: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class _MetricsLog:

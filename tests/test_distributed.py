@@ -1,0 +1,201 @@
+"""Two ranks on gloo compute what one computes; a killed rank ends the run, which then resumes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmrec.build import assemble
+from mmrec.config import Config, change, dump_config
+from mmrec.data.batch import share_of
+
+pytest_plugins = ["tiny_run"]
+pytestmark = pytest.mark.usefixtures("restored_torch")
+
+ROOT = Path(__file__).resolve().parent.parent
+STARTED: list[subprocess.Popen[bytes]] = []
+
+
+def configure(blocks: int | str = "all", **settings: Any) -> Config:
+    """Without dropout, whose masks depend on the number of ranks; modalities are dropped."""
+    from tiny_run import tiny_config
+
+    quiet = {
+        "model.history.dropout": 0.0,
+        "model.fusion.dropout": 0.0,
+        "model.fusion.feature_dropout": 0.0,
+        "training.batch_size": 7,
+        "training.fresh_items": 5,
+        "training.log_every": 1,
+    }
+    return change(tiny_config(trainable_blocks=blocks), quiet | settings, "test")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def start(config: Config, data: Path, run: Path, world: int, *options: str) -> list[Any]:
+    """A process a rank, as torchrun starts them."""
+    path = run.parent / f"{run.name}.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    command = [sys.executable, "-m", "mmrec.cli", "train", str(path)]
+    command += ["--data", str(data), "--run", str(run), *options]
+    port, processes = free_port(), []
+    for rank in range(world):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if world > 1:
+            environment |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+        with open(run.parent / f"{run.name}-{rank}.log", "a") as log:
+            processes.append(
+                subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+            )
+    STARTED.extend(processes)
+    return processes
+
+
+@pytest.fixture(autouse=True)
+def nobody_left() -> Iterator[None]:
+    """No process outlives its test, whatever became of it."""
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    STARTED.clear()
+
+
+def finish(processes: list[Any], run: Path) -> None:
+    for rank, process in enumerate(processes):
+        code = process.wait(timeout=300)
+        assert code == 0, (run.parent / f"{run.name}-{rank}.log").read_text()[-2000:]
+
+
+def losses_of(run: Path) -> list[list[float]]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [[each["loss"], each.get("cold_loss", 0.0)] for each in lines if "loss" in each]
+
+
+def final_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / "final" / "model.safetensors")
+
+
+@pytest.mark.parametrize("num", [0, 1, 2, 5, 8])
+def test_shares_are_whole_and_even(num: int) -> None:
+    shares = [share_of(num, rank=rank, world=3) for rank in range(3)]
+    assert [start for start, _ in shares] == [0, shares[0][1], shares[1][1]]
+    assert shares[-1][1] == num
+    sizes = [stop - start for start, stop in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_share_each_batch_and_miss_nothing(world: int, tiny_data: Path) -> None:
+    config = configure(blocks=0)
+    whole = list(assemble(config, tiny_data).stream)
+    parts = [list(assemble(config, tiny_data, rank=r, world=world).stream) for r in range(world)]
+    for index, batch in enumerate(whole):
+        shares = [part[index] for part in parts]
+        pairs = sorted(zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True))
+        found = sorted(
+            pair
+            for each in shares
+            if each.counted.any()
+            for pair in zip(each.inputs.tolist(), each.targets.tolist(), strict=True)
+        )
+        assert found == pairs
+        assert all(each.num_counted == int(batch.counted.sum()) for each in shares)
+        assert all(torch.equal(each.fresh, batch.fresh) for each in shares)
+        assert [each.own for each in shares] == [
+            share_of(len(batch.fresh), rank=rank, world=world) for rank in range(world)
+        ]
+
+
+@pytest.mark.parametrize("blocks", [0, pytest.param(1, marks=pytest.mark.slow), "all"])
+def test_two_ranks_compute_what_one_does(
+    blocks: int | str, tiny_data: Path, tmp_path: Path
+) -> None:
+    # Contents stand still at first: then no rank has an item to encode. With SGD, since AdamW makes
+    # a step of full size of a gradient that is nothing but rounding (of a bias that centring
+    # takes out again).
+    config = configure(
+        blocks,
+        **{
+            "training.freeze_content_epochs": 1,
+            "training.max_epochs": 3,
+            "training.optimiser": "sgd",
+            "training.learning_rate": 0.02,
+        },
+    )
+    one, two = tmp_path / "one", tmp_path / "two"
+    finish(start(config, tiny_data, one, 1), one)
+    finish(start(config, tiny_data, two, 2), two)
+    expected, found = losses_of(one), losses_of(two)
+    assert len(found) == len(expected) >= 15
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    mine, theirs = final_of(one), final_of(two)
+    assert mine.keys() == theirs.keys()
+    moved = assemble(config, tiny_data).model.state_dict()
+    assert not torch.allclose(
+        mine["fusion.out.projection.weight"], moved["fusion.out.projection.weight"]
+    )
+    for name, each in mine.items():
+        torch.testing.assert_close(theirs[name], each, atol=1e-5, rtol=1e-4, msg=name)
+    told = (tmp_path / "two-1.log").read_text()
+    assert "ndcg" not in told.lower() and "trained" not in told  # one rank speaks
+
+
+@pytest.mark.timeout(600)
+def test_killed_rank_ends_the_run_which_resumes_at_two_and_at_one(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    config = configure(
+        **{
+            "training.max_epochs": 6,
+            "training.checkpoint_every": 2,
+            "training.patience": 99,
+            "training.optimiser": "sgd",
+            "training.learning_rate": 0.02,
+        }
+    )
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(start(config, tiny_data, whole, 2), whole)
+    processes = start(config, tiny_data, broken, 2)
+    log = broken / "metrics.jsonl"
+    while not log.exists() or log.read_text().count('"loss"') < 8:
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.005)
+    processes[1].send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    assert processes[0].wait(timeout=90) != 0  # the group waits for 60 s at most
+    assert time.monotonic() - killed < 90
+    assert not (broken / "checkpoints" / "final").exists()
+
+    alone = tmp_path / "alone"
+    subprocess.run(["cp", "-r", str(broken), str(alone)], check=True)
+    finish(start(config, tiny_data, broken, 2, "--resume"), broken)
+    expected, found = final_of(whole), final_of(broken)
+    assert all(torch.equal(found[name], each) for name, each in expected.items())
+    assert losses_of(broken) == losses_of(whole)
+    finish(start(config, tiny_data, alone, 1, "--resume"), alone)
+    assert len(losses_of(alone)) == len(losses_of(whole))
+    np.testing.assert_allclose(losses_of(alone), losses_of(whole), atol=1e-4)
