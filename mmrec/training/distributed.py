@@ -1,6 +1,6 @@
 """Several processes that train one model: who they are, and what they tell each other.
 
-    torchrun --nproc-per-node 2 -m mmrec.cli train …
+    torchrun --nproc-per-node 2 -m -- mmrec.cli train …
 
 Each rank takes its share of the histories and of the fresh items of the same global batch. Outputs
 of the fusion are gathered, with gradients, so that every rank scores its positions against the same
