@@ -42,6 +42,7 @@ from mmrec.errors import CheckpointMismatch, ConfigError, MediaError
 from mmrec.evaluation.protocol import Cases, load_cases, training_popularity
 from mmrec.model import IdPart, Popularity, RecommenderModel
 from mmrec.training.checkpoint import SCHEMA, load_model, read_tensors
+from mmrec.training.take_over import take_over
 from mmrec.training.validate import check_stop_on
 from mmrec.vectors import encode_content
 
@@ -196,7 +197,11 @@ def assemble(
         if _is_in(data, modality)
     }
     torch.manual_seed(config.training.seed)
-    model = make_model(config, parts, counts).to(device)
+    model = make_model(config, parts, counts)
+    if config.training.start_from is not None:  # before the caches: states depend on what is below
+        item_ids = [data.items.item_ids[row] for row in item_index_of]
+        take_over(model, item_ids, config.training.start_from)
+    model = model.to(device)
     source: ModelInputs | None = None
     dtypes: dict[str, str] = {}
     if parts:

@@ -171,6 +171,9 @@ class TrainingConfig(Section):
     """The loop."""
 
     seed: int = Field(0, ge=0)
+    start_from: Path | None = None
+    """A finished run on the same split, whose weights this one starts with, in place of fresh ones:
+    to go on with more blocks, another method or other rates. Both know the same modalities."""
     max_epochs: int = Field(40, ge=1)
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many steps; null: epochs decide."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from mmrec.build import Assembly, LoadedRun, ModelInputs, assemble
 from mmrec.data.batch import media_to
 from mmrec.data.ragged import IntArray
-from mmrec.errors import WeightsError
+from mmrec.errors import CheckpointMismatch, WeightsError
 from mmrec.evaluation.evaluate import Metrics, slice_metrics
 from mmrec.evaluation.protocol import Cases
 from mmrec.evaluation.ranking import VectorScorer, rank_cases
@@ -94,17 +94,17 @@ def untrained(loaded: LoadedRun) -> Assembly | None:
     (`mmrec.model.Popularity`), so the untrained model is not a random one.
 
     Returns:
-        None where pretrained weights are no longer installed: a trained run needs them no more.
+        None where pretrained weights, or the run that this one started from, are no longer there:
+        a trained run needs them no more.
     """
     assert loaded.data is not None
     torch.manual_seed(loaded.config.training.seed)
     try:
         assembly = assemble(loaded.config, loaded.data.path)
-    except WeightsError as error:
+        start_content(assembly)
+    except (WeightsError, CheckpointMismatch) as error:
         logger.warning("the report leaves out the model before training: %s", error)
         return None
-    if assembly.source is not None:
-        start_content(assembly)
     assembly.model.eval()
     return assembly
 

@@ -13,17 +13,21 @@ from mmrec.build import Assembly
 from mmrec.data.ragged import IntArray
 from mmrec.vectors import encode_content
 
+# Items whose contents say how the fusion's last layer starts: enough for any width in use.
 MOST_ITEMS = 16_384
 
 
 def start_content(assembly: Assembly) -> None:
     """Finds the components of modalities that have some, and starts contents apart.
 
-    See `fusion.item.TokenProjection` and `fusion.item.Output`. Items of training alone are read, at
-    most 16,384 of them, chosen by the run's seed.
+    A run that starts from another's weights has both already. See `fusion.item.TokenProjection` and
+    `fusion.item.Output`. Items of training alone are read, at most 16,384 of them, chosen by the
+    run's seed.
     """
+    if assembly.source is None or assembly.config.training.start_from is not None:
+        return
     fusion: Any = assembly.model.fusion
-    assert fusion is not None and assembly.source is not None
+    assert fusion is not None
     random = np.random.default_rng((assembly.config.training.seed, 7))
     size = min(assembly.num_rows, MOST_ITEMS)
     chosen = np.sort(random.choice(assembly.item_index_of, size, replace=False))
