@@ -19,7 +19,7 @@ STAMP := $(VENV)/.mmrec-$(shell cat pyproject.toml constraints.txt | cksum | cut
 # Whatever clone an environment was installed from, the code of this one is used.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: install demo test check bench bench-peers bench-speed ablation sparsity format
+.PHONY: install demo test check bench bench-peers bench-speed ablation cut sparsity format
 
 install: $(STAMP)
 
@@ -53,6 +53,9 @@ bench-speed: install
 
 ablation: install
 	$(BIN)/python -m benchmarks.ablation.run $(if $(PLAN),--plan "$(PLAN)") --data "$(DATA)" $(ARGS)
+
+cut: install
+	$(BIN)/python -m benchmarks.cut.run --data "$(DATA)" $(ARGS)
 
 sparsity: install
 	$(BIN)/python -m benchmarks.sparsity.run $(ARGS)

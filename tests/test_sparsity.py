@@ -115,7 +115,7 @@ def test_what_is_done_is_not_done_again(
             write_ranks(data, tmp_path, 0.5, "hybrid", 1.0)
         return SimpleNamespace(reason=None)
 
-    monkeypatch.setattr(sparsity, "run_process", run_process)
+    monkeypatch.setattr("benchmarks.runs.run_process", run_process)
     given = SimpleNamespace(out=tmp_path, threads=1)
     for _ in range(2):
         assert run_one(0.5, "hybrid", given, data) is None  # type: ignore[arg-type]

@@ -17,8 +17,6 @@ with a test of whether fusion improves on the best modality alone.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import shutil
 import sys
 import time
@@ -29,7 +27,7 @@ from pathlib import Path
 from benchmarks.ablation.plan import COMPLETE, DEFAULT_PLAN, ROOT, Part, Plan, load_plan
 from benchmarks.ablation.stamps import write_source
 from benchmarks.ablation.table import item_groups, run_folder, write_results
-from benchmarks.peers.process import child_environment, run_process
+from benchmarks.runs import install_weights, is_begun, run_commands, train_command
 from data_prep.prepare import prepare
 from data_prep.shards import PreparedData
 from mmrec.config import load_config
@@ -56,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flush=True,
     )
     for name in plan.weights:
-        _install(name)
+        install_weights(name)
     data = PreparedData.open(prepared)
     groups = item_groups(data, load_config(ROOT / plan.config).data.split)
     broken, written_s = [], time.monotonic()
@@ -105,13 +103,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return given
 
 
-def _install(name: str) -> None:
-    from mmrec.weights import folder_of, install
-
-    if folder_of(name) is None:
-        install(name)
-
-
 def run_one(
     plan: Plan, part: Part, seed: int, given: argparse.Namespace, prepared: Path, data_hash: str
 ) -> str | None:
@@ -119,35 +110,18 @@ def run_one(
     folder = run_folder(given.out, part, seed)
     settings = plan.settings_of(part, seed)
     config = ROOT / plan.config
-    key = hashlib.sha256(
-        json.dumps([config.read_text(encoding="utf-8"), settings, data_hash]).encode()
-    ).hexdigest()[:16]
-    kept = folder / "key.txt"
-    if kept.is_file() and kept.read_text(encoding="utf-8") == key:
-        if (folder / "run" / "ranks-validation.parquet").is_file():
-            return None
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        kept.write_text(key, encoding="utf-8")
-    changes = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
     run = folder / "run"
+    if is_begun(folder, [config.read_text(encoding="utf-8"), settings, data_hash]):
+        if (run / "ranks-validation.parquet").is_file():
+            return None
     commands = {
-        "train": ["train", str(config), *changes, "--data", str(prepared), "--run", str(run)],
+        "train": train_command(config, settings, prepared, run),
         "evaluate": ["evaluate", str(run), "--split", "validation"],
     }
-    commands["train"] += ["--resume"] if run.is_dir() else []
-    for name, command in commands.items():
-        ended = run_process(
-            [sys.executable, "-m", "mmrec.cli", *command],
-            log=folder / f"{name}.log",
-            limit_s=3600 * HOURS_A_RUN,
-            environment=child_environment(threads=given.threads, ours=True, root=ROOT),
-        )
-        if ended.reason is not None:
-            return f"{name} broken: {ended.reason} (log: {folder})"
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)  # the ranks say all we need
-    return None
+    broken = run_commands(folder, commands, limit_s=3600 * HOURS_A_RUN, threads=given.threads)
+    if broken is None:
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)  # the ranks say all we need
+    return broken
 
 
 if __name__ == "__main__":

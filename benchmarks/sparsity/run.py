@@ -14,7 +14,6 @@ A command that was interrupted goes on where it was. All figures are of simulate
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -30,7 +29,7 @@ import scipy.sparse as sparse
 import torch
 from scipy.sparse.linalg import svds
 
-from benchmarks.peers.process import child_environment, run_process
+from benchmarks.runs import install_weights, is_begun, run_commands, train_command
 from data_prep.prepare import prepare
 from data_prep.shards import PreparedData, Split
 from data_prep.simulate import simulate
@@ -83,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     no_cold = ["split.cold_validation=0", "split.cold_test=0"]
     print(prepare(catalogue, source, prepared, overrides=no_cold).line(), flush=True)
     for encoder in PRETRAINED.values():
-        _install(str(encoder["weights"]))
+        install_weights(str(encoder["weights"]))
     data = PreparedData.open(prepared)
     broken = []
     for share in given.shares:
@@ -121,13 +120,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return given
 
 
-def _install(name: str) -> None:
-    from mmrec.weights import folder_of, install
-
-    if folder_of(name) is None:
-        install(name)
-
-
 def settings_of(share: float, name: str) -> dict[str, Any]:
     """What `mmrec train` is told to change."""
     return {**SETTINGS, **MODELS[name], "data.event_share": share}
@@ -142,44 +134,23 @@ def run_one(share: float, name: str, given: argparse.Namespace, data: PreparedDa
     """Trains and ranks one run unless that is done; None, or why it is broken."""
     folder, settings = folder_of_run(given.out, share, name), settings_of(share, name)
     run = folder / "run"
-    if _is_begun(folder, [CONFIG.read_text(encoding="utf-8"), settings, data.data_hash]):
+    if is_begun(folder, [CONFIG.read_text(encoding="utf-8"), settings, data.data_hash]):
         if (run / "ranks-test.parquet").is_file():
             return None
-    changes = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     commands = {
-        "train": ["train", str(CONFIG), *changes, "--data", str(data.path), "--run", str(run)],
+        "train": train_command(CONFIG, settings, data.path, run),
         "evaluate": ["evaluate", str(run)],
     }
-    commands["train"] += ["--resume"] if run.is_dir() else []
-    for step, command in commands.items():
-        ended = run_process(
-            [sys.executable, "-m", "mmrec.cli", *command],
-            log=folder / f"{step}.log",
-            limit_s=60 * MINUTES_A_RUN,
-            environment=child_environment(threads=given.threads, ours=True, root=ROOT),
-        )
-        if ended.reason is not None:
-            return f"{step} broken: {ended.reason} (log: {folder})"
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)  # the ranks say all we need
-    return None
-
-
-def _is_begun(folder: Path, origin: Sequence[Any]) -> bool:
-    """Whether the folder holds something made of the same; it is emptied where it does not."""
-    key = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16]
-    kept = folder / "key.txt"
-    if kept.is_file() and kept.read_text(encoding="utf-8") == key:
-        return True
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    kept.write_text(key, encoding="utf-8")
-    return False
+    broken = run_commands(folder, commands, limit_s=60 * MINUTES_A_RUN, threads=given.threads)
+    if broken is None:
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)  # the ranks say all we need
+    return broken
 
 
 def factorise(data: PreparedData, share: float, out: Path) -> None:
     """Ranks the test targets by matrix factorisation, with as many factors as validation likes."""
     folder = folder_of_run(out, share, FACTORS)
-    if _is_begun(folder, [NUM_FACTORS, data.data_hash]) and _ranks_file(folder).is_file():
+    if is_begun(folder, [NUM_FACTORS, data.data_hash]) and _ranks_file(folder).is_file():
         return
     split = open_split(data, None, share)
     popularity = training_popularity(split)
