@@ -228,6 +228,8 @@ def assemble(
         targets=target_rule(data),
         seed=config.training.seed,
         freeze_epochs=config.training.freeze_content_epochs,
+        candidates=config.training.candidates,
+        counts=popularity[item_index_of],
         rank=rank,
         world=world,
     )

@@ -181,6 +181,11 @@ class TrainingConfig(Section):
     """Histories a step, over all ranks."""
     fresh_items: int | None = Field(512, ge=1)
     """M: items encoded with gradient each step; null: all."""
+    candidates: int | None = Field(None, ge=64)
+    """Items drawn uniformly, beside the batch's targets and fresh items, that the loss compares;
+    the log of their probability is taken from the logits. null: every item of training, which is
+    exact and worth its cost up to about a million. A batch's targets alone are no choice here: that
+    pushes down what is popular, and corrected it still learns little of the rest."""
     cold_weight: float = Field(0.25, ge=0)
     """Weight of the second loss, in which the fresh items are scored as if never met, by content
     alone; it trains what new items are scored by. 0: no such loss."""

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from data_prep.shards import History
 from encoders.tokens import Tokens
-from mmrec.data.batch import Batch, BatchStream, ModalityInput, TargetRule, batch_loader, draw_fresh
+from mmrec.data.batch import (
+    Batch,
+    BatchStream,
+    ModalityInput,
+    TargetRule,
+    batch_loader,
+    draw_candidates,
+    draw_fresh,
+)
 from mmrec.data.histories import EpochPlan, IntArray
 from mmrec.training.step import scale_gradient
 
@@ -244,3 +252,22 @@ def test_target_rule(rule: TargetRule, wanted: list[bool]) -> None:
 
 def test_target_rule_without_columns() -> None:
     assert TargetRule(frozenset({1}), 3.0).allowed(None, None, 2, 5).tolist() == [True] * 3
+
+
+def test_candidates_are_drawn_as_often_as_is_said() -> None:
+    random = np.random.default_rng(0)
+    counts = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512] * 4)
+    shares = counts / counts.sum()
+    fresh_size, positions, draws = 5, 12, 4000
+    seen, said = np.zeros(len(counts)), np.zeros(len(counts))
+    for _ in range(draws):
+        targets = random.choice(len(counts), positions, p=shares)
+        fresh = np.sort(random.choice(len(counts), fresh_size, replace=False))
+        rows, log_inclusion = draw_candidates(targets, fresh, counts, size=6, random=random)
+        assert np.array_equal(rows, np.unique(rows)) and np.isin(targets, rows).all()
+        assert np.isin(fresh, rows).all()
+        seen[rows] += 1 / draws
+        said[rows] = np.exp(log_inclusion)
+    np.testing.assert_allclose(seen, said, atol=0.03)
+    rows, log_inclusion = draw_candidates(targets, fresh, counts, size=40, random=random)
+    assert np.array_equal(rows, np.arange(40)) and not log_inclusion.any()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmrec.training.losses import ExcludedPairs, catalogue_softmax, met_before
+from mmrec.training.losses import ExcludedPairs, catalogue_softmax, met_before, sampled_softmax
 
 P, N, D = 150, 37, 8
 CHUNKS = pytest.mark.parametrize("chunk_elements", [1, 130 * N, 10**6], ids=["64", "128", "all"])
@@ -173,3 +173,83 @@ def test_pairs_of_a_chunk() -> None:
     pairs = ExcludedPairs(torch.tensor([0, 2, 2, 3]), torch.tensor([1, 0, 4, 2]), num_rows=5)
     assert pairs.within(2, 4, 5).tolist() == [0, 4, 7]
     assert pairs.within(4, 5, 5).tolist() == []
+
+
+# a sample of the items
+
+
+@SMOOTHING
+def test_with_every_item_drawn_it_is_the_whole_softmax(smoothing: float) -> None:
+    inputs = make_inputs()
+    users, items, bias, targets = inputs
+    excluded = make_excluded()
+    whole = catalogue_softmax(
+        users, items, bias, targets, excluded=excluded, label_smoothing=smoothing
+    )
+    drawn = sampled_softmax(
+        users, items, bias, targets, candidates=torch.arange(N), log_inclusion=torch.zeros(N),
+        excluded=excluded, label_smoothing=smoothing,
+    )  # fmt: skip
+    assert torch.equal(whole, drawn)
+    for one, other in zip(gradients(whole, inputs[:3]), gradients(drawn, inputs[:3]), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_sample_equals_cross_entropy_over_it() -> None:
+    users, items, bias, targets = make_inputs()
+    targets = targets % 15
+    candidates = torch.unique(torch.cat([targets, torch.arange(0, N, 3)]))
+    assert len(candidates) < N
+    log_inclusion = torch.linspace(-3, 0, len(candidates))
+    excluded = make_excluded()
+    logits = users @ items[candidates].T + bias[candidates] - log_inclusion
+    places = {int(row): place for place, row in enumerate(candidates)}
+    wanted = torch.tensor([places[int(target)] for target in targets])
+    for row, item in zip(excluded.rows.tolist(), excluded.items.tolist(), strict=True):
+        if item in places and item != int(targets[row]):
+            logits[row, places[item]] = -math.inf
+    loss = sampled_softmax(
+        users, items, bias, targets,
+        candidates=candidates, log_inclusion=log_inclusion, excluded=excluded,
+    )  # fmt: skip
+    torch.testing.assert_close(loss, F.cross_entropy(logits, wanted), atol=1e-5, rtol=1e-5)
+
+
+def learnt_scores(*, corrected: bool, steps: int = 3000) -> tuple[Tensor, Tensor]:
+    """What a bias learns of items that are liked alike and drawn unlike; and how often each is.
+
+    Every position's target is drawn uniformly; as a candidate an item is drawn with a chance of its
+    own, beside the targets of the step.
+    """
+    random = torch.Generator().manual_seed(0)
+    num_items, positions = 24, 8
+    exposure = torch.linspace(0.02, 0.9, num_items)
+    chance_as_target = 1 - (1 - 1 / num_items) ** positions
+    inclusion = 1 - (1 - exposure) * (1 - chance_as_target)
+    users, items = torch.ones(positions, 1), torch.zeros(num_items, 1)
+    bias = torch.zeros(num_items, requires_grad=True)
+    average = torch.zeros(num_items)
+    for step in range(steps):
+        targets = torch.randint(num_items, (positions,), generator=random)
+        drawn = torch.rand(num_items, generator=random) < exposure
+        drawn[targets] = True
+        rows = drawn.nonzero().squeeze(1)
+        log_inclusion = inclusion[rows].log() if corrected else torch.zeros(len(rows))
+        loss = sampled_softmax(
+            users, items, bias, targets, candidates=rows, log_inclusion=log_inclusion
+        )
+        (gradient,) = torch.autograd.grad(loss, [bias])
+        with torch.no_grad():
+            bias -= 0.2 * gradient
+        if step >= steps // 2:
+            average += bias.detach() / (steps - steps // 2)
+    return average - average.mean(), inclusion
+
+
+def test_the_correction_removes_the_tilt_of_what_is_drawn_often() -> None:
+    tilted, inclusion = learnt_scores(corrected=False)
+    level, _ = learnt_scores(corrected=True)
+    # without it an item that is drawn often is pushed down by the log of how often
+    slope = torch.corrcoef(torch.stack([tilted, inclusion.log()]))[0, 1]
+    assert float(slope) < -0.9 and float(tilted.max() - tilted.min()) > 0.7
+    assert float(level.std()) < 0.25 * float(tilted.std())

@@ -575,3 +575,9 @@ def test_process_killed_three_times_equals_the_unbroken(
         options = ["--resume"]
     assert start(path, tiny_data, broken, *options).wait() == 0
     assert_same_run(whole, broken)
+
+
+def test_a_sampled_loss_with_every_item_is_the_whole_one(tiny_data: Path, tmp_path: Path) -> None:
+    train(configure(max_steps=4), tiny_data, tmp_path / "whole")
+    train(configure(max_steps=4, candidates=64), tiny_data, tmp_path / "drawn")  # 13 items
+    assert losses_of(tmp_path / "drawn") == losses_of(tmp_path / "whole")

@@ -45,6 +45,8 @@ class Batch:
     fresh: (M,) int64 rows of the items encoded with gradient.
     inverse_probability: (M,) float, 1 / pi of each fresh item.
     media: modality -> states or raw inputs of this rank's fresh items.
+    candidates: rows of the items that the loss compares; None: all N.
+    log_inclusion: log of the probability that each is one.
     own: range of `fresh` that this rank encodes.
     num_counted: positions that count, over all ranks.
     rank: of the process it was made for.
@@ -64,6 +66,8 @@ class Batch:
     num_counted: int
     rank: int = 0
     world: int = 1
+    candidates: Tensor | None = None
+    log_inclusion: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -76,6 +80,8 @@ class Batch:
             fresh=self.fresh.to(device),
             inverse_probability=self.inverse_probability.to(device),
             media=media_to(self.media, device),
+            candidates=None if self.candidates is None else self.candidates.to(device),
+            log_inclusion=None if self.log_inclusion is None else self.log_inclusion.to(device),
         )
 
 
@@ -124,6 +130,40 @@ def draw_fresh(
     return fresh, (1 / probability).astype(np.float32)
 
 
+def draw_candidates(
+    targets: IntArray,
+    fresh: IntArray,
+    counts: IntArray,
+    *,
+    size: int,
+    random: np.random.Generator,
+) -> tuple[IntArray, npt.NDArray[np.float32]]:
+    """Chooses the items that the loss compares: a uniform sample, the batch's targets, fresh items.
+
+    The probability of being one is that of at least one of three draws: pi = 1 - (1 - a)(1 - b)
+    (1 - c) with a = size / N, b = 1 - (1 - share of all events)^P of being one of P targets, and
+    c the share of the items that are fresh. Fresh items lean towards targets, which b covers.
+
+    Args:
+        targets: (P,) rows of the batch's targets.
+        fresh: rows of the items encoded with gradient.
+        counts: (N,) training events of each item.
+        size: of the uniform sample; N or more means every item, with pi = 1.
+        random: drawn from (seed, epoch, batch).
+
+    Returns:
+        Ascending rows, and log pi of each.
+    """
+    num_items = counts.shape[0]
+    if size >= num_items:
+        return np.arange(num_items), np.zeros(num_items, np.float32)
+    uniform = random.choice(num_items, size, replace=False)
+    rows = np.unique(np.concatenate([uniform, targets, fresh]))
+    share = counts[rows] / max(int(counts.sum()), 1)
+    missed = (1 - size / num_items) * (1 - share) ** len(targets) * (1 - len(fresh) / num_items)
+    return rows, np.log1p(-missed).astype(np.float32)
+
+
 class BatchStream(IterableDataset[Batch]):
     """The batches of an epoch from a given one on; shared evenly by the loader's workers.
 
@@ -137,6 +177,9 @@ class BatchStream(IterableDataset[Batch]):
         targets: which events may be targets.
         seed: of the run.
         freeze_epochs: epochs at the start in which no item is encoded.
+        candidates: items drawn for the loss; None: all.
+        counts: (N,) training events of each item, for the probability of being drawn; needed with
+            `candidates`.
         rank: of this process; the global batches are the same for any number of them.
         world: number of processes.
     """
@@ -153,9 +196,12 @@ class BatchStream(IterableDataset[Batch]):
         targets: TargetRule,
         seed: int,
         freeze_epochs: int = 0,
+        candidates: int | None = None,
+        counts: IntArray | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        self.candidates, self.counts = candidates, counts
         self.freeze_epochs = freeze_epochs
         self.rank, self.world = rank, world
         self.plan, self.histories = plan, histories
@@ -204,6 +250,16 @@ class BatchStream(IterableDataset[Batch]):
             own = share_of(fresh.shape[0], rank=self.rank, world=self.world)
             encoded = fresh[own[0] : own[1]] if own[1] > own[0] else fresh[:1]
             media = self.items.collate(self.item_index_of[encoded])
+        compared, log_inclusion = None, None
+        if self.candidates is not None:
+            assert self.counts is not None
+            compared, log_inclusion = draw_candidates(
+                targets,
+                fresh,
+                self.counts,
+                size=self.candidates,
+                random=np.random.default_rng((self.seed, self.epoch, 7, index)),
+            )
         lengths = np.array([each.shape[0] - 1 for each in rows], np.int64)
         return Batch(
             epoch=self.epoch,
@@ -219,6 +275,8 @@ class BatchStream(IterableDataset[Batch]):
             num_counted=num_counted,
             rank=self.rank,
             world=self.world,
+            candidates=None if compared is None else torch.from_numpy(compared),
+            log_inclusion=None if log_inclusion is None else torch.from_numpy(log_inclusion),
         )
 
 

@@ -111,6 +111,57 @@ def catalogue_softmax(
     return loss
 
 
+def sampled_softmax(
+    users: Tensor,
+    items: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    *,
+    candidates: Tensor,
+    log_inclusion: Tensor,
+    excluded: ExcludedPairs | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """`catalogue_softmax` over a sample of the items, with the log of pi taken from their logits.
+
+        z_pn = <users_p, items_n> + bias_n - log pi_n,   n among the candidates
+
+    An item that is a candidate in a share pi_n of the steps then weighs in the sum of exponentials,
+    on average, what it weighs among all N; without that, items that are drawn often are pushed
+    down. With every item a candidate, and pi = 1, it is `catalogue_softmax`. No target is a
+    candidate twice, and the pairs excluded are no candidates here either.
+    Source: Bengio and Senecal 2008; Yi et al. 2019 (logQ correction).
+
+    Args:
+        users: (P, D), already divided by the temperature.
+        items: (N, D).
+        bias: (N,) fp32.
+        targets: (P,) int64 rows of items, all among the candidates.
+        candidates: (C,) int64 ascending rows of items, none twice.
+        log_inclusion: (C,) log pi of each.
+        excluded: pairs that are no candidates.
+        label_smoothing: s in [0, 1), over the candidates.
+
+    Returns:
+        Scalar, with gradients for users, items and bias.
+    """
+    place = torch.full((items.shape[0],), -1, dtype=torch.int64, device=items.device)
+    place[candidates] = torch.arange(candidates.shape[0], device=items.device)
+    left = None
+    if excluded is not None:
+        places = place[excluded.items]
+        kept = places >= 0
+        left = ExcludedPairs(excluded.rows[kept], places[kept], num_rows=users.shape[0])
+    return catalogue_softmax(
+        users,
+        items.index_select(0, candidates),
+        bias.index_select(0, candidates) - log_inclusion,
+        place[targets],
+        excluded=left,
+        label_smoothing=label_smoothing,
+    )
+
+
 class _ChunkedSoftmax(torch.autograd.Function):
     """Gradients are formed in the forward, chunk by chunk, and scaled in the backward."""
 

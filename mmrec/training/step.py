@@ -24,7 +24,7 @@ from mmrec.errors import NonFiniteLoss
 from mmrec.model import RecommenderModel
 from mmrec.training import budget
 from mmrec.training.distributed import ALONE, GatherContents, Ranks
-from mmrec.training.losses import catalogue_softmax, met_before
+from mmrec.training.losses import catalogue_softmax, met_before, sampled_softmax
 
 
 @dataclass(frozen=True)
@@ -163,12 +163,12 @@ def compute_losses(
 ) -> Losses:
     """Losses of a batch with gradients for every trainable parameter.
 
-    Both score every position against all R items. In the first, items are as they are in use. In
-    the second the fresh ones are what an item without events is: content alone, without
-    popularity; and what makes content hold for items not trained on, dropout and modalities left
-    out, acts there and nowhere else. Users and id parts of warm items thus learn on embeddings
-    without noise: with a share of all items treated as never met in one loss for both, warm
-    NDCG@10 was a tenth lower (see docs/log.md).
+    Both score every position against all R items, or against the batch's candidates. In the first,
+    items are as they are in use. In the second the fresh ones are what an item without events is:
+    content alone, without popularity; and what makes content hold for items not trained on, dropout
+    and modalities left out, acts there and nowhere else. Users and id parts of warm items thus
+    learn on embeddings without noise: with a share of all items treated as never met in one loss
+    for both, warm NDCG@10 was a tenth lower (see docs/log.md).
 
     Args:
         model: in training mode.
@@ -200,6 +200,18 @@ def compute_losses(
     queries = states / model.temperature
 
     def softmax(table: Tensor, bias: Tensor) -> Tensor:
+        if batch.candidates is not None:
+            assert batch.log_inclusion is not None
+            return sampled_softmax(
+                queries,
+                table,
+                bias,
+                targets,
+                candidates=batch.candidates,
+                log_inclusion=batch.log_inclusion,
+                excluded=excluded,
+                label_smoothing=config.label_smoothing,
+            )
         return catalogue_softmax(
             queries,
             table,
