@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -28,15 +28,13 @@ from mmrec.terminal import (
     perturbation_rows,
     plain,
     print_fault,
+    print_forecast,
     print_json,
+    print_rates,
     print_table,
     progress_bar,
     seed_rows,
-    spoken_seconds,
 )
-
-if TYPE_CHECKING:
-    from mmrec.training.dry_run import Forecast
 
 app = typer.Typer(
     name="mmrec",
@@ -222,6 +220,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what the run would cost, and write nothing.")
     ] = False,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Try growing learning rates, and train nothing.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train the encoders above the cut, the fusion and the user model together.
@@ -235,10 +236,25 @@ def train(
     if dry_run:
         from mmrec.training.dry_run import forecast
 
-        _print_forecast(forecast(settings, data), as_json=as_json)
+        found = forecast(settings, data)
+        if as_json:
+            print_json(asdict(found))
+        else:
+            print_forecast(found)
+        return
+    if find_lr:
+        from mmrec.training.find_rate import find_rate, steepest
+
+        points = find_rate(settings, data)
+        if as_json:
+            print_json({"steepest": steepest(points), "points": [asdict(each) for each in points]})
+        else:
+            print_rates(points, steepest(points))
         return
     if as_json:
-        raise UserError("--json belongs to --dry-run here; a run writes RUN/metrics.jsonl")
+        raise UserError(
+            "--json belongs to --dry-run and --find-lr here; a run writes RUN/metrics.jsonl"
+        )
     from mmrec.training.distributed import is_main_process
     from mmrec.training.train import train as train_model
 
@@ -264,40 +280,6 @@ def train(
         print_table(metric_rows(summary))
         typer.echo(gap_line(summary))
     typer.echo(f"trained {run}; next: mmrec evaluate {run}")
-
-
-def _print_forecast(found: Forecast, *, as_json: bool) -> None:
-    """Three tables: parameters, caches, time and memory."""
-    if as_json:
-        print_json(asdict(found))
-        return
-    print_table(
-        [
-            {"part": name, "trainable": counts["trainable"], "frozen": counts["frozen"]}
-            for name, counts in found.parameters.items()
-        ]
-    )
-    print_table(
-        [
-            {
-                "cache": name,
-                "states": f"{each.tokens} x {each.width}",
-                "an item": f"{each.bytes_an_item / 1e3:.1f} kB",
-                "all items": f"{each.size_bytes / 1e6:.1f} MB",
-                "to fill": spoken_seconds(each.fill_seconds),
-            }
-            for name, each in found.caches.items()
-        ]
-    )
-    steps = f"{found.steps} steps, {found.steps_an_epoch} an epoch"
-    typer.echo(f"a step takes {found.step_seconds:.3f} s, of reading its batch too; {steps}")
-    if found.frozen_step_seconds is not None:
-        typer.echo(f"while contents stand still: {found.frozen_step_seconds:.3f} s")
-    typer.echo(
-        f"memory: {found.held_bytes / 2**30:.2f} GiB held, {found.peak_bytes / 2**30:.2f} GiB at "
-        f"most in the steps tried, of {found.available_bytes / 2**30:.1f} GiB"
-    )
-    typer.echo(f"in all {spoken_seconds(found.total_seconds)}, looks at validation on top")
 
 
 @app.command()

@@ -12,7 +12,11 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from mmrec.training.dry_run import Forecast
+    from mmrec.training.find_rate import RatePoint
 
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -63,6 +67,59 @@ def spoken_seconds(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def print_forecast(found: Forecast) -> None:
+    """What a run would cost: parameters, caches, time and memory."""
+    print_table(
+        [
+            {"part": name, "trainable": counts["trainable"], "frozen": counts["frozen"]}
+            for name, counts in found.parameters.items()
+        ]
+    )
+    print_table(
+        [
+            {
+                "cache": name,
+                "states": f"{each.tokens} x {each.width}",
+                "an item": f"{each.bytes_an_item / 1e3:.1f} kB",
+                "all items": f"{each.size_bytes / 1e6:.1f} MB",
+                "to fill": spoken_seconds(each.fill_seconds),
+            }
+            for name, each in found.caches.items()
+        ]
+    )
+    steps = f"{found.steps} steps, {found.steps_an_epoch} an epoch"
+    print(f"a step takes {found.step_seconds:.3f} s, of reading its batch too; {steps}")
+    if found.frozen_step_seconds is not None:
+        print(f"while contents stand still: {found.frozen_step_seconds:.3f} s")
+    print(
+        f"memory: {found.held_bytes / 2**30:.2f} GiB held, {found.peak_bytes / 2**30:.2f} GiB at "
+        f"most in the steps tried, of {found.available_bytes / 2**30:.1f} GiB"
+    )
+    print(f"in all {spoken_seconds(found.total_seconds)}, looks at validation on top")
+
+
+def print_rates(points: Sequence[RatePoint], steepest: float | None) -> None:
+    """A range test of the learning rate: about twenty of its steps, and what it says."""
+    every = max(1, len(points) // 20)
+    print_table(
+        [
+            {
+                "learning_rate": f"{each.rate:.2e}",
+                "loss": f"{each.loss:.4f}",
+                "running": f"{each.smoothed:.4f}",
+            }
+            for each in points[::every]
+        ]
+    )
+    if steepest is None:
+        print("the loss never falls: try a lower rate by hand, or look at the data")
+        return
+    print(
+        f"it falls fastest at training.learning_rate={steepest:.1e}, and had its least at "
+        f"{min(points, key=lambda each: each.smoothed).rate:.1e}"
+    )
 
 
 def metric_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
