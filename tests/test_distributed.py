@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data_prep.shards import PreparedData
 from mmrec.build import assemble
 from mmrec.config import Config, change, dump_config
-from mmrec.data.batch import share_of
+from mmrec.data.batch import batch_loader, share_of
 
 pytest_plugins = ["tiny_run"]
 pytestmark = pytest.mark.usefixtures("restored_torch")
@@ -128,6 +130,37 @@ def test_ranks_share_each_batch_and_miss_nothing(world: int, tiny_data: Path) ->
         assert [each.own for each in shares] == [
             share_of(len(batch.fresh), rank=rank, world=world) for rank in range(world)
         ]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_each_sample_comes_once_an_epoch(world: int, num_workers: int, tiny_data: Path) -> None:
+    """At any number of ranks and workers, in another order each epoch, the same each time."""
+    config = configure(blocks=0)
+
+    def histories(epoch: int) -> list[tuple[int, ...]]:
+        found = []
+        for rank in range(world):
+            stream = assemble(config, tiny_data, rank=rank, world=world).stream
+            for batch in batch_loader(stream, epoch=epoch, first_batch=0, num_workers=num_workers):
+                if batch.counted.any():
+                    for start, stop in pairwise(batch.offsets.tolist()):
+                        last = int(batch.targets[stop - 1])
+                        found.append((*batch.inputs[start:stop].tolist(), last))
+        return found
+
+    data = PreparedData.open(tiny_data)
+    split = data.split(data.splits[0])
+    assembly = assemble(config, tiny_data)
+    row_of = {int(item): row for row, item in enumerate(assembly.item_index_of)}
+    wanted = sorted(
+        tuple(row_of[int(item)] for item in split.train.read(row).item_index)
+        for row in range(len(split.train))
+        if len(split.train.read(row).item_index) > 1
+    )
+    first, second = histories(0), histories(1)
+    assert sorted(first) == sorted(second) == wanted
+    assert first != second and first == histories(0)
 
 
 @pytest.mark.parametrize("blocks", [0, pytest.param(1, marks=pytest.mark.slow), "all"])
