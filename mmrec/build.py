@@ -331,6 +331,7 @@ def make_model(
         temperature=settings.temperature,
         min_temperature=settings.min_temperature,
         popularity_share=config.evaluation.popularity_share,
+        aligned=config.training.alignment_weight > 0 and len(parts) > 1,
     )
 
 

@@ -189,6 +189,9 @@ class TrainingConfig(Section):
     cold_weight: float = Field(0.25, ge=0)
     """Weight of the second loss, in which the fresh items are scored as if never met, by content
     alone; it trains what new items are scored by. 0: no such loss."""
+    alignment_weight: float = Field(0.0, ge=0)
+    """Weight of a third loss (InfoNCE), which draws together what the media of an item say one by
+    one, and apart from other items' media: for search by one medium, and items that have one."""
     content_gradient: float = Field(1.0, ge=0, le=1)
     """Share of the first loss's gradient that reaches contents. Encoders that still have to learn
     what to look at learn the items of training by heart with all of it; cached ones do not."""

@@ -117,6 +117,7 @@ class RecommenderModel(nn.Module):
         temperature: tau at the start.
         min_temperature: its floor.
         popularity_share: share of the popularity term in use; training always has all of it.
+        aligned: modalities are drawn together, at a learned temperature that starts at .07.
     """
 
     counts: Tensor
@@ -135,6 +136,7 @@ class RecommenderModel(nn.Module):
         temperature: float,
         min_temperature: float,
         popularity_share: float = 1.0,
+        aligned: bool = False,
     ) -> None:
         super().__init__()
         # a module's name may hold no dot (`vector.clip`)
@@ -146,6 +148,9 @@ class RecommenderModel(nn.Module):
         self.history = history
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
         self.min_temperature = min_temperature
+        self.log_alignment_temperature = (
+            nn.Parameter(torch.tensor(math.log(0.07))) if aligned else None
+        )
         # a dial in use, not of the checkpoint: one run can be asked with several
         self.popularity_share = popularity_share
         self.register_buffer("counts", counts.float())

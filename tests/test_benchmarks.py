@@ -33,6 +33,12 @@ FIGURES = {
         "cost_index_size": False,
     },
     "epoch": {"epoch_time_to_plain": False, "epoch_time": False, "epoch_time_plain": False},
+    "joint": {
+        "joint_step_over_bare": True,
+        "joint_cut_1_speed": True,
+        "joint_cut_0_speed": True,
+        "joint_history_200_over_50": True,
+    },
     "loss": {
         "loss_time_to_plain": True,
         "loss_time": False,
@@ -65,6 +71,7 @@ KEYS = set("name value unit bar ok values small config skipped machine".split())
         "loss",
         "ranking",
         "epoch",
+        pytest.param("joint", marks=pytest.mark.slow),
         pytest.param("prepare", marks=pytest.mark.slow),
     ],
 )

@@ -174,6 +174,7 @@ def test_two_ranks_compute_what_one_does(
         blocks,
         **{
             "training.freeze_content_epochs": 1,
+            "training.alignment_weight": 0.5,
             "training.max_epochs": 3,
             "training.optimiser": "sgd",
             "training.learning_rate": 0.02,

@@ -10,7 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmrec.training.losses import ExcludedPairs, catalogue_softmax, met_before, sampled_softmax
+from mmrec.training.losses import (
+    ExcludedPairs,
+    alignment_loss,
+    catalogue_softmax,
+    met_before,
+    sampled_softmax,
+)
 
 P, N, D = 150, 37, 8
 CHUNKS = pytest.mark.parametrize("chunk_elements", [1, 130 * N, 10**6], ids=["64", "128", "all"])
@@ -253,3 +259,38 @@ def test_the_correction_removes_the_tilt_of_what_is_drawn_often() -> None:
     slope = torch.corrcoef(torch.stack([tilted, inclusion.log()]))[0, 1]
     assert float(slope) < -0.9 and float(tilted.max() - tilted.min()) > 0.7
     assert float(level.std()) < 0.25 * float(tilted.std())
+
+
+# media of one item drawn together
+
+
+def test_alignment_equals_a_slow_loop() -> None:
+    random = torch.Generator().manual_seed(0)
+    contents = {
+        name: F.normalize(torch.randn(9, 5, generator=random), dim=1).mul(3).requires_grad_()
+        for name in ("text", "image", "audio")
+    }
+    present = {
+        "text": torch.tensor([1, 1, 1, 1, 1, 0, 1, 1, 1], dtype=torch.bool),
+        "image": torch.tensor([1, 0, 1, 1, 1, 1, 1, 0, 1], dtype=torch.bool),
+        "audio": torch.tensor([0, 0, 0, 0, 0, 0, 0, 0, 1], dtype=torch.bool),
+    }
+    total = []
+    both = [i for i in range(9) if present["text"][i] and present["image"][i]]
+    for one, other in (("text", "image"), ("image", "text")):
+        for i in both:
+            logits = torch.stack([contents[one][i] @ contents[other][j] for j in both])
+            total.append(torch.logsumexp(logits, 0) - contents[one][i] @ contents[other][i])
+    wanted = torch.stack(total).mean()  # sounds are too few to be compared
+    found = alignment_loss(contents, present)
+    torch.testing.assert_close(found, wanted)
+    (gradient,) = torch.autograd.grad(found, [contents["image"]])
+    assert not gradient[~present["text"]].any() and gradient[both].any()
+
+
+def test_alignment_of_nothing_is_zero_with_a_gradient() -> None:
+    contents = {name: torch.ones(2, 3, requires_grad=True) for name in ("text", "image")}
+    nobody = {name: torch.zeros(2, dtype=torch.bool) for name in contents}
+    loss = alignment_loss(contents, nobody)
+    assert float(loss.detach()) == 0
+    loss.backward()  # type: ignore[no-untyped-call]

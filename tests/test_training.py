@@ -581,3 +581,30 @@ def test_a_sampled_loss_with_every_item_is_the_whole_one(tiny_data: Path, tmp_pa
     train(configure(max_steps=4), tiny_data, tmp_path / "whole")
     train(configure(max_steps=4, candidates=64), tiny_data, tmp_path / "drawn")  # 13 items
     assert losses_of(tmp_path / "drawn") == losses_of(tmp_path / "whole")
+
+
+def test_media_of_an_item_are_drawn_together(tiny_data: Path, tmp_path: Path) -> None:
+    """With the weight it falls, at a temperature that is learnt; without, there is none."""
+    settings = {"max_epochs": 12, "fresh_items": None, "patience": 99, "learning_rate": 3e-3}
+    config = configure(blocks=0, alignment_weight=1.0, **settings)
+    train(config, tiny_data, tmp_path / "run")
+    records = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    aligned = [record["alignment"] for record in records if "alignment" in record]
+    assert len(aligned) == 12 * 4 and np.mean(aligned[-4:]) < 0.7 * np.mean(aligned[:4])
+    final = load_file(tmp_path / "run" / "checkpoints" / "final" / "model.safetensors")
+    assert float(final["log_alignment_temperature"]) != pytest.approx(math.log(0.07))
+    train(configure(max_steps=2), tiny_data, tmp_path / "plain")
+    assert "alignment" not in (tmp_path / "plain" / "metrics.jsonl").read_text()
+
+
+def test_alignment_leaves_the_running_mean_of_contents_alone(tiny_data: Path) -> None:
+    means = []
+    for weight in (0.0, 1.0):
+        torch.manual_seed(0)
+        assembly: Any = assemble(configure(fresh_items=None, alignment_weight=weight), tiny_data)
+        for parameter in assembly.model.fusion.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        first_step(assembly, make_bank(assembly))
+        means.append(assembly.model.fusion.out.mean.clone())
+        assert assembly.model.fusion.out.momentum == 0.9
+    torch.testing.assert_close(means[0], means[1])

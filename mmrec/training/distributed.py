@@ -126,13 +126,15 @@ class GatherContents:
         out.register_forward_pre_hook(self._gather)
 
     def _gather(self, out: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if not out.training:
-            return None
+        return tuple(self.rows(each) for each in inputs) if out.training else None
+
+    def rows(self, own_rows: Tensor) -> Tensor:
+        """The rows of all ranks' items, from this rank's."""
         world = self.ranks.world
         shares = [share_of(self.num_items, rank=rank, world=world) for rank in range(world)]
         sizes = [stop - start for start, stop in shares]
         own = sizes[self.ranks.rank]  # without the stand-in of a rank that has none
-        return tuple(gather_rows(each[:own], sizes, self.ranks.rank) for each in inputs)
+        return gather_rows(own_rows[:own], sizes, self.ranks.rank)
 
 
 def gather_rows(rows: Tensor, sizes: Sequence[int], rank: int) -> Tensor:

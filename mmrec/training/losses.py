@@ -6,6 +6,8 @@ this one keeps a chunk of rows at a time and has the gradient when the forward e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -160,6 +162,37 @@ def sampled_softmax(
         excluded=left,
         label_smoothing=label_smoothing,
     )
+
+
+def alignment_loss(contents: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+    """InfoNCE between an item's contents by one modality alone, over all pairs of modalities.
+
+        loss = mean over pairs (a, b) of
+               mean_i [ -log softmax_j(<a_i, b_j>)_i - log softmax_j(<b_i, a_j>)_i ] / 2
+
+    Positive: the other medium of the same item. Negatives: that medium of the other items at hand.
+    Items that lack one of the two are left out of the pair; a pair with fewer than two items adds
+    nothing. Source: Radford et al., arXiv 2103.00020, figure 3 (CLIP).
+
+    Args:
+        contents: modality -> (M, D) unit vectors, divided by the square root of the temperature.
+        present: modality -> (M,) bool, whether an item has it.
+
+    Returns:
+        Scalar; 0 where no pair has two items.
+    """
+    names = sorted(contents)
+    terms = []
+    for first, second in combinations(names, 2):
+        both = present[first] & present[second]
+        if int(both.sum()) < 2:
+            continue
+        logits = contents[first][both] @ contents[second][both].T
+        own = torch.arange(logits.shape[0], device=logits.device)
+        terms.append((F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2)
+    if not terms:
+        return contents[names[0]].new_zeros(()) * contents[names[0]].sum()
+    return torch.stack(terms).mean()
 
 
 class _ChunkedSoftmax(torch.autograd.Function):

@@ -8,6 +8,7 @@ Legend: R items in training · M fresh items · P positions · D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,14 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusion.item import drop_modalities
+from encoders.tokens import Tokens
+from fusion.item import Output, drop_modalities
 from mmrec.config import TrainingConfig
 from mmrec.data.batch import Batch, ModalityInput
 from mmrec.errors import NonFiniteLoss
 from mmrec.model import RecommenderModel
 from mmrec.training import budget
 from mmrec.training.distributed import ALONE, GatherContents, Ranks
-from mmrec.training.losses import catalogue_softmax, met_before, sampled_softmax
+from mmrec.training.losses import (
+    alignment_loss,
+    catalogue_softmax,
+    met_before,
+    sampled_softmax,
+)
+
+MIN_ALIGNMENT_TEMPERATURE = 0.01  # as CLIP's: logits scaled by 100 at most
 
 
 @dataclass(frozen=True)
@@ -37,12 +46,14 @@ class Losses:
         num_targets: positions that both are means of.
         content: (M, D) of the fresh items as they are, before the update; None where nothing is
             encoded.
+        alignment: of contents by one modality alone; None where it has no weight.
     """
 
     loss: Tensor
     cold_loss: Tensor | None
     num_targets: int
     content: Tensor | None
+    alignment: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -52,12 +63,14 @@ class StepOutput:
     Attributes:
         loss: of items as they are.
         cold_loss: of fresh items as if never met; None where there is none.
+        alignment: of contents by one modality alone; None where there is none.
         grad_norm: of their weighted sum, before clipping.
         num_targets: positions that the losses are means of.
     """
 
     loss: Tensor
     cold_loss: Tensor | None
+    alignment: Tensor | None
     grad_norm: Tensor
     num_targets: int
 
@@ -130,15 +143,44 @@ def dropout_off(module: nn.Module) -> Iterator[None]:
         each.train()
 
 
+@contextmanager
+def mean_held(fusion: nn.Module) -> Iterator[None]:
+    """Lets a fusion in training mode compute without moving its running mean."""
+    outputs = [each for each in fusion.modules() if isinstance(each, Output)]
+    kept = [each.momentum for each in outputs]
+    for each in outputs:
+        each.momentum = 1.0
+    yield
+    for each, momentum in zip(outputs, kept, strict=True):
+        each.momentum = momentum
+
+
+@dataclass(frozen=True)
+class FreshContent:
+    """The fresh items' content, encoded once.
+
+    Attributes:
+        clean: (M, D) as it is used, gradients times min(1 / pi, cap) and content_gradient.
+        noisy: (M, D) with dropout and modalities left out, gradients times min(1 / pi, cap).
+        alignment: of contents by one modality alone; None where it has no weight.
+    """
+
+    clean: Tensor
+    noisy: Tensor
+    alignment: Tensor | None
+
+
 def fresh_content(
-    model: RecommenderModel, batch: Batch, config: TrainingConfig, *, modality_dropout: float
-) -> tuple[Tensor, Tensor]:
-    """The fresh items' content twice: as it is, and with dropout and modalities left out.
+    model: RecommenderModel,
+    batch: Batch,
+    config: TrainingConfig,
+    *,
+    modality_dropout: float,
+    gather: GatherContents | None = None,
+) -> FreshContent:
+    """Encodes the fresh items.
 
-    Encoders run once for both, and without dropout: what they give goes to the bank as well.
-
-    Returns:
-        (M, D) each, gradients times min(1 / pi, cap), the first also times content_gradient.
+    Encoders run once for all, and without dropout: what they give goes to the bank as well.
     """
     assert model.fusion is not None
     weight = batch.inverse_probability.clamp(max=config.max_inverse_probability)
@@ -149,7 +191,29 @@ def fresh_content(
     with dropout_off(model.fusion):
         clean = model.fusion(tokens)
     noisy = model.fusion(tokens if keep is None else drop_modalities(tokens, keep))
-    return scale_gradient(clean, weight * config.content_gradient), scale_gradient(noisy, weight)
+    alignment = None
+    if config.alignment_weight and len(tokens) > 1:
+        alignment = _alignment(model, tokens, gather)
+    return FreshContent(
+        scale_gradient(clean, weight * config.content_gradient),
+        scale_gradient(noisy, weight),
+        alignment,
+    )
+
+
+def _alignment(
+    model: RecommenderModel, tokens: dict[str, Tokens], gather: GatherContents | None
+) -> Tensor:
+    """InfoNCE between what each modality alone makes of an item; the items of all ranks."""
+    assert model.fusion is not None and model.log_alignment_temperature is not None
+    scale = model.log_alignment_temperature.clamp(min=math.log(MIN_ALIGNMENT_TEMPERATURE)) * -0.5
+    contents, present = {}, {}
+    with dropout_off(model.fusion), mean_held(model.fusion):
+        for name, each in tokens.items():
+            contents[name] = model.fusion({name: each}) * scale.exp()
+            has = each.mask.any(1)
+            present[name] = has if gather is None else gather.rows(has)
+    return alignment_loss(contents, present)
 
 
 def compute_losses(
@@ -160,6 +224,7 @@ def compute_losses(
     *,
     modality_dropout: float,
     repeats_forbidden: bool,
+    gather: GatherContents | None = None,
 ) -> Losses:
     """Losses of a batch with gradients for every trainable parameter.
 
@@ -177,15 +242,18 @@ def compute_losses(
         config: loss settings.
         modality_dropout: chance that a present modality is masked in the second loss.
         repeats_forbidden: leave items met before out of the candidates.
+        gather: puts the items of all ranks together; None for a process alone.
 
     Returns:
         The mean losses, and what was encoded.
     """
-    content, as_new, clean = bank, None, None
+    content, as_new, fresh = bank, None, None
     if bank is not None and batch.media:
-        clean, noisy = fresh_content(model, batch, config, modality_dropout=modality_dropout)
-        content = bank.index_copy(0, batch.fresh, clean.to(bank.dtype))
-        as_new = noisy if config.cold_weight else None
+        fresh = fresh_content(
+            model, batch, config, modality_dropout=modality_dropout, gather=gather
+        )
+        content = bank.index_copy(0, batch.fresh, fresh.clean.to(bank.dtype))
+        as_new = fresh.noisy if config.cold_weight else None
     items, bias = model.embeddings(content), model.bias(model.counts)
     states = model.users(items.index_select(0, batch.inputs), batch.offsets)
     counted = None if bool(batch.counted.all()) else batch.counted
@@ -232,7 +300,8 @@ def compute_losses(
         loss=share * softmax(items, bias),
         cold_loss=None if cold_loss is None else share * cold_loss,
         num_targets=targets.shape[0],
-        content=None if clean is None else clean.detach().float(),
+        content=None if fresh is None else fresh.clean.detach().float(),
+        alignment=None if fresh is None else fresh.alignment,
     )
 
 
@@ -282,10 +351,13 @@ class TrainedModel(nn.Module):
                 config,
                 modality_dropout=self.modality_dropout,
                 repeats_forbidden=self.repeats_forbidden,
+                gather=self.gather,
             )
         total = losses.loss
         if losses.cold_loss is not None:
             total = total + config.cold_weight * losses.cold_loss
+        if losses.alignment is not None:
+            total = total + config.alignment_weight * losses.alignment
         extra = budget.penalty(self.model)
         return total if extra is None else total + extra, losses
 
@@ -332,6 +404,7 @@ def train_step(
     return StepOutput(
         loss=ranks.mean(losses.loss.detach()),
         cold_loss=None if losses.cold_loss is None else ranks.mean(losses.cold_loss.detach()),
+        alignment=None if losses.alignment is None else losses.alignment.detach(),
         grad_norm=grad_norm,
         num_targets=batch.num_counted,
     )

@@ -168,13 +168,14 @@ def _train(
                 state.step, state.batch = state.step + 1, batch.index + 1
                 state.seconds += time.perf_counter() - started
                 if state.step % settings.log_every == 0 or state.step == total_steps:
-                    loss, cold = float(output.loss), output.cold_loss
+                    loss, cold, aligned = float(output.loss), output.cold_loss, output.alignment
                     log.write(
                         {
                             "step": state.step,
                             "epoch": state.epoch,
                             "loss": loss,
                             **({} if cold is None else {"cold_loss": float(cold)}),
+                            **({} if aligned is None else {"alignment": float(aligned)}),
                             "grad_norm": float(output.grad_norm),
                             "learning_rate": settings.learning_rate * factor,
                             "temperature": float(model.temperature.detach()),
