@@ -179,6 +179,10 @@ class TrainingConfig(Section):
     """Stop after this many steps; null: epochs decide."""
     batch_size: int = Field(128, ge=1)
     """Histories a step, over all ranks."""
+    micro_batches: int = Field(1, ge=1)
+    """Parts in which a step's histories are computed, one after the other: the same gradient for
+    less memory, and a second forward pass of the user model. Fresh items are encoded once; for
+    their memory see activation_checkpointing."""
     fresh_items: int | None = Field(512, ge=1)
     """M: items encoded with gradient each step; null: all."""
     candidates: int | None = Field(None, ge=64)

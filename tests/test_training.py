@@ -608,3 +608,42 @@ def test_alignment_leaves_the_running_mean_of_contents_alone(tiny_data: Path) ->
         means.append(assembly.model.fusion.out.mean.clone())
         assert assembly.model.fusion.out.momentum == 0.9
     torch.testing.assert_close(means[0], means[1])
+
+
+def test_micro_batches_give_the_same_gradient_in_less_memory(tiny_data: Path) -> None:
+    quiet = {"dropout": 0.0}
+    gradients, kept = [], []
+    for parts in (1, 4, 99):
+        document = configure(fresh_items=5, batch_size=12, micro_batches=parts)
+        config = parse_config(
+            document.model_dump(mode="json")
+            | {"model": document.model.model_dump(mode="json") | {
+                "history": document.model.history.model_dump(mode="json") | quiet,
+                "fusion": document.model.fusion.model_dump(mode="json")
+                | quiet | {"feature_dropout": 0.0},
+            }}
+        )  # fmt: skip
+        torch.manual_seed(0)
+        assembly = assemble(config, tiny_data)
+        bank, batch = make_bank(assembly), next(iter(assembly.stream))
+        model = assembly.model.train()
+        sizes: list[int] = []
+
+        def note(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel() * tensor.element_size())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            losses = compute_losses(
+                model, batch, bank, config.training, modality_dropout=0.2, repeats_forbidden=True
+            )
+        assert losses.cold_loss is not None
+        kept.append(sum(sizes))
+        (losses.loss + losses.cold_loss).backward()  # type: ignore[no-untyped-call]
+        found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        gradients.append(found | {"loss": losses.loss.detach()})
+    assert kept[1] < 0.8 * kept[0]
+    for other in gradients[1:]:
+        assert other.keys() == gradients[0].keys()
+        for name, each in gradients[0].items():
+            torch.testing.assert_close(other[name], each, atol=1e-5, rtol=1e-4, msg=name)

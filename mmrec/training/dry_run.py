@@ -205,7 +205,7 @@ def _too_large(held: int | None, available: int, assembly: Assembly) -> str:
             f"a step does not fit into the {room} of {assembly.device}: lower "
             f"training.fresh_items ({training.fresh_items}), training.batch_size "
             f"({training.batch_size}) or data.max_history ({assembly.config.data.max_history}), or "
-            "set training.activation_checkpointing=true"
+            "set training.activation_checkpointing=true or training.micro_batches=4"
         )
     counts = assembly.model.parameter_counts()
     largest = max(counts, key=lambda name: counts[name]["trainable"])

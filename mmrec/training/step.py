@@ -9,19 +9,21 @@ Legend: R items in training · M fresh items · P positions · D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from encoders.tokens import Tokens
 from fusion.item import Output, drop_modalities
 from mmrec.config import TrainingConfig
-from mmrec.data.batch import Batch, ModalityInput
+from mmrec.data.batch import Batch, ModalityInput, share_of
 from mmrec.errors import NonFiniteLoss
 from mmrec.model import RecommenderModel
 from mmrec.training import budget
@@ -255,6 +257,51 @@ def compute_losses(
         content = bank.index_copy(0, batch.fresh, fresh.clean.to(bank.dtype))
         as_new = fresh.noisy if config.cold_weight else None
     items, bias = model.embeddings(content), model.bias(model.counts)
+    tables = [(items, bias)]
+    if as_new is not None:
+        # the others only stand beside them here: what they are is learnt in the first loss
+        table = items.detach().index_copy(0, batch.fresh, as_new.to(items.dtype))
+        tables.append((table, bias.detach().index_fill(0, batch.fresh, 0.0)))
+
+    def losses_of(part: Batch) -> tuple[Tensor, ...]:
+        return _losses_of_histories(
+            model, part, items, tables, config, repeats_forbidden=repeats_forbidden
+        )
+
+    parts = split_histories(batch, config.micro_batches)
+    if len(parts) == 1:
+        sums: Sequence[Tensor] = losses_of(batch)
+    else:  # each part's activations are made anew in its backward pass, and never all at once
+        found = [checkpoint(losses_of, part, use_reentrant=False) for part in parts]
+        sums = [torch.stack(terms).sum() for terms in zip(*found, strict=True)]
+    return Losses(
+        loss=sums[0],
+        cold_loss=sums[1] if len(sums) > 1 else None,
+        num_targets=int(batch.counted.sum()),
+        content=None if fresh is None else fresh.clean.detach().float(),
+        alignment=None if fresh is None else fresh.alignment,
+    )
+
+
+def _losses_of_histories(
+    model: RecommenderModel,
+    batch: Batch,
+    items: Tensor,
+    tables: Sequence[tuple[Tensor, Tensor]],
+    config: TrainingConfig,
+    *,
+    repeats_forbidden: bool,
+) -> tuple[Tensor, ...]:
+    """The share of some histories in the mean loss over each table.
+
+    Args:
+        model: in training mode.
+        batch: the histories.
+        items: (R, D) embeddings that histories are read by.
+        tables: (R, D) what positions are compared with, and (R,) its biases.
+        config: loss settings.
+        repeats_forbidden: leave items met before out of the candidates.
+    """
     states = model.users(items.index_select(0, batch.inputs), batch.offsets)
     counted = None if bool(batch.counted.all()) else batch.counted
     excluded = None
@@ -266,21 +313,16 @@ def compute_losses(
     if counted is not None:
         states, targets = states[counted], targets[counted]
     queries = states / model.temperature
-
-    def softmax(table: Tensor, bias: Tensor) -> Tensor:
-        if batch.candidates is not None:
-            assert batch.log_inclusion is not None
-            return sampled_softmax(
-                queries,
-                table,
-                bias,
-                targets,
-                candidates=batch.candidates,
-                log_inclusion=batch.log_inclusion,
-                excluded=excluded,
-                label_smoothing=config.label_smoothing,
-            )
-        return catalogue_softmax(
+    # a mean over all ranks' positions, times their number: gradients are averaged over ranks
+    share = targets.shape[0] * batch.world / max(batch.num_counted, 1)
+    softmax: Callable[..., Tensor] = catalogue_softmax
+    if batch.candidates is not None:
+        softmax = partial(
+            sampled_softmax, candidates=batch.candidates, log_inclusion=batch.log_inclusion
+        )
+    return tuple(
+        share
+        * softmax(
             queries,
             table,
             bias,
@@ -288,21 +330,31 @@ def compute_losses(
             excluded=excluded,
             label_smoothing=config.label_smoothing,
         )
-
-    cold_loss = None
-    if as_new is not None:
-        # the others only stand beside them here: what they are is learnt in the first loss
-        table = items.detach().index_copy(0, batch.fresh, as_new.to(items.dtype))
-        cold_loss = softmax(table, bias.detach().index_fill(0, batch.fresh, 0.0))
-    # a mean over all ranks' positions, times their number: gradients are averaged over ranks
-    share = targets.shape[0] * batch.world / max(batch.num_counted, 1)
-    return Losses(
-        loss=share * softmax(items, bias),
-        cold_loss=None if cold_loss is None else share * cold_loss,
-        num_targets=targets.shape[0],
-        content=None if fresh is None else fresh.clean.detach().float(),
-        alignment=None if fresh is None else fresh.alignment,
+        for table, bias in tables
     )
+
+
+def split_histories(batch: Batch, num_parts: int) -> list[Batch]:
+    """Consecutive histories of a batch, in at most so many parts of even size."""
+    num_histories = batch.offsets.shape[0] - 1
+    num_parts = min(num_parts, num_histories)
+    if num_parts == 1:
+        return [batch]
+    parts = []
+    for number in range(num_parts):
+        first, last = share_of(num_histories, rank=number, world=num_parts)
+        offsets = batch.offsets[first : last + 1]
+        start, stop = int(offsets[0]), int(offsets[-1])
+        parts.append(
+            replace(
+                batch,
+                inputs=batch.inputs[start:stop],
+                targets=batch.targets[start:stop],
+                counted=batch.counted[start:stop],
+                offsets=offsets - start,
+            )
+        )
+    return parts
 
 
 class TrainedModel(nn.Module):
