@@ -61,7 +61,7 @@ class Stepper:
     def run(self, batches: Sequence[tuple[int, Samples]], *, plain: bool) -> list[float]:
         """Read and step through numbered batches; their losses."""
         if plain:
-            with mock.patch("mmrec.training.step.catalogue_softmax", plain_softmax):
+            with mock.patch("mmrec.training.objective.catalogue_softmax", plain_softmax):
                 return self.run(batches, plain=False)
         assembly, losses = self.assembly, []
         for index, samples in batches:

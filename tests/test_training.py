@@ -28,8 +28,10 @@ from mmrec.data import items
 from mmrec.data.batch import Batch
 from mmrec.errors import CheckpointMismatch, ConfigError, MediaError, MmrecError, NonFiniteLoss
 from mmrec.training import train as training
+from mmrec.training.fresh import draw_kept_modalities
+from mmrec.training.objective import compute_losses
 from mmrec.training.optimiser import make_optimiser
-from mmrec.training.step import TrainedModel, compute_losses, draw_kept_modalities, train_step
+from mmrec.training.step import TrainedModel, train_step
 from mmrec.training.train import Progress, stopping_value, train
 from mmrec.training.validate import Validation
 
