@@ -10,9 +10,7 @@ machine type, threads and versions.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import resource
 import sys
 import time
@@ -30,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from encoders.adapters import added_tensors
 from encoders.cut import StackedEncoder
 from mmrec.build import Assembly, assemble
-from mmrec.config import Config, dump_config, load_config
+from mmrec.config import Config
 from mmrec.data.batch import batch_loader
 from mmrec.errors import CheckpointMismatch
 from mmrec.training import budget
@@ -45,10 +43,11 @@ from mmrec.training.checkpoint import (
     write_folder,
 )
 from mmrec.training.distributed import GatherContents, Ranks, join_ranks
+from mmrec.training.files import MetricsLog, NoLog, bind_data, check_run, open_run
 from mmrec.training.optimiser import make_optimiser, rate_at
 from mmrec.training.start import start_content
 from mmrec.training.step import TrainedModel, train_step
-from mmrec.training.trackers import check_trackers, flatten, open_trackers
+from mmrec.training.trackers import check_trackers
 from mmrec.training.unfreeze import set_trained
 from mmrec.training.validate import Validation, validate
 from mmrec.vectors import encode_content
@@ -103,12 +102,12 @@ def train(
     with join_ranks() as ranks:
         with ranks.in_turn():  # the first fills the caches and opens the run
             if ranks.is_main:
-                _check_run(run, config, resume)
+                check_run(run, config, resume)
             torch.manual_seed(config.training.seed)
             assembly = assemble(config, data_folder, rank=ranks.rank, world=ranks.world)
             if ranks.is_main:
-                _open_run(run, config)
-                _bind_data(run, assembly)
+                open_run(run, config)
+                bind_data(run, assembly)
         return _train(assembly, run, ranks, progress=progress, after_look=after_look)
 
 
@@ -142,7 +141,7 @@ def _train(
         start_content(assembly)
         bank.copy_(_trained_content(assembly))
     trained = wrap(assembly, ranks)
-    with closing(_MetricsLog(run, config, state) if ranks.is_main else _NoLog()) as log:
+    with closing(MetricsLog(run, config, state) if ranks.is_main else NoLog()) as log:
         while not state.finished:
             set_trained(model, config, state.epoch)
             loader = batch_loader(
@@ -227,7 +226,7 @@ def _finish_epoch(
     optimiser: torch.optim.Optimizer,
     bank: Tensor | None,
     state: TrainState,
-    log: _MetricsLog | _NoLog,
+    log: MetricsLog | NoLog,
     checkpoints: Path,
     total_steps: int,
     after_look: Callable[[int, float], bool] | None,
@@ -285,9 +284,9 @@ def _save(
     optimiser: torch.optim.Optimizer,
     bank: Tensor | None,
     state: TrainState,
-    log: _MetricsLog | _NoLog,
+    log: MetricsLog | NoLog,
 ) -> None:
-    if isinstance(log, _NoLog):
+    if isinstance(log, NoLog):
         return
     state.metrics_bytes = log.flush()
     save_checkpoint(checkpoints, model=assembly.model, optimiser=optimiser, bank=bank, state=state)
@@ -364,94 +363,3 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     if device.type == "cuda":
         peak["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(device)
     return peak
-
-
-class _NoLog:
-    """Of a rank that writes nothing."""
-
-    def write(self, record: dict[str, Any]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class _MetricsLog:
-    """metrics.jsonl, cut back to what the checkpoint had written, and the trackers it feeds."""
-
-    def __init__(self, run: Path, config: Config, state: TrainState) -> None:
-        self.path = path = run / "metrics.jsonl"
-        path.touch()
-        sent = path.read_bytes()[state.metrics_bytes :].count(b"\n")
-        os.truncate(path, min(state.metrics_bytes, path.stat().st_size))
-        self.file = open(path, "a", encoding="utf-8")
-        finished = state.finished  # nothing comes any more
-        self.trackers = [] if finished else open_trackers(config, run, step=state.step, sent=sent)
-
-    def write(self, record: dict[str, Any]) -> None:
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
-        for tracker in self.trackers:
-            tracker.log(record["step"], flatten(record))
-
-    def close(self) -> None:
-        self.file.close()
-        for tracker in self.trackers:
-            tracker.close()
-
-    def flush(self) -> int:
-        """Bytes written, all of them on disk."""
-        for tracker in self.trackers:
-            tracker.flush()
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        return self.path.stat().st_size
-
-
-def _check_run(run: Path, config: Config, resume: bool) -> None:
-    """Refuses a folder that holds another run; a run that could not begin leaves none."""
-    path = run / "config.yaml"
-    if not path.exists():
-        return
-    if not resume:
-        raise CheckpointMismatch(
-            f"{run}: holds a run already; add --resume to go on with it, or name a new folder"
-        )
-    if load_config(path) != config:  # values, not text: a newer version may know more settings
-        raise CheckpointMismatch(
-            f"{path}: differs from the settings given; resume with the run's own config.yaml"
-        )
-
-
-def _open_run(run: Path, config: Config) -> None:
-    """Creates the run folder with the settings in it."""
-    run.mkdir(parents=True, exist_ok=True)
-    aside = run / "config.partial"
-    aside.write_text(dump_config(config), encoding="utf-8")
-    os.replace(aside, run / "config.yaml")
-
-
-def _bind_data(run: Path, assembly: Assembly) -> None:
-    """Writes data.json, or checks that the run was begun on this data."""
-    path = run / "data.json"
-    document: dict[str, Any] = {
-        "schema": SCHEMA,
-        "path": str(assembly.data.path.resolve()),
-        "data_hash": assembly.data.data_hash,
-        "split": assembly.split.name,
-        "split_hash": assembly.split.hash,
-    }
-    if assembly.config.data.event_share < 1:
-        document["event_share"] = assembly.config.data.event_share
-    if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("data_hash", "split_hash"):
-            if known[key] != document[key]:
-                raise CheckpointMismatch(
-                    f"{assembly.data.path}: {key} is {document[key][:12]}, the run in {run} was "
-                    f"begun on {known[key][:12]}; give --data the folder it was begun on"
-                )
-        return
-    aside = path.with_suffix(".partial")
-    aside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
