@@ -126,7 +126,8 @@ def _pad_id(tokenizer: Tokenizer) -> int:
 class TextEncoder(StackedEncoder):
     """A text model of `transformers`, without its pooler; the cut at 0 lies after its last layer.
 
-    BERT and its kin end in the norm of their last layer, so nothing is left above that cut.
+    BERT and its kin end in the norm of their last layer, so nothing is left above that cut. GPT-2
+    and its kin (causal models) are taken whole.
     """
 
     modality = "text"
@@ -134,7 +135,7 @@ class TextEncoder(StackedEncoder):
     model: Any  # the classes of transformers share no type that names what is used here
 
     def __init__(self, model: Any, *, num_tokens: int = 32, max_length: int | None = None) -> None:
-        """Wrap a bidirectional model of `transformers`.
+        """Wrap a bidirectional or a causal model of `transformers`.
 
         Args:
             model: what AutoModel returns.
@@ -142,16 +143,18 @@ class TextEncoder(StackedEncoder):
             max_length: most pieces of a text; None: as many as the model has positions for.
 
         Raises:
-            ValueError: the model is a decoder or an encoder-decoder; those are not supported.
+            ValueError: the model is an encoder with a decoder; those are not supported.
         """
         super().__init__()
         config = model.config
-        if config.is_encoder_decoder or _is_causal(model):
+        if config.is_encoder_decoder:
             raise ValueError(
-                f"text model of type '{config.model_type}' is not a bidirectional encoder; "
-                f"use BERT or its kin"
+                f"text model of type '{config.model_type}' is an encoder with a decoder; use one "
+                "of the two alone: BERT and its kin, or GPT-2 and its kin"
             )
-        model.pooler = None  # not used here, and a parameter without gradient stalls DDP
+        self.is_causal = _is_causal(model)
+        if hasattr(model, "pooler"):
+            model.pooler = None  # not used here, and a parameter without gradient stalls DDP
         self.model = model
         self.num_tokens = num_tokens
         self.width = self.last_width = int(config.hidden_size)
@@ -203,7 +206,9 @@ class TextEncoder(StackedEncoder):
         _check_length(token_ids, self.max_length)
         if self.stack:
             return self.model.embeddings(input_ids=token_ids), mask
-        whole = self.model(input_ids=token_ids, attention_mask=mask.long())
+        # counted from the first real piece, on whichever side the padding stands
+        places = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if self.is_causal else {}
+        whole = self.model(input_ids=token_ids, attention_mask=mask.long(), **places)
         return whole.last_hidden_state, mask
 
     def run(self, states: TextStates, start: int, stop: int) -> TextStates:
@@ -221,7 +226,13 @@ class TextEncoder(StackedEncoder):
         return values, mask
 
     def pool(self, states: TextStates) -> Tokens:
-        """Pool to num_tokens: as many real ones as the text has pieces, up to that."""
+        """Pool to num_tokens: as many real ones as the text has pieces, up to that.
+
+        Of a causal model the last piece's state, which alone has read the whole text, is kept as
+        it is, behind the pooled others.
+        """
+        if self.is_causal:
+            return pool_before_last(masked(*states), self.num_tokens)
         return pool_tokens(masked(*states), self.num_tokens)
 
     def pack(self, states: TextStates) -> Tokens:
@@ -248,9 +259,12 @@ class TextEncoder(StackedEncoder):
         """Return the mean over tokens, (M, width), as sentence encoders such as MiniLM use.
 
         Equal to the mean over all pieces up to num_tokens pieces; of longer texts, the mean of
-        near-equal bins.
+        near-equal bins. Of a causal model the last token; zeros where an item has none.
         """
-        return tokens.pooled()
+        if not self.is_causal:
+            return tokens.pooled()
+        last = (tokens.mask.sum(1) - 1).clamp(min=0)
+        return tokens.values[torch.arange(len(last), device=last.device), last]
 
     def arguments(self) -> dict[str, Any]:
         """Return the configuration of the model and the number of tokens."""
@@ -259,6 +273,34 @@ class TextEncoder(StackedEncoder):
         for name in ("transformers_version", "dtype", "_name_or_path"):
             config.pop(name, None)
         return {"encoder": "text", "config": config, "tokens": self.num_tokens}
+
+
+def pool_before_last(tokens: Tokens, num_tokens: int) -> Tokens:
+    """Keep the last real token of each row as it is, and pool those before it.
+
+    Args:
+        tokens: (M, T, W); real ones may stand anywhere in a row.
+        num_tokens: K, at least 1.
+
+    Returns:
+        Tokens (M, K, W): up to K - 1 pooled ones, then the last.
+    """
+    M, T, W = tokens.values.shape
+    place = torch.arange(T, device=tokens.mask.device)
+    last = (tokens.mask * (place + 1)).argmax(1)  # 0 where a row has none, which stays masked
+    rows = torch.arange(M, device=last.device)
+    values = tokens.values[rows, last].unsqueeze(1)  # (M, 1, W)
+    present = tokens.mask.any(1)
+    if num_tokens == 1:
+        return masked(values, present.unsqueeze(1))
+    before = pool_tokens(
+        Tokens(tokens.values, tokens.mask & (place != last.unsqueeze(1))), num_tokens - 1
+    )
+    count = before.mask.sum(1)  # where the last one goes
+    slots = torch.arange(num_tokens, device=last.device)
+    padded = nn.functional.pad(before.values, (0, 0, 0, 1))
+    joined = torch.where((slots == count.unsqueeze(1)).unsqueeze(-1), values, padded)
+    return masked(joined, (slots <= count.unsqueeze(1)) & present.unsqueeze(1))
 
 
 def _check_length(token_ids: Tensor, max_length: int) -> None:

@@ -9,6 +9,8 @@ from transformers import (
     BertModel,
     DistilBertConfig,
     DistilBertModel,
+    GPT2Config,
+    GPT2Model,
     RobertaConfig,
     RobertaModel,
 )
@@ -50,6 +52,15 @@ def make_distilbert() -> TextEncoder:
         vocab_size=200, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=300
     )
     return TextEncoder(DistilBertModel(config).eval())
+
+
+def make_gpt() -> TextEncoder:
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=200, n_embd=32, n_layer=2, n_head=4, n_positions=300,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return TextEncoder(GPT2Model(config).eval())
 
 
 def make_small_text() -> SmallTextEncoder:

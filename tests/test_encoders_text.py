@@ -9,14 +9,22 @@ from encoder_families import (
     WORDS,
     make_bert,
     make_distilbert,
+    make_gpt,
     make_roberta,
     make_small_text,
 )
 from torch import nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+from transformers import BertConfig, BertModel, T5Config, T5Model
 
 from encoders.encoder import Encoder, find_unused_parameters
-from encoders.text import SmallTextEncoder, TextEncoder, TextTransform, train_vocabulary
+from encoders.text import (
+    SmallTextEncoder,
+    TextEncoder,
+    TextTransform,
+    pool_before_last,
+    train_vocabulary,
+)
+from encoders.tokens import masked, pool_tokens
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +32,7 @@ def transform() -> TextTransform:
     return TextTransform(train_vocabulary(TEXTS, 200))
 
 
-FAMILIES = [make_bert, make_roberta, make_distilbert, make_small_text]
+FAMILIES = [make_bert, make_roberta, make_distilbert, make_small_text, make_gpt]
 families = pytest.mark.parametrize("make", FAMILIES, ids=lambda make: make.__name__[5:])
 
 
@@ -168,9 +176,9 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path, transform: TextTransform
         TextTransform.from_folder(tmp_path)
     with pytest.raises(ValueError, match="cannot load a text model"):
         TextEncoder.from_folder(tmp_path)
-    gpt = GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
-    with pytest.raises(ValueError, match="gpt2.*not a bidirectional"):
-        TextEncoder(GPT2Model(gpt))
+    both = T5Config(vocab_size=9, d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2)
+    with pytest.raises(ValueError, match="t5.*an encoder with a decoder"):
+        TextEncoder(T5Model(both))
     small = SmallTextEncoder(vocabulary_size=200, width=32, max_length=20)
     inputs = transform.collate([transform(TEXTS[0])])
     with pytest.raises(ValueError, match="at most 20: lower max_length"):
@@ -201,3 +209,48 @@ def test_attention_of_the_small_encoder_equals_torch() -> None:
     )  # fmt: skip
     expected = reference.train()(states, src_key_padding_mask=~mask)
     torch.testing.assert_close(block(states, mask)[mask], expected[mask], atol=1e-5, rtol=1e-5)
+
+
+# causal models
+
+
+def test_causal_model_is_summed_up_by_its_last_piece_on_either_side_of_the_padding(
+    transform: TextTransform,
+) -> None:
+    encoder = make_gpt()
+    samples = [transform(" ".join(WORDS[:n])) for n in (3, 9)]
+    inputs = transform.collate(samples)
+    alone = [
+        encoder.model(input_ids=each[None]).last_hidden_state[0, -1]
+        for each in samples
+        if each is not None
+    ]
+    right = encoder.pooled(encoder(inputs))
+    torch.testing.assert_close(right, torch.stack(alone), atol=1e-5, rtol=1e-5)
+    length = inputs["mask"].shape[1]
+    left = {name: each.clone() for name, each in inputs.items()}
+    moved = length - int(inputs["mask"][0].sum())
+    for name in ("token_ids", "mask"):
+        left[name][0] = left[name][0].roll(moved)
+    assert not bool(left["mask"][0, 0])
+    torch.testing.assert_close(encoder.pooled(encoder(left)), right, atol=1e-5, rtol=1e-5)
+
+
+def test_last_token_is_kept_and_the_others_are_pooled() -> None:
+    values = torch.randn(4, 9, 3)
+    mask = torch.tensor([[0] * 2 + [1] * 7, [1] * 2 + [0] * 7, [1] + [0] * 8, [0] * 9]).bool()
+    found = pool_before_last(masked(values, mask), 4)
+    assert found.mask.tolist() == [[True] * 4, [True, True, False, False], [True] + [False] * 3,
+                                   [False] * 4]  # fmt: skip
+    assert torch.equal(found.values[0, 3], values[0, 8])
+    assert torch.equal(found.values[1, :2], values[1, :2])
+    assert torch.equal(found.values[2, 0], values[2, 0]) and not found.values[3].any()
+    before = pool_tokens(masked(values[:1, 2:8], mask[:1, 2:8]), 3)
+    torch.testing.assert_close(found.values[0, :3], before.values[0])
+    single = pool_before_last(masked(values, mask), 1)
+    assert torch.equal(single.values[0, 0], values[0, 8]) and not single.mask[3].any()
+
+
+def test_causal_models_are_taken_whole() -> None:
+    with pytest.raises(ValueError, match="cannot be cut between blocks: allowed are 0 and all"):
+        make_gpt().cut_at(1)
