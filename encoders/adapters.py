@@ -94,6 +94,8 @@ def adapt(encoder: StackedEncoder, method: Method, *, rank: int) -> None:
     if method == "prompt":
         if not encoder.is_transformer:
             raise ValueError("method is 'prompt', which needs a transformer; use lora or adapter")
+        if getattr(encoder, "max_chunks", 1) > 1:
+            raise ValueError("method is 'prompt', but texts are read in chunks; use lora")
         encoder.prompt = nn.Parameter(0.02 * torch.randn(rank, _width_into(encoder, blocks[0])))
     elif method == "adapter":
         for block, width in zip(blocks, _widths(encoder, blocks), strict=True):

@@ -6,7 +6,7 @@
 Legend: M items, L pieces of the longest text in the batch, T tokens kept, W width.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,14 +52,16 @@ def train_vocabulary(texts: Iterable[str], size: int = 8000) -> str:
 class TextTransform:
     """Cuts a text into the ids of its pieces."""
 
-    def __init__(self, tokenizer_json: str, *, max_length: int = 256) -> None:
+    def __init__(self, tokenizer_json: str, *, max_length: int = 256, max_chunks: int = 1) -> None:
         """Read the tokeniser.
 
         Args:
             tokenizer_json: content of a tokenizer.json.
-            max_length: pieces kept of a text, special ones included.
+            max_length: pieces of a chunk, special ones included.
+            max_chunks: chunks kept of a text; what is longer is cut off behind them. Each has its
+                own special pieces.
         """
-        self.max_length = max_length
+        self.max_length, self.max_chunks = max_length, max_chunks
         self.tokenizer_json = tokenizer_json
         self.tokenizer = Tokenizer.from_str(tokenizer_json)
         self.pad_id = _pad_id(self.tokenizer)
@@ -85,14 +87,20 @@ class TextTransform:
         return int(self.tokenizer.get_vocab_size())
 
     def __call__(self, text: str | Mapping[str, str]) -> Tensor | None:
-        """Return the ids of one text, (L,) int64 with L <= max_length, or None for an empty text.
+        """Return the ids of one text, (L,) int64, or None for an empty text.
+
+        L is at most max_length * max_chunks, and every chunk but the last has max_length.
 
         Args:
             text: a string, or the fields of an item in order, which are joined as sentences.
         """
         fields = [text] if isinstance(text, str) else list(text.values())
         joined = ". ".join(field.strip() for field in fields if field.strip())
-        ids = self.tokenizer.encode(joined).ids if joined else []
+        ids: list[int] = []
+        if joined:
+            first = self.tokenizer.encode(joined)
+            for chunk in [first, *first.overflowing][: self.max_chunks]:
+                ids += chunk.ids
         return torch.tensor(ids, dtype=torch.int64) if ids else None
 
     def collate(self, samples: Sequence[Tensor | None]) -> Inputs:
@@ -113,6 +121,8 @@ class TextTransform:
     def fingerprint(self) -> str:
         """Return the sha256 of the tokeniser and the length."""
         arguments = {"transform": "text", "json": self.tokenizer_json, "length": self.max_length}
+        if self.max_chunks > 1:
+            arguments["chunks"] = self.max_chunks
         return fingerprint(arguments)
 
 
@@ -134,13 +144,21 @@ class TextEncoder(StackedEncoder):
     is_transformer = True
     model: Any  # the classes of transformers share no type that names what is used here
 
-    def __init__(self, model: Any, *, num_tokens: int = 32, max_length: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        num_tokens: int = 32,
+        max_length: int | None = None,
+        max_chunks: int = 1,
+    ) -> None:
         """Wrap a bidirectional or a causal model of `transformers`.
 
         Args:
             model: what AutoModel returns.
             num_tokens: tokens kept of a text.
-            max_length: most pieces of a text; None: as many as the model has positions for.
+            max_length: most pieces of a chunk; None: as many as the model has positions for.
+            max_chunks: most chunks of a text; they are read one by one and pooled together.
 
         Raises:
             ValueError: the model is an encoder with a decoder; those are not supported.
@@ -162,10 +180,16 @@ class TextEncoder(StackedEncoder):
         offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
         positions = int(getattr(config, "max_position_embeddings", 1 << 30)) - offset
         self.max_length = min(positions, max_length or positions)
+        self.max_chunks = max_chunks
 
     @classmethod
     def from_folder(
-        cls, folder: Path | str, *, num_tokens: int = 32, max_length: int | None = None
+        cls,
+        folder: Path | str,
+        *,
+        num_tokens: int = 32,
+        max_length: int | None = None,
+        max_chunks: int = 1,
     ) -> Self:
         """Load config.json and model.safetensors of a folder, or a model of the hub by its name.
 
@@ -181,7 +205,9 @@ class TextEncoder(StackedEncoder):
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"cannot load a text model from '{folder}': {reason}") from error
-        return cls(model.eval(), num_tokens=num_tokens, max_length=max_length)
+        return cls(
+            model.eval(), num_tokens=num_tokens, max_length=max_length, max_chunks=max_chunks
+        )
 
     @property
     def stack(self) -> list[nn.Module]:
@@ -202,28 +228,60 @@ class TextEncoder(StackedEncoder):
         Raises:
             ValueError: a text has more pieces than the model has positions for.
         """
-        token_ids, mask = inputs["token_ids"], inputs["mask"]
-        _check_length(token_ids, self.max_length)
+        _check_length(inputs["token_ids"], self.max_length * self.max_chunks)
+        return self._by_chunk(self._embed, inputs["token_ids"], inputs["mask"]), inputs["mask"]
+
+    def _embed(self, token_ids: Tensor, mask: Tensor) -> Tensor:
         if self.stack:
-            return self.model.embeddings(input_ids=token_ids), mask
+            embedded: Tensor = self.model.embeddings(input_ids=token_ids)
+            return embedded
         # counted from the first real piece, on whichever side the padding stands
         places = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if self.is_causal else {}
         whole = self.model(input_ids=token_ids, attention_mask=mask.long(), **places)
-        return whole.last_hidden_state, mask
+        last: Tensor = whole.last_hidden_state
+        return last
+
+    def _by_chunk(
+        self, read: Callable[[Tensor, Tensor], Tensor], pieces: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Let a part of the model read each chunk of each text by itself.
+
+        Args:
+            read: pieces (R, L, …) and their mask (R, L) to states (R, L, W).
+            pieces: (M, T, …), chunks of max_length one after the other.
+            mask: (M, T).
+
+        Returns:
+            (M, T, W).
+        """
+        M, T = mask.shape
+        if self.max_length >= T:
+            return read(pieces, mask)
+        chunks = -(-T // self.max_length)
+        missing = chunks * self.max_length - T
+        rest = [0, 0] * (pieces.ndim - 2)  # of the axes behind T
+        rows = nn.functional.pad(pieces, (*rest, 0, missing)).unflatten(1, (chunks, -1))
+        real = nn.functional.pad(mask, (0, missing)).unflatten(1, (chunks, -1))
+        rows, real = rows.flatten(0, 1), real.flatten(0, 1)
+        kept = real.any(1).nonzero().squeeze(1)  # a text may have fewer chunks than the longest
+        states = read(rows[kept], real[kept])
+        whole = states.new_zeros(M * chunks, *states.shape[1:]).index_copy(0, kept, states)
+        return whole.unflatten(0, (M, chunks)).flatten(1, 2)[:, :T]
 
     def run(self, states: TextStates, start: int, stop: int) -> TextStates:
         """Pass states through the layers [start, stop)."""
         from transformers.masking_utils import create_bidirectional_mask
 
+        def read(values: Tensor, mask: Tensor) -> Tensor:
+            attended = create_bidirectional_mask(
+                config=self.model.config, inputs_embeds=values, attention_mask=mask.long()
+            )
+            for block in self.stack[start:stop]:
+                values = block(values, attended)
+            return values
+
         values, mask = states
-        if start == stop:
-            return states
-        attended = create_bidirectional_mask(
-            config=self.model.config, inputs_embeds=values, attention_mask=mask.long()
-        )
-        for block in self.stack[start:stop]:
-            values = block(values, attended)
-        return values, mask
+        return states if start == stop else (self._by_chunk(read, values, mask), mask)
 
     def pool(self, states: TextStates) -> Tokens:
         """Pool to num_tokens: as many real ones as the text has pieces, up to that.
@@ -244,7 +302,10 @@ class TextEncoder(StackedEncoder):
         return states.values, states.mask
 
     def extend(self, states: TextStates, extra: Tensor) -> TextStates:
-        """Put tokens (P, W) behind those of each item."""
+        """Put tokens (P, W) behind those of each item; of a text in chunks the last would see them.
+
+        So `encoders.adapters` refuses a prompt there.
+        """
         return _extend(states, extra)
 
     def shorten(self, states: TextStates, num_tokens: int) -> TextStates:
@@ -252,8 +313,8 @@ class TextEncoder(StackedEncoder):
         return states[0][:, :-num_tokens], states[1][:, :-num_tokens]
 
     def largest_inputs(self) -> Inputs:
-        """Return a text of max_length pieces."""
-        return _longest_text(self.max_length)
+        """Return a text of as many pieces as are read."""
+        return _longest_text(self.max_length * self.max_chunks)
 
     def pooled(self, tokens: Tokens) -> Tensor:
         """Return the mean over tokens, (M, width), as sentence encoders such as MiniLM use.

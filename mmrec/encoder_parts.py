@@ -213,11 +213,18 @@ def _build_transformers(document: Document, folder: Path | None) -> EncoderParts
     transformers_logging.disable_progress_bar()  # a bar a folder, among our own lines
 
     options = dict(document["options"])
-    transform = TextTransform(document["tokenizer"], max_length=int(options.pop("max_length", 256)))
+    transform = TextTransform(
+        document["tokenizer"],
+        max_length=int(options.pop("max_length", 256)),
+        max_chunks=int(options.pop("max_chunks", 1)),
+    )
     _refuse(options)
     if folder is not None:
         encoder = TextEncoder.from_folder(
-            folder, num_tokens=document["num_tokens"], max_length=transform.max_length
+            folder,
+            num_tokens=document["num_tokens"],
+            max_length=transform.max_length,
+            max_chunks=transform.max_chunks,
         )
     else:
         arguments = dict(document["config"])
@@ -226,6 +233,7 @@ def _build_transformers(document: Document, folder: Path | None) -> EncoderParts
             AutoModel.from_config(config),
             num_tokens=document["num_tokens"],
             max_length=transform.max_length,
+            max_chunks=transform.max_chunks,
         )
     return EncoderParts(transform, encoder, document)
 

@@ -254,3 +254,74 @@ def test_last_token_is_kept_and_the_others_are_pooled() -> None:
 def test_causal_models_are_taken_whole() -> None:
     with pytest.raises(ValueError, match="cannot be cut between blocks: allowed are 0 and all"):
         make_gpt().cut_at(1)
+
+
+# long texts, in chunks
+
+
+def in_chunks(make, max_chunks: int) -> TextEncoder:
+    encoder = make()
+    encoder.max_length, encoder.max_chunks = 16, max_chunks
+    return encoder
+
+
+@pytest.mark.parametrize("make", [make_bert, make_distilbert, make_gpt])
+def test_each_chunk_is_read_by_itself(make) -> None:
+    vocabulary = train_vocabulary(TEXTS, 200)
+    long = TextTransform(vocabulary, max_length=16, max_chunks=5)
+    sample, short = long(" ".join(WORDS * 4)), long("quiet river")
+    assert sample is not None and short is not None and 33 < len(sample) <= 80
+    encoder = in_chunks(make, 5)
+    states = encoder.begin(long.collate([sample, short]))
+    values, _ = encoder.run(states, 0, len(encoder.stack))
+    for start in range(0, len(sample), 16):
+        piece = sample[start : start + 16]
+        alone, _ = encoder.run(encoder.begin(long.collate([piece])), 0, len(encoder.stack))
+        found = values[0, start : start + len(piece)]
+        torch.testing.assert_close(found, alone[0], atol=1e-5, rtol=1e-5)
+    tokens = encoder(long.collate([sample, None, short]))
+    assert tokens.mask.sum(1).tolist() == [32, 0, len(short)]
+    torch.testing.assert_close(
+        tokens.values[2:], encoder(long.collate([short])).values, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_split_equals_whole_in_chunks_too() -> None:
+    long = TextTransform(train_vocabulary(TEXTS, 200), max_length=16, max_chunks=5)
+    inputs = long.collate([long(" ".join(WORDS * 4)), None, long("quiet river")])
+    encoder = in_chunks(make_bert, 5).eval()
+    whole = encoder(inputs)
+    encoder.cut_at(1)
+    assert encoder.state_tokens == 80
+    states = encoder.below(inputs)
+    torch.testing.assert_close(encoder.above(states).values, whole.values, atol=1e-5, rtol=1e-5)
+
+
+def test_what_stands_at_the_end_of_a_long_text_is_found_in_chunks_alone() -> None:
+    vocabulary = train_vocabulary(TEXTS, 200)
+    refrain = " ".join(WORDS[:8] * 60)
+    ends = ["violin desert market winter " * 8, "island robot garden ghost " * 8]
+    queries = ["violin desert market winter", "island robot garden ghost"]
+
+    def similarities(max_chunks: int) -> torch.Tensor:
+        transform = TextTransform(vocabulary, max_length=64, max_chunks=max_chunks)
+        encoder = make_bert()
+        encoder.max_length, encoder.max_chunks = 64, max_chunks
+
+        def vectors(texts: list[str]) -> torch.Tensor:
+            pooled = encoder.pooled(encoder(transform.collate([transform(t) for t in texts])))
+            return torch.nn.functional.normalize(pooled - pooled.mean(0), dim=1)
+
+        with torch.no_grad():
+            return vectors(queries) @ vectors([f"{refrain} {end}" for end in ends]).T
+
+    chunked = similarities(40)
+    assert bool((chunked.argmax(1) == torch.arange(2)).all())
+    cut_off = TextTransform(vocabulary, max_length=64)
+    assert torch.equal(*(cut_off(f"{refrain} {end}") for end in ends))  # nothing of the end is left
+
+
+def test_chunks_are_in_the_fingerprint() -> None:
+    vocabulary = train_vocabulary(TEXTS, 200)
+    one, two = TextTransform(vocabulary), TextTransform(vocabulary, max_chunks=2)
+    assert one.fingerprint() != two.fingerprint()
