@@ -10,6 +10,7 @@ cannot fit is told without trying.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -187,10 +188,16 @@ def held_bytes(assembly: Assembly) -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory of a device; of a CPU what the machine could still give and this process has."""
+    """Memory of a device; of a CPU what the machine could still give and this process has.
+
+    Where the system does not say how much is free (others than Linux), all of it.
+    """
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
     return free + resident
