@@ -37,6 +37,7 @@ def configure(blocks: int | str = "all", **settings: Any) -> Config:
         "model.history.dropout": 0.0,
         "model.fusion.dropout": 0.0,
         "model.fusion.feature_dropout": 0.0,
+        "encoders.text.options.dropout": 0.0,
         "training.batch_size": 7,
         "training.fresh_items": 5,
         "training.log_every": 1,

@@ -115,7 +115,8 @@ class FreshContent:
     """The fresh items' content, encoded once.
 
     Attributes:
-        clean: (M, D) as it is used, gradients times min(1 / pi, cap) and content_gradient.
+        clean: (M, D) without dropout of the fusion, gradients times min(1 / pi, cap) and
+            content_gradient.
         noisy: (M, D) with dropout and modalities left out, gradients times min(1 / pi, cap).
         alignment: of contents by one modality alone; None where it has no weight.
     """
@@ -135,7 +136,7 @@ def fresh_content(
 ) -> FreshContent:
     """Encodes the fresh items.
 
-    Encoders run once for all, and without dropout: what they give goes to the bank as well.
+    Encoders run once for all, with their own dropout, if they have some.
     """
     assert model.fusion is not None
     weight = batch.inverse_probability.clamp(max=config.max_inverse_probability)

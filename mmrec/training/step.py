@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -63,12 +62,6 @@ class TrainedModel(nn.Module):
         self.gather = gather
         if gather is not None and model.fusion is not None:
             gather.attach(model.fusion.out)  # type: ignore[arg-type]
-
-    def train(self, mode: bool = True) -> Self:
-        """Switch dropout; encoders have none: what they give goes to the bank as well."""
-        super().train(mode)
-        self.model.encoders.eval()
-        return self
 
     def forward(self, batch: Batch, bank: Tensor | None) -> tuple[Tensor, Losses]:
         """The weighted sum of a batch's losses, and its terms."""
@@ -130,7 +123,8 @@ def train_step(
         )
     optimiser.step()
     if bank is not None and losses.content is not None:
-        # of before the update: to encode once more would cost a third of an end-to-end step
+        # of before the update, and with the encoders' dropout: to encode once more would cost a
+        # third of an end-to-end step. Each look at validation fills the bank anew, without.
         with torch.no_grad():
             bank.index_copy_(0, batch.fresh, losses.content)
     return StepOutput(
