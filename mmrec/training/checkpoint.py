@@ -25,7 +25,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmrec.errors import CheckpointMismatch
-from mmrec.model import RecommenderModel
 from mmrec.training import budget
 
 SCHEMA = 1
@@ -108,7 +107,7 @@ def restore_optimiser(
 def save_checkpoint(
     folder: Path,
     *,
-    model: RecommenderModel,
+    model: nn.Module,
     optimiser: torch.optim.Optimizer,
     bank: Tensor | None,
     state: TrainState,
@@ -140,7 +139,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def load_checkpoint(
     path: Path,
     *,
-    model: RecommenderModel,
+    model: nn.Module,
     optimiser: torch.optim.Optimizer,
     bank: Tensor | None,
 ) -> TrainState:
