@@ -25,6 +25,7 @@ import polars as pl
 
 from data_prep.catalogue import Catalogue, parse_catalogue
 from data_prep.errors import DataError, ShardError
+from data_prep.remote import fetch
 from data_prep.shard_format import (
     HISTORY_INDEX_SCHEMA,
     INDEX_SCHEMA,
@@ -387,12 +388,14 @@ class PreparedData:
                 _check_hash(path, sha256)
 
     def verify(self) -> None:
-        """Hash every file listed in the manifests, splits included.
+        """Hash every file listed in the manifests, splits included; a mirror's are all fetched.
 
         Raises:
             ShardError: a file is not the one that was written.
         """
         for path, sha256 in self._files():
+            if not path.exists():
+                fetch(path)
             _check_hash(path, sha256)
 
     def _files(self) -> Iterator[tuple[Path, str]]:

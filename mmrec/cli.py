@@ -77,12 +77,29 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _prepared(location: str) -> Path:
+    """A prepared folder that is there, or the local mirror of one on a remote path."""
+    from data_prep.remote import is_url, mirror
+
+    if is_url(location):
+        return mirror(location)
+    path = Path(location)
+    if not path.is_dir():
+        what = "is a file" if path.is_file() else "does not exist"
+        raise typer.BadParameter(f"Directory '{location}' {what}.")
+    return path
+
+
 # Annotations that several commands share. A path that must exist is checked before anything loads.
 CatalogueArgument = Annotated[
     Path, typer.Argument(metavar="CATALOGUE.yaml", exists=True, dir_okay=False)
 ]
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", exists=True, dir_okay=False)]
-PreparedArgument = Annotated[Path, typer.Argument(metavar="DATA", exists=True, file_okay=False)]
+PreparedArgument = Annotated[Path, typer.Argument(metavar="DATA", parser=_prepared)]
+PreparedOption = Annotated[
+    Path,
+    typer.Option("--data", metavar="DATA", parser=_prepared, help="Prepared folder, or its URL."),
+]
 SourceOption = Annotated[
     Path,
     typer.Option(exists=True, file_okay=False, help="Folder that the table's paths start from."),
@@ -95,8 +112,8 @@ DataOption = Annotated[
     Path | None,
     typer.Option(
         "--data",
-        exists=True,
-        file_okay=False,
+        metavar="DATA",
+        parser=_prepared,
         help="The prepared folder, where it has moved since training.",
     ),
 ]
@@ -211,7 +228,7 @@ def weights_install(names: Annotated[list[str], typer.Argument(metavar="NAME…"
 @app.command()
 def train(
     config: ConfigArgument,
-    data: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Prepared folder.")],
+    data: PreparedOption,
     run: Annotated[Path, typer.Option(help="Folder of the run.")],
     overrides: OverridesArgument = None,
     resume: Annotated[
@@ -223,6 +240,9 @@ def train(
     find_lr: Annotated[
         bool, typer.Option("--find-lr", help="Try growing learning rates, and train nothing.")
     ] = False,
+    with_summary: Annotated[
+        bool, typer.Option("--summary/--no-summary", help="End with the table on validation.")
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Train the encoders above the cut, the fusion and the user model together.
@@ -275,7 +295,7 @@ def train(
     if not is_main_process():
         return
 
-    summary = summarise(run, data)
+    summary = summarise(run, data) if with_summary else None
     if summary is not None:
         print_table(metric_rows(summary))
         typer.echo(gap_line(summary))
@@ -285,7 +305,7 @@ def train(
 @app.command()
 def tune(
     config: ConfigArgument,
-    data: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Prepared folder.")],
+    data: PreparedOption,
     out: Annotated[Path, typer.Option(help="Folder of the search; the same command goes on.")],
     space: Annotated[
         Path, typer.Option(exists=True, dir_okay=False, help="YAML of the settings to try.")

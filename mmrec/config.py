@@ -212,9 +212,10 @@ class TrainingConfig(Section):
     freeze_content_epochs: int = Field(0, ge=0)
     """Epochs at the start in which contents stay as the fresh fusion gives them, and nothing is
     encoded: the user model and the ids learn on firm ground first, and cheaply."""
-    optimiser: Literal["adamw", "sgd", "adafactor"] = "adamw"
+    optimiser: Literal["adamw", "sgd", "adafactor", "adamw8bit"] = "adamw"
     """`adamw` keeps two numbers a parameter, `sgd` one (its momentum), `adafactor` a row and a
-    column of each matrix. All decay apart from the gradient."""
+    column of each matrix, `adamw8bit` two bytes (the extra `lowbit`). All decay apart from the
+    gradient."""
     betas: tuple[float, float] = (0.9, 0.98)
     """Of adamw; the first is sgd's momentum."""
     weight_decay: float = Field(0.05, ge=0)
