@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from mmrec.config import Config, change, parse_config
 from mmrec.encoder_parts import make_encoder
+from mmrec.errors import ConfigError
 from mmrec.model import RecommenderModel
 from mmrec.training.optimiser import make_optimiser, parameter_groups, rate_at
 
@@ -227,3 +230,44 @@ def test_adafactor_keeps_a_row_and_a_column() -> None:
     assert optimiser.state[weight]["row_var"].numel() == weight.shape[0]
     assert optimiser.state[weight]["col_var"].numel() == weight.shape[1]
     assert bool((weight < before + 1e-9).all())
+
+
+def test_eight_bits_follow_adamw() -> None:
+    grads, weight, after = step_of("adamw8bit", 3)  # too small for bytes: the formula itself
+    m = v = torch.zeros_like(weight)
+    for count, grad in enumerate(grads, 1):
+        m, v = 0.9 * m + 0.1 * grad, 0.98 * v + 0.02 * grad.square()
+        step = (m / (1 - 0.9**count)) / ((v / (1 - 0.98**count)).sqrt() + 1e-8)
+        weight = (1 - 0.01 * 0.1) * weight - 0.01 * step
+    torch.testing.assert_close(after, weight, atol=1e-6, rtol=0)
+
+
+def test_eight_bits_are_bytes_and_near_adamw() -> None:
+    from mmrec.training.optimiser import LEAST_8_BIT, OPTIMISERS
+
+    settings = make_config().training
+    start = torch.randn(96, 128, generator=torch.Generator().manual_seed(0))
+    assert start.numel() > LEAST_8_BIT
+    moved = {}
+    for name in ("adamw", "adamw8bit"):
+        weight = nn.Parameter(start.clone())
+        group = {"params": [weight], "lr": 0.01, "weight_decay": 0.1}
+        optimiser = OPTIMISERS[name]([group], settings)
+        random = torch.Generator().manual_seed(1)
+        for _ in range(20):
+            weight.grad = torch.randn(weight.shape, generator=random)
+            optimiser.step()
+        moved[name] = weight.detach() - start
+        state = optimiser.state[weight]
+        large = [each for each in state.values() if isinstance(each, torch.Tensor)]
+        large = [each for each in large if each.numel() == weight.numel()]
+        assert {each.element_size() for each in large} == {4 if name == "adamw" else 1}
+    difference = moved["adamw8bit"] - moved["adamw"]
+    assert 0 < float(difference.norm()) < 0.1 * float(moved["adamw"].norm())
+
+
+def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    config = change(make_config(), {"training.optimiser": "adamw8bit"}, "test")
+    with pytest.raises(ConfigError, match="needs bitsandbytes.*pip install 'mmrec.lowbit.'"):
+        make_optimiser(build(config), config)

@@ -378,6 +378,19 @@ def test_user_models_without_attention_resume_too(
     assert_same_run(whole, broken)
 
 
+@pytest.mark.parametrize("optimiser", ["sgd", "adafactor", "adamw8bit"])
+def test_other_optimisers_resume_too(tiny_data: Path, tmp_path: Path, optimiser: str) -> None:
+    changes = {"max_steps": 6, "checkpoint_every": 3, "optimiser": optimiser}
+    document = configure(blocks=0, **changes).model_dump(mode="json")
+    document["model"]["width"] = 32  # a few matrices are large enough for eight bits
+    config = parse_config(document)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(config, tiny_data, whole)
+    train_until(config, tiny_data, broken, 5, resume=False)
+    train(config, tiny_data, broken, resume=True)
+    assert_same_run(whole, broken)
+
+
 def test_one_seed_gives_one_model(tiny_data: Path, tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("same", 1), ("other", 2)):
         train(configure(blocks="all", max_steps=3, seed=seed), tiny_data, tmp_path / name)

@@ -83,10 +83,16 @@ def write_folder(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], docume
 
 
 def optimiser_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state by the names of its parameters: `NAME/exp_avg` and so on."""
+    """The optimiser's state by the names of its parameters: `NAME/exp_avg` and so on.
+
+    Of bitsandbytes: a count that is no tensor becomes an int64 without dimensions, and tables of
+    256 entries that all parameters share (`qmap1`) are copied, since a file holds none twice.
+    """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
-        f"{names[id(parameter)]}/{key}": value
+        f"{names[id(parameter)]}/{key}": (
+            value.clone() if key.startswith("qmap") else torch.as_tensor(value)
+        )
         for parameter, values in optimiser.state.items()
         for key, value in values.items()
     }
@@ -101,7 +107,8 @@ def restore_optimiser(
         name, _, kind = key.rpartition("/")
         parameter = parameters[name]
         # the count of steps too: a fused optimiser keeps it beside the parameter
-        optimiser.state[parameter][kind] = value.to(parameter.device)
+        is_count = value.dtype == torch.int64 and value.dim() == 0
+        optimiser.state[parameter][kind] = int(value) if is_count else value.to(parameter.device)
 
 
 def save_checkpoint(

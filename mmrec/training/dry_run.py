@@ -39,8 +39,9 @@ from mmrec.training.step import train_step
 from mmrec.training.train import peak_memory, wrap
 from mmrec.training.unfreeze import set_trained
 
-STATE_NUMBERS = {"adamw": 2, "sgd": 1, "adafactor": 0}
-"""fp32 numbers a trained parameter that each optimiser keeps; adafactor's rows are next to none."""
+STATE_NUMBERS = {"adamw": 2.0, "sgd": 1.0, "adafactor": 0.0, "adamw8bit": 0.51}
+"""fp32 numbers a trained parameter that each optimiser keeps; adafactor's rows are next to none,
+adamw8bit's are two bytes and two scales a block of 256."""
 PROBE_ITEMS = 32
 """Items encoded to see how long a cache takes to fill."""
 
@@ -184,7 +185,7 @@ def held_bytes(assembly: Assembly) -> int:
     trained = sum(each.numel() for each in parameters if each.requires_grad)
     numbers = 1 + STATE_NUMBERS[assembly.config.training.optimiser]  # the gradient is one
     bank = assembly.num_rows * assembly.config.model.width if assembly.source is not None else 0
-    return 4 * (sum(each.numel() for each in parameters) + numbers * trained + bank)
+    return 4 * (sum(each.numel() for each in parameters) + int(numbers * trained) + bank)
 
 
 def available_bytes(device: torch.device) -> int:

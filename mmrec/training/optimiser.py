@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import nn
 
 from encoders.cut import StackedEncoder
 from mmrec.config import Config, EncoderConfig, TrainingConfig
+from mmrec.errors import ConfigError
 from mmrec.model import RecommenderModel
 
 PRETRAINED_RATE = 1e-5
@@ -19,6 +21,8 @@ PRETRAINED_RATE = 1e-5
 (Devlin et al., arXiv 1810.04805, section 3.2 and appendix A.3)."""
 ADDED_RATE = 2e-4
 """Rate of what is added to such an encoder: Hu et al., arXiv 2106.09685, table 11, low end."""
+LEAST_8_BIT = 4096
+"""Entries of a parameter from which on adamw8bit keeps bytes, its library's own default."""
 
 
 @dataclass(frozen=True)
@@ -156,10 +160,28 @@ def _adafactor(groups: list[dict[str, Any]], _: TrainingConfig) -> torch.optim.O
     return torch.optim.Adafactor(groups)
 
 
+def _adamw8bit(groups: list[dict[str, Any]], settings: TrainingConfig) -> torch.optim.Optimizer:
+    """Of bitsandbytes; Dettmers et al., arXiv 2110.02861. Small parameters keep fp32."""
+    return _bitsandbytes().AdamW8bit(
+        groups, betas=settings.betas, eps=1e-8, min_8bit_size=LEAST_8_BIT
+    )
+
+
+def _bitsandbytes() -> Any:
+    try:
+        return importlib.import_module("bitsandbytes").optim
+    except ImportError as error:
+        raise ConfigError(
+            f"training.optimiser is adamw8bit, which needs bitsandbytes ({error}): "
+            "pip install 'mmrec[lowbit]', or set training.optimiser to adafactor"
+        ) from None
+
+
 OPTIMISERS: dict[str, Callable[[list[dict[str, Any]], TrainingConfig], torch.optim.Optimizer]] = {
     "adamw": _adamw,
     "sgd": _sgd,
     "adafactor": _adafactor,
+    "adamw8bit": _adamw8bit,
 }
 
 
