@@ -36,7 +36,8 @@ def train_command(config: Path, settings: Mapping[str, Any], data: Path, run: Pa
     """What `mmrec` is told to train a run, or to go on with it."""
     changes = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
     resume = ["--resume"] if run.is_dir() else []
-    return ["train", str(config), *changes, "--data", str(data), "--run", str(run), *resume]
+    folders = ["--data", str(data), "--run", str(run)]
+    return ["train", str(config), *changes, *folders, "--no-summary", *resume]
 
 
 def run_commands(
