@@ -197,6 +197,10 @@ class TrainingConfig(Section):
     alignment_weight: float = Field(0.0, ge=0)
     """Weight of a third loss (InfoNCE), which draws together what the media of an item say one by
     one, and apart from other items' media: for search by one medium, and items that have one."""
+    modality_weight: float = Field(0.0, ge=0)
+    """Weight of a loss for each modality, their mean, in which users meet the fresh items by that
+    modality alone: else the modality that is learnt first does all the work, and items that lack it
+    are scored by ones that learnt nothing. Each costs the softmax of a step once more."""
     content_gradient: float = Field(1.0, ge=0, le=1)
     """Share of the first loss's gradient that reaches contents. Encoders that still have to learn
     what to look at learn the items of training by heart with all of it; cached ones do not."""
@@ -283,6 +287,12 @@ class Config(Section):
             raise ValueError(
                 "model.item is 'id' but encoders names "
                 f"{', '.join(self.encoders)}: drop the encoders, or set model.item=both"
+            )
+        if self.training.modality_weight and len(self.encoders) < 2:
+            raise ValueError(
+                f"training.modality_weight is {self.training.modality_weight:g} but encoders names "
+                f"{', '.join(self.encoders) or 'none'}: modalities are told apart where there are "
+                "two; name another encoder, or set training.modality_weight=0"
             )
         if not self.model.popularity and self.evaluation.popularity_share < 1:
             raise ValueError(

@@ -2,52 +2,27 @@
 
     fresh items' media ─ encoders, once ─► tokens ─┬─ as they are ─────────────────► clean
                                                    ├─ dropout, modalities left out ─► noisy
-                                                   └─ each modality by itself ──────► alignment
+                                                   └─ each modality by itself ──────► one_modality
 
 Legend: M fresh items · D width.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from encoders.tokens import Tokens
-from fusion.item import Output, drop_modalities
+from fusion.item import drop_modalities
+from fusion.modes import dropout_off
 from mmrec.config import TrainingConfig
 from mmrec.data.batch import Batch, ModalityInput
 from mmrec.model import RecommenderModel
 from mmrec.training.distributed import GatherContents
-from mmrec.training.losses import alignment_loss
-
-MIN_ALIGNMENT_TEMPERATURE = 0.01  # as CLIP's: logits scaled by 100 at most
-
-
-class _ScaleGradient(torch.autograd.Function):
-    """Identity whose gradient is multiplied by a weight per row."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor) -> Tensor:  # noqa: D102
-        ctx.save_for_backward(weight)
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # noqa: D102
-        (weight,) = ctx.saved_tensors
-        return grad_outputs[0] * weight[:, None], None
-
-
-def scale_gradient(values: Tensor, weight: Tensor) -> Tensor:
-    """(M, D) values as they are; their gradient times weight (M,)."""
-    scaled: Tensor = _ScaleGradient.apply(values, weight)
-    return scaled
+from mmrec.training.one_modality import OneModality, encode_one_modality
 
 
 def step_generator(seed: int, batch: Batch, purpose: int) -> np.random.Generator:
@@ -87,43 +62,21 @@ def _present(media: ModalityInput) -> Any:
     return media.mask.any(1).cpu().numpy()
 
 
-@contextmanager
-def dropout_off(module: nn.Module) -> Iterator[None]:
-    """Lets a module in training mode compute without its dropout."""
-    dropouts = [each for each in module.modules() if isinstance(each, nn.Dropout | nn.Dropout1d)]
-    for each in dropouts:
-        each.eval()
-    yield
-    for each in dropouts:
-        each.train()
-
-
-@contextmanager
-def mean_held(fusion: nn.Module) -> Iterator[None]:
-    """Lets a fusion in training mode compute without moving its running mean."""
-    outputs = [each for each in fusion.modules() if isinstance(each, Output)]
-    kept = [each.momentum for each in outputs]
-    for each in outputs:
-        each.momentum = 1.0
-    yield
-    for each, momentum in zip(outputs, kept, strict=True):
-        each.momentum = momentum
-
-
 @dataclass(frozen=True)
 class FreshContent:
     """The fresh items' content, encoded once.
 
     Attributes:
-        clean: (M, D) without dropout of the fusion, gradients times min(1 / pi, cap) and
-            content_gradient.
-        noisy: (M, D) with dropout and modalities left out, gradients times min(1 / pi, cap).
-        alignment: of contents by one modality alone; None where it has no weight.
+        clean: (M, D) without dropout of the fusion.
+        noisy: (M, D) with dropout and modalities left out.
+        weight: (M,) of a content's gradient where users meet it, min(1 / pi, cap).
+        one_modality: contents by one modality alone; None where no loss asks for them.
     """
 
     clean: Tensor
     noisy: Tensor
-    alignment: Tensor | None
+    weight: Tensor
+    one_modality: OneModality | None
 
 
 def fresh_content(
@@ -147,26 +100,7 @@ def fresh_content(
     with dropout_off(model.fusion):
         clean = model.fusion(tokens)
     noisy = model.fusion(tokens if keep is None else drop_modalities(tokens, keep))
-    alignment = None
-    if config.alignment_weight and len(tokens) > 1:
-        alignment = _alignment(model, tokens, gather)
-    return FreshContent(
-        scale_gradient(clean, weight * config.content_gradient),
-        scale_gradient(noisy, weight),
-        alignment,
-    )
-
-
-def _alignment(
-    model: RecommenderModel, tokens: dict[str, Tokens], gather: GatherContents | None
-) -> Tensor:
-    """InfoNCE between what each modality alone makes of an item; the items of all ranks."""
-    assert model.fusion is not None and model.log_alignment_temperature is not None
-    scale = model.log_alignment_temperature.clamp(min=math.log(MIN_ALIGNMENT_TEMPERATURE)) * -0.5
-    contents, present = {}, {}
-    with dropout_off(model.fusion), mean_held(model.fusion):
-        for name, each in tokens.items():
-            contents[name] = model.fusion({name: each}) * scale.exp()
-            has = each.mask.any(1)
-            present[name] = has if gather is None else gather.rows(has)
-    return alignment_loss(contents, present)
+    one_modality = None
+    if (config.alignment_weight or config.modality_weight) and len(tokens) > 1:
+        one_modality = encode_one_modality(model, tokens, gather)
+    return FreshContent(clean, noisy, weight, one_modality)
