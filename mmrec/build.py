@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from fusion.item import ConcatFusion, GatedFusion, LateFusion, LatentFusion, Mea
 from mmrec.config import Config, EncoderConfig, load_trained_config
 from mmrec.data.batch import BatchStream, ModalityInput, TargetRule
 from mmrec.data.cache import StateCache, round_states
+from mmrec.data.corpus import corpus, never_cold
 from mmrec.data.fill import fill_cache
 from mmrec.data.histories import ChosenHistories, EpochPlan, HistorySource, IntArray
 from mmrec.data.items import Broken, ItemInputs
@@ -189,7 +190,7 @@ def assemble(
         modality: make_encoder(
             modality,
             encoder,
-            texts=lambda: _texts(data),
+            texts=lambda: corpus(data),
             vector_width=lambda name: _vector_width(data, name),
             attributes=attribute_fields(data),
         )
@@ -436,34 +437,12 @@ def _is_in(data: PreparedData, modality: str) -> bool:
     )
 
 
-def _texts(data: PreparedData) -> Iterator[str]:
-    """Texts of items that are no cold item of any split."""
-    for item_index in _never_cold(data):
-        yield ". ".join(data.items.text(item_index).values())
-
-
 def attribute_fields(data: PreparedData) -> AttributeFields:
     """The items' attributes, with the records of those that are no cold item of any split."""
     return AttributeFields(
         {name: spec.type for name, spec in data.catalogue.items.attributes.items()},
-        lambda: (data.items.record(row)["attributes"] for row in _never_cold(data)),
+        lambda: (data.items.record(row)["attributes"] for row in never_cold(data)),
     )
-
-
-def _never_cold(data: PreparedData) -> Iterator[int]:
-    """Items that are no cold item of any split: a vocabulary must not see those."""
-    hidden: set[int] = set()
-    for name in data.splits:
-        items = data.split(name).items
-        roles = items["role"].to_list()
-        hidden.update(
-            index
-            for index, role in zip(items["item_index"].to_list(), roles, strict=True)
-            if role.startswith("cold")
-        )
-    for item_index in range(len(data.items)):
-        if item_index not in hidden:
-            yield item_index
 
 
 def _vector_width(data: PreparedData, name: str) -> int:
