@@ -26,11 +26,13 @@ from fusion.history import HistoryEncoder
 from fusion.item import ConcatFusion, GatedFusion, LateFusion, LatentFusion, MeanFusion, Modality
 from mmrec.config import Config, EncoderConfig, load_trained_config
 from mmrec.data.batch import BatchStream, ModalityInput, TargetRule
-from mmrec.data.cache import StateCache, round_states
+from mmrec.data.cache import StateCache
 from mmrec.data.corpus import corpus, never_cold
 from mmrec.data.fill import fill_cache
 from mmrec.data.histories import ChosenHistories, EpochPlan, HistorySource, IntArray
 from mmrec.data.items import Broken, ItemInputs
+from mmrec.data.live import live_states
+from mmrec.data.queries import open_queries
 from mmrec.data.thinning import open_split
 from mmrec.encoder_parts import (
     AttributeFields,
@@ -80,7 +82,6 @@ class LiveInputs:
     ) -> None:
         self.inputs, self.model, self.dtypes = inputs, model, dict(dtypes)
 
-    @torch.no_grad()
     def collate(self, item_index: IntArray) -> dict[str, ModalityInput]:
         """Every modality of the items."""
         device = self.model.counts.device
@@ -90,9 +91,7 @@ class LiveInputs:
                 media[name] = raw
                 continue
             on_device = {key: value.to(device) for key, value in raw.items()}
-            with torch.autocast(device.type, enabled=False):  # the cache is filled in fp32
-                states = self.model.encoder(name).below(on_device)
-            media[name] = round_states(states, self.dtypes[name])
+            media[name] = live_states(self.model.encoder(name), on_device, self.dtypes[name])
         return media
 
 
@@ -209,6 +208,11 @@ def assemble(
         source, dtypes = (make_source or _make_source)(config, data, parts, model, device)
     row_of = np.full(len(data.items), -1, np.int64)
     row_of[item_index_of] = np.arange(item_index_of.shape[0])
+    queries = None
+    if config.training.query_weight:
+        dtype: Any = dtypes.get("text", "float16") if "text" in model.cached else None
+        transform, seed = parts["text"].transform, config.training.seed
+        queries = open_queries(data.items.text, transform, item_index_of, dtype=dtype, seed=seed)
     plan = EpochPlan(
         histories.lengths,
         histories.shard_of,
@@ -233,6 +237,7 @@ def assemble(
         counts=popularity[item_index_of],
         rank=rank,
         world=world,
+        queries=queries,
     )
     return Assembly(
         config=config,
@@ -333,6 +338,7 @@ def make_model(
         min_temperature=settings.min_temperature,
         popularity_share=config.evaluation.popularity_share,
         aligned=config.training.alignment_weight > 0 and len(parts) > 1,
+        queried=config.training.query_weight > 0,
     )
 
 

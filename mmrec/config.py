@@ -201,6 +201,10 @@ class TrainingConfig(Section):
     """Weight of a loss for each modality, their mean, in which users meet the fresh items by that
     modality alone: else the modality that is learnt first does all the work, and items that lack it
     are scored by ones that learnt nothing. Each costs the softmax of a step once more."""
+    query_weight: float = Field(0.0, ge=0)
+    """Weight of a loss (InfoNCE) in which a random piece of an item's text (a title alone, a
+    sentence of a plot), by itself, finds the item among the step's fresh ones: for search by text.
+    A query is encoded live, below the cut too."""
     content_gradient: float = Field(1.0, ge=0, le=1)
     """Share of the first loss's gradient that reaches contents. Encoders that still have to learn
     what to look at learn the items of training by heart with all of it; cached ones do not."""
@@ -293,6 +297,12 @@ class Config(Section):
                 f"training.modality_weight is {self.training.modality_weight:g} but encoders names "
                 f"{', '.join(self.encoders) or 'none'}: modalities are told apart where there are "
                 "two; name another encoder, or set training.modality_weight=0"
+            )
+        if self.training.query_weight and "text" not in self.encoders:
+            raise ValueError(
+                f"training.query_weight is {self.training.query_weight:g} but encoders names no "
+                "text: queries are pieces of texts; add encoders.text, or set "
+                "training.query_weight=0"
             )
         if not self.model.popularity and self.evaluation.popularity_share < 1:
             raise ValueError(

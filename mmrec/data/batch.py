@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from encoders.tokens import Tokens
 from mmrec.data.histories import EpochPlan, HistorySource, IntArray, Samples
+from mmrec.data.queries import Queries, QuerySource
 
 ModalityInput = Tokens | dict[str, Tensor]
 """One modality of M items: cached states, or what a transform's collate gives."""
@@ -47,6 +48,7 @@ class Batch:
     media: modality -> states or raw inputs of this rank's fresh items.
     candidates: rows of the items that the loss compares; None: all N.
     log_inclusion: log of the probability that each is one.
+    queries: drawn from texts of this rank's fresh items; None where no loss asks for them.
     own: range of `fresh` that this rank encodes.
     num_counted: positions that count, over all ranks.
     rank: of the process it was made for.
@@ -68,6 +70,7 @@ class Batch:
     world: int = 1
     candidates: Tensor | None = None
     log_inclusion: Tensor | None = None
+    queries: Queries | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -82,6 +85,7 @@ class Batch:
             media=media_to(self.media, device),
             candidates=None if self.candidates is None else self.candidates.to(device),
             log_inclusion=None if self.log_inclusion is None else self.log_inclusion.to(device),
+            queries=None if self.queries is None else self.queries.to(device),
         )
 
 
@@ -182,6 +186,7 @@ class BatchStream(IterableDataset[Batch]):
             `candidates`.
         rank: of this process; the global batches are the same for any number of them.
         world: number of processes.
+        queries: draws some for the fresh items; None where no loss asks for them.
     """
 
     def __init__(
@@ -200,8 +205,9 @@ class BatchStream(IterableDataset[Batch]):
         counts: IntArray | None = None,
         rank: int = 0,
         world: int = 1,
+        queries: QuerySource | None = None,
     ) -> None:
-        self.candidates, self.counts = candidates, counts
+        self.candidates, self.counts, self.queries = candidates, counts, queries
         self.freeze_epochs = freeze_epochs
         self.rank, self.world = rank, world
         self.plan, self.histories = plan, histories
@@ -239,7 +245,7 @@ class BatchStream(IterableDataset[Batch]):
         media: dict[str, ModalityInput] = {}
         fresh = np.zeros(0, np.int64)
         weight = np.zeros(0, np.float32)
-        own = (0, 0)
+        own, queries = (0, 0), None
         if self.items is not None and self.epoch >= self.freeze_epochs:
             fresh, weight = draw_fresh(
                 targets,
@@ -248,8 +254,11 @@ class BatchStream(IterableDataset[Batch]):
                 random=np.random.default_rng((self.seed, self.epoch, 3, index)),
             )
             own = share_of(fresh.shape[0], rank=self.rank, world=self.world)
-            encoded = fresh[own[0] : own[1]] if own[1] > own[0] else fresh[:1]
-            media = self.items.collate(self.item_index_of[encoded])
+            encoded = own if own[1] > own[0] else (0, 1)
+            items = self.item_index_of[fresh]
+            media = self.items.collate(items[slice(*encoded)])
+            if self.queries is not None:
+                queries = self.queries.draw(items, encoded, epoch=self.epoch, batch=index)
         compared, log_inclusion = None, None
         if self.candidates is not None:
             assert self.counts is not None
@@ -277,6 +286,7 @@ class BatchStream(IterableDataset[Batch]):
             world=self.world,
             candidates=None if compared is None else torch.from_numpy(compared),
             log_inclusion=None if log_inclusion is None else torch.from_numpy(log_inclusion),
+            queries=queries,
         )
 
 

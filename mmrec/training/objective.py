@@ -25,6 +25,7 @@ from mmrec.training.fresh import fresh_content
 from mmrec.training.gradient import scale_gradient
 from mmrec.training.losses import catalogue_softmax, met_before, sampled_softmax
 from mmrec.training.one_modality import align, head_tables
+from mmrec.training.text_query import match_queries
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Losses:
         alignment: of contents by one modality alone; None where it has no weight.
         modality_loss: of fresh items as if never met and by one modality alone, the mean over
             modalities; None where it has no weight.
+        query_loss: of pieces of their texts that find the fresh items; None where there are none.
     """
 
     loss: Tensor
@@ -48,6 +50,7 @@ class Losses:
     content: Tensor | None
     alignment: Tensor | None
     modality_loss: Tensor | None
+    query_loss: Tensor | None
 
 
 def compute_losses(
@@ -113,9 +116,11 @@ def compute_losses(
         sums = [torch.stack(terms).sum() for terms in zip(*found, strict=True)]
     loss, *others = sums
     cold_loss = others.pop(0) if as_new is not None else None
-    alignment = None
+    alignment, query = None, None
     if one_modality is not None and config.alignment_weight:
         alignment = align(model, one_modality)
+    if fresh is not None and batch.queries is not None:
+        query = match_queries(model, batch.queries, fresh.clean, gather)
     return Losses(
         loss=loss,
         cold_loss=cold_loss,
@@ -123,6 +128,7 @@ def compute_losses(
         content=None if fresh is None else fresh.clean.detach().float(),
         alignment=alignment,
         modality_loss=torch.stack(others).mean() if others else None,
+        query_loss=query,
     )
 
 

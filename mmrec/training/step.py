@@ -81,6 +81,7 @@ class TrainedModel(nn.Module):
             (config.cold_weight, losses.cold_loss),
             (config.alignment_weight, losses.alignment),
             (config.modality_weight, losses.modality_loss),
+            (config.query_weight, losses.query_loss),
         ):
             if loss is not None:
                 total = total + weight * loss
@@ -139,7 +140,7 @@ def train_step(
 def _others(losses: Losses, ranks: Ranks) -> dict[str, Tensor]:
     """The losses beside the first; those of positions are shares of a mean over the ranks."""
     shares = {"cold_loss": losses.cold_loss, "modality_loss": losses.modality_loss}
-    whole = {"alignment": losses.alignment}
+    whole = {"alignment": losses.alignment, "query_loss": losses.query_loss}
     return {
         **{name: ranks.mean(each.detach()) for name, each in shares.items() if each is not None},
         **{name: each.detach() for name, each in whole.items() if each is not None},
