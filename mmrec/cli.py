@@ -21,6 +21,18 @@ from typing import Annotated, Any
 import typer
 
 from data_prep.errors import DataError
+from mmrec.arguments import (
+    CatalogueArgument,
+    ConfigArgument,
+    CountOption,
+    DataOption,
+    JsonOption,
+    OverridesArgument,
+    OverridesInUseArgument,
+    PreparedArgument,
+    RunArgument,
+    SourceOption,
+)
 from mmrec.errors import MmrecError, UserError
 from mmrec.terminal import (
     machine_fault,
@@ -75,43 +87,6 @@ def _show_version(wanted: bool) -> None:
 
         typer.echo(version("mmrec"))
         raise typer.Exit
-
-
-# Annotations that several commands share. A path that must exist is checked before anything loads.
-CatalogueArgument = Annotated[
-    Path, typer.Argument(metavar="CATALOGUE.yaml", exists=True, dir_okay=False)
-]
-ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", exists=True, dir_okay=False)]
-PreparedArgument = Annotated[Path, typer.Argument(metavar="DATA", exists=True, file_okay=False)]
-SourceOption = Annotated[
-    Path,
-    typer.Option(exists=True, file_okay=False, help="Folder that the table's paths start from."),
-]
-RunArgument = Annotated[
-    Path,
-    typer.Argument(metavar="RUN", exists=True, file_okay=False, help="Folder of a run or bundle."),
-]
-DataOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        exists=True,
-        file_okay=False,
-        help="The prepared folder, where it has moved since training.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-CountOption = Annotated[int, typer.Option("-k", min=1, help="Number of items.")]
-OverridesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="SECTION.FIELD=VALUE", help="Settings to change."),
-]
-OverridesInUseArgument = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="SECTION.FIELD=VALUE", help="Settings to change: evaluation.popularity_share."
-    ),
-]
 
 
 @app.callback()
