@@ -34,6 +34,7 @@ from mmrec.arguments import (
     SourceOption,
 )
 from mmrec.errors import MmrecError, UserError
+from mmrec.pretraining.command import pretrain
 from mmrec.terminal import (
     machine_fault,
     metric_rows,
@@ -181,6 +182,9 @@ def weights_install(names: Annotated[list[str], typer.Argument(metavar="NAME…"
 
     for name in names:
         typer.echo(f"{name}: {install(name)}")
+
+
+app.command()(pretrain)
 
 
 @app.command()
