@@ -34,6 +34,7 @@ from mmrec.data.items import Broken, ItemInputs
 from mmrec.data.live import live_states
 from mmrec.data.queries import open_queries
 from mmrec.data.thinning import open_split
+from mmrec.data.unlabelled import UnlabelledSource, find_unlabelled
 from mmrec.encoder_parts import (
     AttributeFields,
     Document,
@@ -213,6 +214,10 @@ def assemble(
         dtype: Any = dtypes.get("text", "float16") if "text" in model.cached else None
         transform, seed = parts["text"].transform, config.training.seed
         queries = open_queries(data.items.text, transform, item_index_of, dtype=dtype, seed=seed)
+    unlabelled = None
+    if config.training.unlabelled_items and source is not None:
+        size, seed = config.training.unlabelled_items, config.training.seed
+        unlabelled = UnlabelledSource(find_unlabelled(data, split), source, size=size, seed=seed)
     plan = EpochPlan(
         histories.lengths,
         histories.shard_of,
@@ -238,6 +243,7 @@ def assemble(
         rank=rank,
         world=world,
         queries=queries,
+        unlabelled=unlabelled,
     )
     return Assembly(
         config=config,

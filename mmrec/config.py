@@ -205,6 +205,9 @@ class TrainingConfig(Section):
     """Weight of a loss (InfoNCE) in which a random piece of an item's text (a title alone, a
     sentence of a plot), by itself, finds the item among the step's fresh ones: for search by text.
     A query is encoded live, below the cut too."""
+    unlabelled_items: int = Field(0, ge=0)
+    """U: items that no event names, and that are cold in no split, which join each step's fresh
+    ones for the losses that need no labels: alignment_weight and query_weight."""
     content_gradient: float = Field(1.0, ge=0, le=1)
     """Share of the first loss's gradient that reaches contents. Encoders that still have to learn
     what to look at learn the items of training by heart with all of it; cached ones do not."""
@@ -297,6 +300,14 @@ class Config(Section):
                 f"training.modality_weight is {self.training.modality_weight:g} but encoders names "
                 f"{', '.join(self.encoders) or 'none'}: modalities are told apart where there are "
                 "two; name another encoder, or set training.modality_weight=0"
+            )
+        if self.training.unlabelled_items and not (
+            self.training.alignment_weight or self.training.query_weight
+        ):
+            raise ValueError(
+                f"training.unlabelled_items is {self.training.unlabelled_items}, but "
+                "training.alignment_weight and training.query_weight are 0: no other loss does "
+                "without labels; set one of them, or training.unlabelled_items=0"
             )
         if self.training.query_weight and "text" not in self.encoders:
             raise ValueError(

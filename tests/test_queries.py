@@ -108,17 +108,17 @@ def test_a_draw_depends_on_seed_epoch_batch_and_item_alone(tiny_data: Path) -> N
     source = assemble(configure(), tiny_data).stream.queries
     assert source is not None
     items = np.arange(12)
-    whole = source.draw(items, (0, 12), epoch=1, batch=3)
-    part = source.draw(items, (5, 9), epoch=1, batch=3)
+    whole = source.draw(items, range(12), epoch=1, batch=3)
+    part = source.draw(items, range(5, 9), epoch=1, batch=3)
     assert torch.equal(whole.answers[5:9], part.answers)
-    fewer = source.draw(items[5:9], (0, 4), epoch=1, batch=3)  # other neighbours
+    fewer = source.draw(items[5:9], range(4), epoch=1, batch=3)  # other neighbours
     lengths = [each.inputs["mask"].sum(1).tolist() for each in (whole, part, fewer)]
     assert lengths[0][5:9] == lengths[1] == lengths[2]
     longest = max(lengths[1])
     ids = [each.inputs["token_ids"][:, :longest] for each in (part, fewer)]
     assert torch.equal(ids[0], ids[1])
     for other in ({"epoch": 2, "batch": 3}, {"epoch": 1, "batch": 4}):
-        again = source.draw(items, (0, 12), **other).inputs["mask"].sum(1).tolist()
+        again = source.draw(items, range(12), **other).inputs["mask"].sum(1).tolist()
         assert again != lengths[0]
 
 
@@ -213,7 +213,7 @@ def test_a_query_is_encoded_in_training_as_in_use(
     assert source is not None
     monkeypatch.setattr("mmrec.data.queries.draw_query", lambda *_: {"title": "The red river"})
     monkeypatch.setattr("mmrec.data.queries.find_answers", lambda *_: np.ones((1, 1), np.bool_))
-    queries = source.draw(np.array([0]), (0, 1), epoch=0, batch=0)
+    queries = source.draw(np.array([0]), [0], epoch=0, batch=0)
     model.log_query_temperature = torch.nn.Parameter(torch.zeros(()))
     seen: list[torch.Tensor] = []
     model.fusion.register_forward_hook(lambda *arguments: seen.append(arguments[-1]))

@@ -1,13 +1,13 @@
 """Pseudo-queries: a piece of an item's own text, by which search should find the item.
 
-    texts of the fresh items ─ some fields, whole or a sentence of each ─► Queries
+    texts of a step's items ─ some fields, whole or a sentence of each ─► Queries
 
 A query goes the way of a text that somebody types: through the text's transform, with no other
 medium. So it is encoded when it is drawn, below the cut too (see `mmrec.data.live`). A cache would
 have to hold every field by itself, and could hold no sentence; a query is short, so that it costs
 much less than the text of its item did.
 
-Legend: M fresh items of all ranks · m of them encoded by this rank.
+Legend: M items of a step, over all ranks · m of them encoded by this rank.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Queries:
     Attributes:
         inputs: what the text's transform gives, a row for each item that this rank encodes; an
             item whose text has no part to ask by is not `present`.
-        answers: (m, M) bool, the fresh items that hold all of a query; its own item is one.
+        answers: (m, M) bool, the items that hold all of a query; its own item is one.
         dtype: that states are rounded to at the cut; None where text trains from raw pieces.
     """
 
@@ -54,7 +54,7 @@ class Queries:
 
 
 class QuerySource:
-    """Draws a query for each fresh item, as a function of (seed, epoch, batch, item) alone.
+    """Draws a query for each item of a step, as a function of (seed, epoch, batch, item) alone.
 
     Args:
         texts: gives the texts of an item of the catalogue by its index.
@@ -74,13 +74,13 @@ class QuerySource:
         self.texts, self.transform, self.dtype, self.seed = texts, transform, dtype, seed
 
     def draw(
-        self, item_index: IntArray, own: tuple[int, int], *, epoch: int, batch: int
+        self, item_index: IntArray, places: Sequence[int], *, epoch: int, batch: int
     ) -> Queries:
         """The queries of a step.
 
         Args:
-            item_index: (M,) catalogue index of the fresh items of all ranks.
-            own: range of those that this rank encodes.
+            item_index: (M,) catalogue index of the items of all ranks.
+            places: m places of those that this rank encodes.
             epoch: of the batch.
             batch: its number in the epoch.
         """
@@ -90,7 +90,7 @@ class QuerySource:
                 texts[place],
                 np.random.default_rng((self.seed, epoch, 8, batch, int(item_index[place]))),
             )
-            for place in range(*own)
+            for place in places
         ]
         samples = [None if query is None else self.transform(query) for query in drawn]
         answers = torch.from_numpy(find_answers(drawn, texts))

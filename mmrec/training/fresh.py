@@ -4,7 +4,7 @@
                                                    ├─ dropout, modalities left out ─► noisy
                                                    └─ each modality by itself ──────► one_modality
 
-Legend: M fresh items · D width.
+Legend: M fresh items · U unlabelled ones beside them · D width.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from encoders.tokens import Tokens
 from fusion.item import drop_modalities
-from fusion.modes import dropout_off
+from fusion.modes import dropout_off, mean_held
 from mmrec.config import TrainingConfig
 from mmrec.data.batch import Batch, ModalityInput
 from mmrec.model import RecommenderModel
-from mmrec.training.distributed import GatherContents
+from mmrec.training.distributed import GatherContents, gathering
 from mmrec.training.one_modality import OneModality, encode_one_modality
 
 
@@ -70,13 +71,17 @@ class FreshContent:
         clean: (M, D) without dropout of the fusion.
         noisy: (M, D) with dropout and modalities left out.
         weight: (M,) of a content's gradient where users meet it, min(1 / pi, cap).
-        one_modality: contents by one modality alone; None where no loss asks for them.
+        one_modality: contents by one modality alone, of the unlabelled items too, which come behind
+            the fresh ones; None where no loss asks for them.
+        unlabelled: (U, D) of the unlabelled items, without dropout of the fusion; None where there
+            are none, or no loss asks for them.
     """
 
     clean: Tensor
     noisy: Tensor
     weight: Tensor
     one_modality: OneModality | None
+    unlabelled: Tensor | None
 
 
 def fresh_content(
@@ -100,7 +105,31 @@ def fresh_content(
     with dropout_off(model.fusion):
         clean = model.fusion(tokens)
     noisy = model.fusion(tokens if keep is None else drop_modalities(tokens, keep))
-    one_modality = None
+    others = None if batch.unlabelled is None else model.tokens(batch.unlabelled.media)
+    one_modality, unlabelled = None, None
     if (config.alignment_weight or config.modality_weight) and len(tokens) > 1:
-        one_modality = encode_one_modality(model, tokens, gather)
-    return FreshContent(clean, noisy, weight, one_modality)
+        with gathering(gather, batch.num_items):
+            one_modality = encode_one_modality(model, _joined(batch, tokens, others), gather)
+    if others is not None and batch.queries is not None:
+        with gathering(gather, batch.num_items[1:]), dropout_off(model.fusion):
+            with mean_held(model.fusion):
+                unlabelled = model.fusion(others)
+    return FreshContent(clean, noisy, weight, one_modality, unlabelled)
+
+
+def _joined(
+    batch: Batch, fresh: dict[str, Tokens], others: dict[str, Tokens] | None
+) -> dict[str, Tokens]:
+    """Tokens of this rank's fresh items and, behind them, of its unlabelled ones."""
+    if others is None or batch.unlabelled is None:
+        return fresh
+    # without the stand-ins of a rank that has none of a kind, unless it has none of either
+    first, second = (stop - start for start, stop in (batch.own, batch.unlabelled.own))
+    first = max(first, 1 - second)
+    return {
+        name: Tokens(
+            torch.cat([each.values[:first], others[name].values[:second]]),
+            torch.cat([each.mask[:first], others[name].mask[:second]]),
+        )
+        for name, each in fresh.items()
+    }

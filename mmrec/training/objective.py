@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from mmrec.config import TrainingConfig
 from mmrec.data.batch import Batch, share_of
 from mmrec.model import RecommenderModel
-from mmrec.training.distributed import GatherContents
+from mmrec.training.distributed import GatherContents, gathering
 from mmrec.training.fresh import fresh_content
 from mmrec.training.gradient import scale_gradient
 from mmrec.training.losses import catalogue_softmax, met_before, sampled_softmax
@@ -120,7 +120,9 @@ def compute_losses(
     if one_modality is not None and config.alignment_weight:
         alignment = align(model, one_modality)
     if fresh is not None and batch.queries is not None:
-        query = match_queries(model, batch.queries, fresh.clean, gather)
+        asked = [fresh.clean] if fresh.unlabelled is None else [fresh.clean, fresh.unlabelled]
+        with gathering(gather, batch.num_items):
+            query = match_queries(model, batch.queries, torch.cat(asked), gather)
     return Losses(
         loss=loss,
         cold_loss=cold_loss,

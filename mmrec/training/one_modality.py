@@ -26,7 +26,7 @@ MIN_CONTRAST_TEMPERATURE = 0.01  # as CLIP's: logits scaled by 100 at most
 
 @dataclass(frozen=True)
 class OneModality:
-    """What each modality by itself makes of the fresh items of all ranks.
+    """What each modality by itself makes of the items of a step, over all ranks, the fresh first.
 
     Attributes:
         contents: modality -> (M, D) unit vectors, without dropout of the fusion.
@@ -68,7 +68,7 @@ def head_tables(
     content by it alone, no popularity. All others stand beside them as they are, and learn nothing.
 
     Args:
-        found: contents by one modality.
+        found: contents by one modality; those of items behind the fresh ones are not looked at.
         fresh: (M,) rows of the fresh items.
         weight: (M,) of their contents' gradient.
         items: (R, D) embeddings of the items as they are.
@@ -79,11 +79,11 @@ def head_tables(
     """
     tables = {}
     for name in sorted(found.contents):
-        present = found.present[name]
+        present = found.present[name][: len(fresh)]
         rows = fresh[present]
         if not len(rows):
             continue
-        content = scale_gradient(found.contents[name], weight)[present]
+        content = scale_gradient(found.contents[name][: len(fresh)], weight)[present]
         tables[name] = (
             items.detach().index_copy(0, rows, content.to(items.dtype)),
             bias.detach().index_fill(0, rows, 0.0),

@@ -64,7 +64,7 @@ class TrainedModel(nn.Module):
     def forward(self, batch: Batch, bank: Tensor | None) -> tuple[Tensor, Losses]:
         """The weighted sum of a batch's losses, and its terms."""
         if self.gather is not None:
-            self.gather.num_items = batch.fresh.shape[0]
+            self.gather.num_items = (batch.fresh.shape[0],)
         config, device = self.config, batch.inputs.device
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             losses = compute_losses(

@@ -1,9 +1,9 @@
 """Text query -> item: a piece of an item's text finds the item among the fresh ones.
 
     queries ─ text encoder ─ fusion, text alone ─► (M, D) ─┬─ InfoNCE ─► query loss
-    fresh items, all of their media ───────────► (M, D) ───┘
+    items, all of their media ─────────────────► (M, D) ───┘
 
-Legend: M fresh items of all ranks, each with a query or without · D width.
+Legend: M items of a step over all ranks, each with a query or without · D width.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def match_queries(
     Args:
         model: in training mode.
         queries: of the items that this rank encodes.
-        content: (M, D) unit contents of the fresh items of all ranks, as they are used.
+        content: (M, D) unit contents of the items of all ranks, as they are used.
         gather: puts the items of all ranks together; None for a process alone.
     """
     assert model.fusion is not None and model.log_query_temperature is not None
