@@ -212,8 +212,14 @@ def assemble(
     queries = None
     if config.training.query_weight:
         dtype: Any = dtypes.get("text", "float16") if "text" in model.cached else None
-        transform, seed = parts["text"].transform, config.training.seed
-        queries = open_queries(data.items.text, transform, item_index_of, dtype=dtype, seed=seed)
+        queries = open_queries(
+            data.items.text,
+            parts["text"].transform,
+            item_index_of,
+            dtype=dtype,
+            size=config.training.query_items,
+            seed=config.training.seed,
+        )
     unlabelled = None
     if config.training.unlabelled_items and source is not None:
         size, seed = config.training.unlabelled_items, config.training.seed

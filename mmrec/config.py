@@ -202,9 +202,11 @@ class TrainingConfig(Section):
     modality alone: else the modality that is learnt first does all the work, and items that lack it
     are scored by ones that learnt nothing. Each costs the softmax of a step once more."""
     query_weight: float = Field(0.0, ge=0)
-    """Weight of a loss (InfoNCE) in which a random piece of an item's text (a title alone, a
-    sentence of a plot), by itself, finds the item among the step's fresh ones: for search by text.
-    A query is encoded live, below the cut too."""
+    """Weight of a loss (InfoNCE) in which a random piece of an item's text, by itself, finds the
+    item among the step's fresh ones: a title, a sentence of a plot. For search by text."""
+    query_items: int | None = Field(64, ge=1)
+    """Queries a step, over all ranks; null: one for each item that the step encodes. Each is
+    encoded live, below the cut too: little on a GPU, most of a step on a CPU."""
     unlabelled_items: int = Field(0, ge=0)
     """U: items that no event names, and that are cold in no split, which join each step's fresh
     ones for the losses that need no labels: alignment_weight and query_weight."""

@@ -1,6 +1,7 @@
 """Pseudo-queries: how they are drawn, what answers them, their loss, and a run that can search."""
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from mmrec.data.queries import draw_query, find_answers, open_queries, sentences
 from mmrec.errors import ConfigError
 from mmrec.recommender import Recommender
 from mmrec.retrieval.content import encode_query
-from mmrec.training.text_query import match_queries, query_loss
+from mmrec.training.text_query import encode_queries, match_queries, query_loss
 from mmrec.training.train import train
 
 pytest_plugins = ["tiny_run"]
@@ -122,6 +123,37 @@ def test_a_draw_depends_on_seed_epoch_batch_and_item_alone(tiny_data: Path) -> N
         assert again != lengths[0]
 
 
+def test_a_step_has_no_more_queries_than_it_may(tiny_data: Path) -> None:
+    items = np.arange(12)
+    queries = []
+    for size in (None, 5):
+        stream = assemble(configure(**{"training.query_items": size}), tiny_data).stream
+        assert stream.queries is not None
+        queries.append(stream.queries.draw(items, range(12), epoch=0, batch=0))
+    every, some = (each.inputs["present"] for each in queries)
+    assert int(every.sum()) == 11 and int(some.sum()) in (4, 5)  # one item has no text
+    assert not (some & ~every).any() and torch.equal(queries[1].answers.any(1), some)
+    assert torch.equal(queries[0].answers[some], queries[1].answers[some])  # the same queries
+
+
+def test_queries_of_like_length_are_encoded_together(tiny_data: Path) -> None:
+    assembly = assemble(configure(**{"training.fresh_items": None}), tiny_data)
+    encoder: Any = assembly.model.eval().encoder("text")
+    queries = next(iter(assembly.stream)).queries
+    assert queries is not None
+    sizes: list[tuple[int, ...]] = []
+    below = encoder.below
+    encoder.below = lambda inputs: sizes.append(tuple(inputs["token_ids"].shape)) or below(inputs)
+    whole = encode_queries(encoder, queries)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmrec.training.text_query.TILE", 3)
+        found = encode_queries(encoder, queries)
+    assert torch.equal(found.mask, whole.mask)
+    torch.testing.assert_close(found.values, whole.values, atol=1e-3, rtol=1e-3)  # fp16
+    assert sizes[0][0] == len(queries.answers) and len(sizes) == 1 + math.ceil(sizes[0][0] / 3)
+    assert sizes[1][1] > sizes[-1][1]
+
+
 def test_any_number_of_workers_draws_the_same(tiny_data: Path) -> None:
     drawn = []
     for num_workers in (0, 2):
@@ -141,6 +173,7 @@ def test_texts_without_a_part_are_refused() -> None:
             None,  # type: ignore[arg-type]
             np.array([3, 5]),
             dtype=None,
+            size=None,
             seed=0,
         )
 

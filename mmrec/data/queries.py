@@ -3,9 +3,10 @@
     texts of a step's items ─ some fields, whole or a sentence of each ─► Queries
 
 A query goes the way of a text that somebody types: through the text's transform, with no other
-medium. So it is encoded when it is drawn, below the cut too (see `mmrec.data.live`). A cache would
-have to hold every field by itself, and could hold no sentence; a query is short, so that it costs
-much less than the text of its item did.
+medium. So it is encoded in the step, below the cut too (see `mmrec.data.live`): a cache would have
+to hold every subset of an item's fields, and every sentence, in as many states as a whole text has.
+On a GPU that is little beside the rest of a step; on a CPU a pretrained text model takes most of
+it, and `training.query_items` says how many queries a step has.
 
 Legend: M items of a step, over all ranks · m of them encoded by this rank.
 """
@@ -38,7 +39,7 @@ class Queries:
 
     Attributes:
         inputs: what the text's transform gives, a row for each item that this rank encodes; an
-            item whose text has no part to ask by is not `present`.
+            item that is not asked for, or has no text to ask by, is not `present`.
         answers: (m, M) bool, the items that hold all of a query; its own item is one.
         dtype: that states are rounded to at the cut; None where text trains from raw pieces.
     """
@@ -54,12 +55,13 @@ class Queries:
 
 
 class QuerySource:
-    """Draws a query for each item of a step, as a function of (seed, epoch, batch, item) alone.
+    """Draws queries for items of a step; a query is a function of (seed, epoch, batch, item) alone.
 
     Args:
         texts: gives the texts of an item of the catalogue by its index.
         transform: of the text encoder.
         dtype: see Queries.
+        size: most queries of a step, over all ranks; None: of every item.
         seed: of the run.
     """
 
@@ -69,9 +71,11 @@ class QuerySource:
         transform: Transform,
         *,
         dtype: StateDtype | None,
+        size: int | None,
         seed: int,
     ) -> None:
         self.texts, self.transform, self.dtype, self.seed = texts, transform, dtype, seed
+        self.size = size
 
     def draw(
         self, item_index: IntArray, places: Sequence[int], *, epoch: int, batch: int
@@ -85,13 +89,12 @@ class QuerySource:
             batch: its number in the epoch.
         """
         texts = [self.texts(int(each)) for each in item_index]
-        drawn = [
-            draw_query(
-                texts[place],
-                np.random.default_rng((self.seed, epoch, 8, batch, int(item_index[place]))),
-            )
-            for place in places
-        ]
+        order = np.random.default_rng((self.seed, epoch, 10, batch)).permutation(len(texts))
+        asked = {*order[: self.size].tolist()}
+        drawn = []
+        for place in places:
+            random = np.random.default_rng((self.seed, epoch, 8, batch, int(item_index[place])))
+            drawn.append(draw_query(texts[place], random) if place in asked else None)
         samples = [None if query is None else self.transform(query) for query in drawn]
         answers = torch.from_numpy(find_answers(drawn, texts))
         return Queries(self.transform.collate(samples), answers, self.dtype)
@@ -103,6 +106,7 @@ def open_queries(
     item_index: IntArray,
     *,
     dtype: StateDtype | None,
+    size: int | None,
     seed: int,
 ) -> QuerySource:
     """The source of a run's queries.
@@ -112,6 +116,7 @@ def open_queries(
         transform: of the text encoder.
         item_index: items of training.
         dtype: that states are rounded to at the cut.
+        size: most queries of a step.
         seed: of the run.
 
     Raises:
@@ -124,7 +129,7 @@ def open_queries(
             "sentences, to be found by a part of it: name more fields under items.text of the "
             "catalogue, or set training.query_weight=0"
         )
-    return QuerySource(texts, transform, dtype=dtype, seed=seed)
+    return QuerySource(texts, transform, dtype=dtype, size=size, seed=seed)
 
 
 def sentences(text: str) -> list[str]:

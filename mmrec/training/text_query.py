@@ -9,17 +9,22 @@ Legend: M items of a step over all ranks, each with a query or without · D widt
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from encoders.tokens import Tokens
 from fusion.modes import dropout_off, mean_held
 from mmrec.data.live import live_states
 from mmrec.data.queries import Queries
 from mmrec.model import RecommenderModel
 from mmrec.training.distributed import GatherContents
 from mmrec.training.one_modality import MIN_CONTRAST_TEMPERATURE
+
+TILE = 32
+"""Queries encoded together, padded to the longest of them."""
 
 
 def match_queries(
@@ -34,17 +39,35 @@ def match_queries(
         gather: puts the items of all ranks together; None for a process alone.
     """
     assert model.fusion is not None and model.log_query_temperature is not None
-    encoder = model.encoder("text")
-    if queries.dtype is None:
-        tokens = encoder(queries.inputs)
-    else:
-        tokens = encoder.above(live_states(encoder, queries.inputs, queries.dtype))
+    tokens = encode_queries(model.encoder("text"), queries)
     with dropout_off(model.fusion), mean_held(model.fusion):
         asked = model.fusion({"text": tokens})
     answers = queries.answers if gather is None else gather.rows(queries.answers)
     floor = math.log(MIN_CONTRAST_TEMPERATURE)
     scale = torch.exp(-model.log_query_temperature.clamp(min=floor))
     return query_loss(asked * scale, content, answers)
+
+
+def encode_queries(encoder: Any, queries: Queries) -> Tokens:
+    """Tokens of a step's queries, those of like length together: one may be a word, one a plot."""
+    lengths = queries.inputs["mask"].sum(1)
+    order = lengths.argsort(descending=True, stable=True)
+    parts = []
+    for rows in order.split(TILE):
+        longest = max(int(lengths[rows[0]]), 1)
+        inputs = {
+            name: each[rows] if each.ndim == 1 else each[rows, :longest]
+            for name, each in queries.inputs.items()
+        }
+        if queries.dtype is None:
+            parts.append(encoder(inputs))
+        else:
+            parts.append(encoder.above(live_states(encoder, inputs, queries.dtype)))
+    back = order.argsort()
+    return Tokens(
+        torch.cat([each.values for each in parts])[back],
+        torch.cat([each.mask for each in parts])[back],
+    )
 
 
 def query_loss(queries: Tensor, contents: Tensor, answers: Tensor) -> Tensor:
