@@ -209,6 +209,17 @@ def test_loss_equals_a_slow_loop() -> None:
     assert asked.any(dim=1).all()  # what is not asked for is a candidate all the same
 
 
+def test_loss_keeps_its_digits_under_autocast() -> None:
+    random = torch.Generator().manual_seed(0)
+    queries, contents = (
+        F.normalize(torch.randn(6, 8, generator=random), dim=1) * scale for scale in (100, 1)
+    )
+    answers = torch.eye(6, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = query_loss(queries, contents, answers)
+    torch.testing.assert_close(found, query_loss(queries, contents, answers))
+
+
 def test_loss_of_nothing_is_zero_with_a_gradient() -> None:
     queries = torch.ones(2, 3, requires_grad=True)
     loss = query_loss(queries, torch.ones(2, 3), torch.zeros(2, 2, dtype=torch.bool))

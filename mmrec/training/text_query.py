@@ -92,5 +92,7 @@ def query_loss(queries: Tensor, contents: Tensor, answers: Tensor) -> Tensor:
     asked = answers.any(1)
     if not bool(asked.any()):
         return queries.sum() * 0.0
-    logits = (queries @ contents.T).float().masked_fill(answers & ~own, -torch.inf)
+    with torch.autocast(queries.device.type, enabled=False):  # a cosine over .01 needs its digits
+        logits = queries @ contents.T
+    logits = logits.masked_fill(answers & ~own, -torch.inf)
     return F.cross_entropy(logits[asked], torch.arange(len(contents), device=logits.device)[asked])
