@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,15 @@ from fusion.history import HistoryEncoder
 from fusion.item import ConcatFusion, GatedFusion, LateFusion, LatentFusion, MeanFusion, Modality
 from mmrec.config import Config, EncoderConfig, load_trained_config
 from mmrec.data.batch import BatchStream, ModalityInput, TargetRule
-from mmrec.data.cache import StateCache, round_states
+from mmrec.data.cache import StateCache
+from mmrec.data.corpus import corpus, never_cold
 from mmrec.data.fill import fill_cache
 from mmrec.data.histories import ChosenHistories, EpochPlan, HistorySource, IntArray
 from mmrec.data.items import Broken, ItemInputs
+from mmrec.data.live import live_states
+from mmrec.data.queries import open_queries
 from mmrec.data.thinning import open_split
+from mmrec.data.unlabelled import UnlabelledSource, find_unlabelled
 from mmrec.encoder_parts import (
     AttributeFields,
     Document,
@@ -79,7 +83,6 @@ class LiveInputs:
     ) -> None:
         self.inputs, self.model, self.dtypes = inputs, model, dict(dtypes)
 
-    @torch.no_grad()
     def collate(self, item_index: IntArray) -> dict[str, ModalityInput]:
         """Every modality of the items."""
         device = self.model.counts.device
@@ -89,9 +92,7 @@ class LiveInputs:
                 media[name] = raw
                 continue
             on_device = {key: value.to(device) for key, value in raw.items()}
-            with torch.autocast(device.type, enabled=False):  # the cache is filled in fp32
-                states = self.model.encoder(name).below(on_device)
-            media[name] = round_states(states, self.dtypes[name])
+            media[name] = live_states(self.model.encoder(name), on_device, self.dtypes[name])
         return media
 
 
@@ -189,7 +190,7 @@ def assemble(
         modality: make_encoder(
             modality,
             encoder,
-            texts=lambda: _texts(data),
+            texts=lambda: corpus(data),
             vector_width=lambda name: _vector_width(data, name),
             attributes=attribute_fields(data),
         )
@@ -208,6 +209,21 @@ def assemble(
         source, dtypes = (make_source or _make_source)(config, data, parts, model, device)
     row_of = np.full(len(data.items), -1, np.int64)
     row_of[item_index_of] = np.arange(item_index_of.shape[0])
+    queries = None
+    if config.training.query_weight:
+        dtype: Any = dtypes.get("text", "float16") if "text" in model.cached else None
+        queries = open_queries(
+            data.items.text,
+            parts["text"].transform,
+            item_index_of,
+            dtype=dtype,
+            size=config.training.query_items,
+            seed=config.training.seed,
+        )
+    unlabelled = None
+    if config.training.unlabelled_items and source is not None:
+        size, seed = config.training.unlabelled_items, config.training.seed
+        unlabelled = UnlabelledSource(find_unlabelled(data, split), source, size=size, seed=seed)
     plan = EpochPlan(
         histories.lengths,
         histories.shard_of,
@@ -232,6 +248,8 @@ def assemble(
         counts=popularity[item_index_of],
         rank=rank,
         world=world,
+        queries=queries,
+        unlabelled=unlabelled,
     )
     return Assembly(
         config=config,
@@ -332,6 +350,7 @@ def make_model(
         min_temperature=settings.min_temperature,
         popularity_share=config.evaluation.popularity_share,
         aligned=config.training.alignment_weight > 0 and len(parts) > 1,
+        queried=config.training.query_weight > 0,
     )
 
 
@@ -436,34 +455,12 @@ def _is_in(data: PreparedData, modality: str) -> bool:
     )
 
 
-def _texts(data: PreparedData) -> Iterator[str]:
-    """Texts of items that are no cold item of any split."""
-    for item_index in _never_cold(data):
-        yield ". ".join(data.items.text(item_index).values())
-
-
 def attribute_fields(data: PreparedData) -> AttributeFields:
     """The items' attributes, with the records of those that are no cold item of any split."""
     return AttributeFields(
         {name: spec.type for name, spec in data.catalogue.items.attributes.items()},
-        lambda: (data.items.record(row)["attributes"] for row in _never_cold(data)),
+        lambda: (data.items.record(row)["attributes"] for row in never_cold(data)),
     )
-
-
-def _never_cold(data: PreparedData) -> Iterator[int]:
-    """Items that are no cold item of any split: a vocabulary must not see those."""
-    hidden: set[int] = set()
-    for name in data.splits:
-        items = data.split(name).items
-        roles = items["role"].to_list()
-        hidden.update(
-            index
-            for index, role in zip(items["item_index"].to_list(), roles, strict=True)
-            if role.startswith("cold")
-        )
-    for item_index in range(len(data.items)):
-        if item_index not in hidden:
-            yield item_index
 
 
 def _vector_width(data: PreparedData, name: str) -> int:

@@ -197,6 +197,19 @@ class TrainingConfig(Section):
     alignment_weight: float = Field(0.0, ge=0)
     """Weight of a third loss (InfoNCE), which draws together what the media of an item say one by
     one, and apart from other items' media: for search by one medium, and items that have one."""
+    modality_weight: float = Field(0.0, ge=0)
+    """Weight of a loss for each modality, their mean, in which users meet the fresh items by that
+    modality alone: else the modality that is learnt first does all the work, and items that lack it
+    are scored by ones that learnt nothing. Each costs the softmax of a step once more."""
+    query_weight: float = Field(0.0, ge=0)
+    """Weight of a loss (InfoNCE) in which a random piece of an item's text, by itself, finds the
+    item among the step's fresh ones: a title, a sentence of a plot. For search by text."""
+    query_items: int | None = Field(64, ge=1)
+    """Queries a step, over all ranks; null: one for each item that the step encodes. Each is
+    encoded live, below the cut too: little on a GPU, most of a step on a CPU."""
+    unlabelled_items: int = Field(0, ge=0)
+    """U: items that no event names, and that are cold in no split, which join each step's fresh
+    ones for the losses that need no labels: alignment_weight and query_weight."""
     content_gradient: float = Field(1.0, ge=0, le=1)
     """Share of the first loss's gradient that reaches contents. Encoders that still have to learn
     what to look at learn the items of training by heart with all of it; cached ones do not."""
@@ -284,6 +297,26 @@ class Config(Section):
             raise ValueError(
                 "model.item is 'id' but encoders names "
                 f"{', '.join(self.encoders)}: drop the encoders, or set model.item=both"
+            )
+        if self.training.modality_weight and len(self.encoders) < 2:
+            raise ValueError(
+                f"training.modality_weight is {self.training.modality_weight:g} but encoders names "
+                f"{', '.join(self.encoders) or 'none'}: modalities are told apart where there are "
+                "two; name another encoder, or set training.modality_weight=0"
+            )
+        if self.training.unlabelled_items and not (
+            self.training.alignment_weight or self.training.query_weight
+        ):
+            raise ValueError(
+                f"training.unlabelled_items is {self.training.unlabelled_items}, but "
+                "training.alignment_weight and training.query_weight are 0: no other loss does "
+                "without labels; set one of them, or training.unlabelled_items=0"
+            )
+        if self.training.query_weight and "text" not in self.encoders:
+            raise ValueError(
+                f"training.query_weight is {self.training.query_weight:g} but encoders names no "
+                "text: queries are pieces of texts; add encoders.text, or set "
+                "training.query_weight=0"
             )
         if not self.model.popularity and self.evaluation.popularity_share < 1:
             raise ValueError(

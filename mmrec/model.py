@@ -118,6 +118,7 @@ class RecommenderModel(nn.Module):
         min_temperature: its floor.
         popularity_share: share of the popularity term in use; training always has all of it.
         aligned: modalities are drawn together, at a learned temperature that starts at .07.
+        queried: texts are drawn to the items they ask for, at another such temperature.
     """
 
     counts: Tensor
@@ -137,6 +138,7 @@ class RecommenderModel(nn.Module):
         min_temperature: float,
         popularity_share: float = 1.0,
         aligned: bool = False,
+        queried: bool = False,
     ) -> None:
         super().__init__()
         # a module's name may hold no dot (`vector.clip`)
@@ -151,6 +153,7 @@ class RecommenderModel(nn.Module):
         self.log_alignment_temperature = (
             nn.Parameter(torch.tensor(math.log(0.07))) if aligned else None
         )
+        self.log_query_temperature = nn.Parameter(torch.tensor(math.log(0.07))) if queried else None
         # a dial in use, not of the checkpoint: one run can be asked with several
         self.popularity_share = popularity_share
         self.register_buffer("counts", counts.float())

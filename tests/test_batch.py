@@ -22,7 +22,7 @@ from mmrec.data.batch import (
     draw_fresh,
 )
 from mmrec.data.histories import EpochPlan, IntArray
-from mmrec.training.fresh import scale_gradient
+from mmrec.training.gradient import scale_gradient
 
 NUM_ITEMS, NUM_TRAINED = 40, 30
 

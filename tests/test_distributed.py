@@ -95,7 +95,8 @@ def finish(processes: list[Any], run: Path) -> None:
 
 def losses_of(run: Path) -> list[list[float]]:
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [[each["loss"], each.get("cold_loss", 0.0)] for each in lines if "loss" in each]
+    names = ("loss", "cold_loss", "alignment", "modality_loss", "query_loss")
+    return [[each.get(name, 0.0) for name in names] for each in lines if "loss" in each]
 
 
 def final_of(run: Path) -> dict[str, torch.Tensor]:
@@ -176,6 +177,9 @@ def test_two_ranks_compute_what_one_does(
         **{
             "training.freeze_content_epochs": 1,
             "training.alignment_weight": 0.5,
+            "training.modality_weight": 0.5,
+            "training.query_weight": 0.5,
+            "training.unlabelled_items": 3,
             "training.max_epochs": 3,
             "training.optimiser": "sgd",
             "training.learning_rate": 0.02,

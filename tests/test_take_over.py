@@ -75,6 +75,17 @@ def losses_of_fresh(data: Path, folder: Path) -> float:
     return float(json.loads(first)["loss"])
 
 
+def test_a_loss_can_be_added_or_dropped(tiny_run: Path, tiny_data: Path, tmp_path: Path) -> None:
+    losses = {"training.query_weight": 1.0, "training.alignment_weight": 1.0}
+    config = configure(tiny_run, **losses, **{"training.max_steps": 1})
+    train(config, tiny_data, tmp_path / "added")
+    taken = load_file(tmp_path / "added" / "checkpoints" / "final" / "model.safetensors")
+    assert "log_query_temperature" in taken
+    model = assemble(configure(tmp_path / "added"), tiny_data).model
+    assert model.log_query_temperature is None
+    assert torch.equal(model.history.out.weight, taken["history.out.weight"])
+
+
 def test_what_does_not_fit_is_refused(
     tiny_run: Path, tiny_run_id: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

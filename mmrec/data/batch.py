@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from encoders.tokens import Tokens
 from mmrec.data.histories import EpochPlan, HistorySource, IntArray, Samples
+from mmrec.data.queries import Queries, QuerySource
+
+if TYPE_CHECKING:
+    from mmrec.data.unlabelled import Unlabelled, UnlabelledSource
 
 ModalityInput = Tokens | dict[str, Tensor]
 """One modality of M items: cached states, or what a transform's collate gives."""
@@ -47,6 +51,9 @@ class Batch:
     media: modality -> states or raw inputs of this rank's fresh items.
     candidates: rows of the items that the loss compares; None: all N.
     log_inclusion: log of the probability that each is one.
+    queries: drawn from texts of this rank's fresh items, then of its unlabelled ones; None where no
+        loss asks for them.
+    unlabelled: items without events that are encoded beside the fresh ones; None for none.
     own: range of `fresh` that this rank encodes.
     num_counted: positions that count, over all ranks.
     rank: of the process it was made for.
@@ -68,6 +75,14 @@ class Batch:
     world: int = 1
     candidates: Tensor | None = None
     log_inclusion: Tensor | None = None
+    queries: Queries | None = None
+    unlabelled: Unlabelled | None = None
+
+    @property
+    def num_items(self) -> tuple[int, ...]:
+        """How many items are encoded, over all ranks: M fresh ones, and U without events if any."""
+        fresh = self.fresh.shape[0]
+        return (fresh,) if self.unlabelled is None else (fresh, len(self.unlabelled.item_index))
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -82,6 +97,8 @@ class Batch:
             media=media_to(self.media, device),
             candidates=None if self.candidates is None else self.candidates.to(device),
             log_inclusion=None if self.log_inclusion is None else self.log_inclusion.to(device),
+            queries=None if self.queries is None else self.queries.to(device),
+            unlabelled=None if self.unlabelled is None else self.unlabelled.to(device),
         )
 
 
@@ -182,6 +199,8 @@ class BatchStream(IterableDataset[Batch]):
             `candidates`.
         rank: of this process; the global batches are the same for any number of them.
         world: number of processes.
+        queries: draws some for the items of a step; None where no loss asks for them.
+        unlabelled: draws items without events; None for none.
     """
 
     def __init__(
@@ -200,8 +219,11 @@ class BatchStream(IterableDataset[Batch]):
         counts: IntArray | None = None,
         rank: int = 0,
         world: int = 1,
+        queries: QuerySource | None = None,
+        unlabelled: UnlabelledSource | None = None,
     ) -> None:
         self.candidates, self.counts = candidates, counts
+        self.queries, self.unlabelled = queries, unlabelled
         self.freeze_epochs = freeze_epochs
         self.rank, self.world = rank, world
         self.plan, self.histories = plan, histories
@@ -239,7 +261,7 @@ class BatchStream(IterableDataset[Batch]):
         media: dict[str, ModalityInput] = {}
         fresh = np.zeros(0, np.int64)
         weight = np.zeros(0, np.float32)
-        own = (0, 0)
+        own, queries, unlabelled = (0, 0), None, None
         if self.items is not None and self.epoch >= self.freeze_epochs:
             fresh, weight = draw_fresh(
                 targets,
@@ -250,6 +272,11 @@ class BatchStream(IterableDataset[Batch]):
             own = share_of(fresh.shape[0], rank=self.rank, world=self.world)
             encoded = fresh[own[0] : own[1]] if own[1] > own[0] else fresh[:1]
             media = self.items.collate(self.item_index_of[encoded])
+            if self.unlabelled is not None:
+                unlabelled = self.unlabelled.draw(
+                    epoch=self.epoch, batch=index, rank=self.rank, world=self.world
+                )
+            queries = self._draw_queries(fresh, own, unlabelled, index)
         compared, log_inclusion = None, None
         if self.candidates is not None:
             assert self.counts is not None
@@ -277,7 +304,25 @@ class BatchStream(IterableDataset[Batch]):
             world=self.world,
             candidates=None if compared is None else torch.from_numpy(compared),
             log_inclusion=None if log_inclusion is None else torch.from_numpy(log_inclusion),
+            queries=queries,
+            unlabelled=unlabelled,
         )
+
+    def _draw_queries(
+        self, fresh: IntArray, own: tuple[int, int], unlabelled: Unlabelled | None, index: int
+    ) -> Queries | None:
+        """Queries of this rank's fresh items, then of its unlabelled ones, among those of all."""
+        if self.queries is None:
+            return None
+        items, places = self.item_index_of[fresh], [*range(*own)]
+        if unlabelled is not None:
+            start, stop = (len(fresh) + each for each in unlabelled.own)
+            items, places = (
+                np.concatenate([items, unlabelled.item_index]),
+                [*places, *range(start, stop)],
+            )
+        # of a rank that encodes nothing the first stands in, as it does among the media
+        return self.queries.draw(items, places or [0], epoch=self.epoch, batch=index)
 
 
 def share_of(num: int, *, rank: int, world: int) -> tuple[int, int]:

@@ -115,11 +115,15 @@ class GatherContents:
 
     Args:
         ranks: who trains.
+
+    Attributes:
+        num_items: of each kind that a step's rows stand for; a rank has its share of the first,
+            then of the next. Usually there are the fresh items alone.
     """
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
-        self.num_items = 0
+        self.num_items: tuple[int, ...] = (0,)
 
     def attach(self, out: nn.Module) -> None:
         """Watches the last layer of a fusion."""
@@ -129,12 +133,36 @@ class GatherContents:
         return tuple(self.rows(each) for each in inputs) if out.training else None
 
     def rows(self, own_rows: Tensor) -> Tensor:
-        """The rows of all ranks' items, from this rank's."""
+        """The rows of all ranks' items, kind by kind, from this rank's."""
         world = self.ranks.world
-        shares = [share_of(self.num_items, rank=rank, world=world) for rank in range(world)]
-        sizes = [stop - start for start, stop in shares]
+        shares = [
+            [share_of(number, rank=rank, world=world) for number in self.num_items]
+            for rank in range(world)
+        ]
+        sizes = [sum(stop - start for start, stop in each) for each in shares]
         own = sizes[self.ranks.rank]  # without the stand-in of a rank that has none
-        return gather_rows(own_rows[:own], sizes, self.ranks.rank)
+        gathered = gather_rows(own_rows[:own], sizes, self.ranks.rank)
+        if len(self.num_items) == 1:
+            return gathered
+        firsts = [sum(self.num_items[:kind]) for kind in range(len(self.num_items))]
+        places = [
+            first + place
+            for each in shares
+            for first, share in zip(firsts, each, strict=True)
+            for place in range(*share)
+        ]
+        return gathered.index_select(0, torch.tensor(places, device=gathered.device).argsort())
+
+
+@contextmanager
+def gathering(gather: GatherContents | None, num_items: tuple[int, ...]) -> Iterator[None]:
+    """Lets rows stand for other items than the fresh ones; nothing to do for a process alone."""
+    if gather is None:
+        yield
+        return
+    usual, gather.num_items = gather.num_items, num_items
+    yield
+    gather.num_items = usual
 
 
 def gather_rows(rows: Tensor, sizes: Sequence[int], rank: int) -> Tensor:

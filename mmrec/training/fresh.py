@@ -2,52 +2,28 @@
 
     fresh items' media ─ encoders, once ─► tokens ─┬─ as they are ─────────────────► clean
                                                    ├─ dropout, modalities left out ─► noisy
-                                                   └─ each modality by itself ──────► alignment
+                                                   └─ each modality by itself ──────► one_modality
 
-Legend: M fresh items · D width.
+Legend: M fresh items · U unlabelled ones beside them · D width.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from encoders.tokens import Tokens
-from fusion.item import Output, drop_modalities
+from fusion.item import drop_modalities
+from fusion.modes import dropout_off, mean_held
 from mmrec.config import TrainingConfig
 from mmrec.data.batch import Batch, ModalityInput
 from mmrec.model import RecommenderModel
-from mmrec.training.distributed import GatherContents
-from mmrec.training.losses import alignment_loss
-
-MIN_ALIGNMENT_TEMPERATURE = 0.01  # as CLIP's: logits scaled by 100 at most
-
-
-class _ScaleGradient(torch.autograd.Function):
-    """Identity whose gradient is multiplied by a weight per row."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor) -> Tensor:  # noqa: D102
-        ctx.save_for_backward(weight)
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # noqa: D102
-        (weight,) = ctx.saved_tensors
-        return grad_outputs[0] * weight[:, None], None
-
-
-def scale_gradient(values: Tensor, weight: Tensor) -> Tensor:
-    """(M, D) values as they are; their gradient times weight (M,)."""
-    scaled: Tensor = _ScaleGradient.apply(values, weight)
-    return scaled
+from mmrec.training.distributed import GatherContents, gathering
+from mmrec.training.one_modality import OneModality, encode_one_modality
 
 
 def step_generator(seed: int, batch: Batch, purpose: int) -> np.random.Generator:
@@ -87,43 +63,25 @@ def _present(media: ModalityInput) -> Any:
     return media.mask.any(1).cpu().numpy()
 
 
-@contextmanager
-def dropout_off(module: nn.Module) -> Iterator[None]:
-    """Lets a module in training mode compute without its dropout."""
-    dropouts = [each for each in module.modules() if isinstance(each, nn.Dropout | nn.Dropout1d)]
-    for each in dropouts:
-        each.eval()
-    yield
-    for each in dropouts:
-        each.train()
-
-
-@contextmanager
-def mean_held(fusion: nn.Module) -> Iterator[None]:
-    """Lets a fusion in training mode compute without moving its running mean."""
-    outputs = [each for each in fusion.modules() if isinstance(each, Output)]
-    kept = [each.momentum for each in outputs]
-    for each in outputs:
-        each.momentum = 1.0
-    yield
-    for each, momentum in zip(outputs, kept, strict=True):
-        each.momentum = momentum
-
-
 @dataclass(frozen=True)
 class FreshContent:
     """The fresh items' content, encoded once.
 
     Attributes:
-        clean: (M, D) without dropout of the fusion, gradients times min(1 / pi, cap) and
-            content_gradient.
-        noisy: (M, D) with dropout and modalities left out, gradients times min(1 / pi, cap).
-        alignment: of contents by one modality alone; None where it has no weight.
+        clean: (M, D) without dropout of the fusion.
+        noisy: (M, D) with dropout and modalities left out.
+        weight: (M,) of a content's gradient where users meet it, min(1 / pi, cap).
+        one_modality: contents by one modality alone, of the unlabelled items too, which come behind
+            the fresh ones; None where no loss asks for them.
+        unlabelled: (U, D) of the unlabelled items, without dropout of the fusion; None where there
+            are none, or no loss asks for them.
     """
 
     clean: Tensor
     noisy: Tensor
-    alignment: Tensor | None
+    weight: Tensor
+    one_modality: OneModality | None
+    unlabelled: Tensor | None
 
 
 def fresh_content(
@@ -147,26 +105,31 @@ def fresh_content(
     with dropout_off(model.fusion):
         clean = model.fusion(tokens)
     noisy = model.fusion(tokens if keep is None else drop_modalities(tokens, keep))
-    alignment = None
-    if config.alignment_weight and len(tokens) > 1:
-        alignment = _alignment(model, tokens, gather)
-    return FreshContent(
-        scale_gradient(clean, weight * config.content_gradient),
-        scale_gradient(noisy, weight),
-        alignment,
-    )
+    others = None if batch.unlabelled is None else model.tokens(batch.unlabelled.media)
+    one_modality, unlabelled = None, None
+    if (config.alignment_weight or config.modality_weight) and len(tokens) > 1:
+        with gathering(gather, batch.num_items):
+            one_modality = encode_one_modality(model, _joined(batch, tokens, others), gather)
+    if others is not None and batch.queries is not None:
+        with gathering(gather, batch.num_items[1:]), dropout_off(model.fusion):
+            with mean_held(model.fusion):
+                unlabelled = model.fusion(others)
+    return FreshContent(clean, noisy, weight, one_modality, unlabelled)
 
 
-def _alignment(
-    model: RecommenderModel, tokens: dict[str, Tokens], gather: GatherContents | None
-) -> Tensor:
-    """InfoNCE between what each modality alone makes of an item; the items of all ranks."""
-    assert model.fusion is not None and model.log_alignment_temperature is not None
-    scale = model.log_alignment_temperature.clamp(min=math.log(MIN_ALIGNMENT_TEMPERATURE)) * -0.5
-    contents, present = {}, {}
-    with dropout_off(model.fusion), mean_held(model.fusion):
-        for name, each in tokens.items():
-            contents[name] = model.fusion({name: each}) * scale.exp()
-            has = each.mask.any(1)
-            present[name] = has if gather is None else gather.rows(has)
-    return alignment_loss(contents, present)
+def _joined(
+    batch: Batch, fresh: dict[str, Tokens], others: dict[str, Tokens] | None
+) -> dict[str, Tokens]:
+    """Tokens of this rank's fresh items and, behind them, of its unlabelled ones."""
+    if others is None or batch.unlabelled is None:
+        return fresh
+    # without the stand-ins of a rank that has none of a kind, unless it has none of either
+    first, second = (stop - start for start, stop in (batch.own, batch.unlabelled.own))
+    first = max(first, 1 - second)
+    return {
+        name: Tokens(
+            torch.cat([each.values[:first], others[name].values[:second]]),
+            torch.cat([each.mask[:first], others[name].mask[:second]]),
+        )
+        for name, each in fresh.items()
+    }

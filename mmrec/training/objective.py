@@ -1,7 +1,8 @@
 """What a step minimises: every position against all items, as they are and as if never met.
 
     fresh items' content ─┬─ clean ─► with the id part among all rows ─► loss
-                          └─ noisy ─► alone, as if never met ─────────► cold loss
+                          ├─ noisy ─► alone, as if never met ─────────► cold loss
+                          └─ by one modality ─► as if never met ──────► modality loss
 
 Legend: R items in training · M fresh items · P positions · D width.
 """
@@ -19,9 +20,12 @@ from torch.utils.checkpoint import checkpoint
 from mmrec.config import TrainingConfig
 from mmrec.data.batch import Batch, share_of
 from mmrec.model import RecommenderModel
-from mmrec.training.distributed import GatherContents
+from mmrec.training.distributed import GatherContents, gathering
 from mmrec.training.fresh import fresh_content
+from mmrec.training.gradient import scale_gradient
 from mmrec.training.losses import catalogue_softmax, met_before, sampled_softmax
+from mmrec.training.one_modality import align, head_tables
+from mmrec.training.text_query import match_queries
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,9 @@ class Losses:
         content: (M, D) of the fresh items as they are, before the update; None where nothing is
             encoded.
         alignment: of contents by one modality alone; None where it has no weight.
+        modality_loss: of fresh items as if never met and by one modality alone, the mean over
+            modalities; None where it has no weight.
+        query_loss: of pieces of their texts that find the fresh items; None where there are none.
     """
 
     loss: Tensor
@@ -42,6 +49,8 @@ class Losses:
     num_targets: int
     content: Tensor | None
     alignment: Tensor | None
+    modality_loss: Tensor | None
+    query_loss: Tensor | None
 
 
 def compute_losses(
@@ -80,14 +89,19 @@ def compute_losses(
         fresh = fresh_content(
             model, batch, config, modality_dropout=modality_dropout, gather=gather
         )
-        content = bank.index_copy(0, batch.fresh, fresh.clean.to(bank.dtype))
-        as_new = fresh.noisy if config.cold_weight else None
+        clean = scale_gradient(fresh.clean, fresh.weight * config.content_gradient)
+        content = bank.index_copy(0, batch.fresh, clean.to(bank.dtype))
+        as_new = scale_gradient(fresh.noisy, fresh.weight) if config.cold_weight else None
     items, bias = model.embeddings(content), model.bias(model.counts)
     tables = [(items, bias)]
     if as_new is not None:
         # the others only stand beside them here: what they are is learnt in the first loss
         table = items.detach().index_copy(0, batch.fresh, as_new.to(items.dtype))
         tables.append((table, bias.detach().index_fill(0, batch.fresh, 0.0)))
+    one_modality = None if fresh is None else fresh.one_modality
+    if fresh is not None and one_modality is not None and config.modality_weight:
+        heads = head_tables(one_modality, batch.fresh, fresh.weight, items, bias)
+        tables += heads.values()
 
     def losses_of(part: Batch) -> tuple[Tensor, ...]:
         return _losses_of_histories(
@@ -100,12 +114,23 @@ def compute_losses(
     else:  # each part's activations are made anew in its backward pass, and never all at once
         found = [checkpoint(losses_of, part, use_reentrant=False) for part in parts]
         sums = [torch.stack(terms).sum() for terms in zip(*found, strict=True)]
+    loss, *others = sums
+    cold_loss = others.pop(0) if as_new is not None else None
+    alignment, query = None, None
+    if one_modality is not None and config.alignment_weight:
+        alignment = align(model, one_modality)
+    if fresh is not None and batch.queries is not None:
+        asked = [fresh.clean] if fresh.unlabelled is None else [fresh.clean, fresh.unlabelled]
+        with gathering(gather, batch.num_items):
+            query = match_queries(model, batch.queries, torch.cat(asked), gather)
     return Losses(
-        loss=sums[0],
-        cold_loss=sums[1] if len(sums) > 1 else None,
+        loss=loss,
+        cold_loss=cold_loss,
         num_targets=int(batch.counted.sum()),
         content=None if fresh is None else fresh.clean.detach().float(),
-        alignment=None if fresh is None else fresh.alignment,
+        alignment=alignment,
+        modality_loss=torch.stack(others).mean() if others else None,
+        query_loss=query,
     )
 
 

@@ -23,15 +23,13 @@ class StepOutput:
 
     Attributes:
         loss: of items as they are.
-        cold_loss: of fresh items as if never met; None where there is none.
-        alignment: of contents by one modality alone; None where there is none.
+        others: the other losses that the step has, by the name of their field of `Losses`.
         grad_norm: of their weighted sum, before clipping.
         num_targets: positions that the losses are means of.
     """
 
     loss: Tensor
-    cold_loss: Tensor | None
-    alignment: Tensor | None
+    others: dict[str, Tensor]
     grad_norm: Tensor
     num_targets: int
 
@@ -66,7 +64,7 @@ class TrainedModel(nn.Module):
     def forward(self, batch: Batch, bank: Tensor | None) -> tuple[Tensor, Losses]:
         """The weighted sum of a batch's losses, and its terms."""
         if self.gather is not None:
-            self.gather.num_items = batch.fresh.shape[0]
+            self.gather.num_items = (batch.fresh.shape[0],)
         config, device = self.config, batch.inputs.device
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             losses = compute_losses(
@@ -79,10 +77,14 @@ class TrainedModel(nn.Module):
                 gather=self.gather,
             )
         total = losses.loss
-        if losses.cold_loss is not None:
-            total = total + config.cold_weight * losses.cold_loss
-        if losses.alignment is not None:
-            total = total + config.alignment_weight * losses.alignment
+        for weight, loss in (
+            (config.cold_weight, losses.cold_loss),
+            (config.alignment_weight, losses.alignment),
+            (config.modality_weight, losses.modality_loss),
+            (config.query_weight, losses.query_loss),
+        ):
+            if loss is not None:
+                total = total + weight * loss
         extra = budget.penalty(self.model)
         return total if extra is None else total + extra, losses
 
@@ -129,8 +131,17 @@ def train_step(
             bank.index_copy_(0, batch.fresh, losses.content)
     return StepOutput(
         loss=ranks.mean(losses.loss.detach()),
-        cold_loss=None if losses.cold_loss is None else ranks.mean(losses.cold_loss.detach()),
-        alignment=None if losses.alignment is None else losses.alignment.detach(),
+        others=_others(losses, ranks),
         grad_norm=grad_norm,
         num_targets=batch.num_counted,
     )
+
+
+def _others(losses: Losses, ranks: Ranks) -> dict[str, Tensor]:
+    """The losses beside the first; those of positions are shares of a mean over the ranks."""
+    shares = {"cold_loss": losses.cold_loss, "modality_loss": losses.modality_loss}
+    whole = {"alignment": losses.alignment, "query_loss": losses.query_loss}
+    return {
+        **{name: ranks.mean(each.detach()) for name, each in shares.items() if each is not None},
+        **{name: each.detach() for name, each in whole.items() if each is not None},
+    }

@@ -11,13 +11,16 @@ from mmrec.errors import CheckpointMismatch
 from mmrec.model import RecommenderModel
 from mmrec.training.checkpoint import read_tensors
 
+OF_LOSSES = frozenset({"log_alignment_temperature", "log_query_temperature"})
+"""Learned numbers that belong to one loss, not to the model in use: a run may add such a loss."""
+
 
 def take_over(model: RecommenderModel, item_ids: Sequence[str], run: Path) -> None:
     """Gives a model the weights of a finished run.
 
     What LoRA and its like add, here and not there, stays fresh; what they added there and not here
-    is refused, as is any other difference of the models. The offset of new items is not taken: it
-    is chosen at the end of a run.
+    is refused, as is any other difference of the models, but for temperatures of losses that only
+    one of the runs has. The offset of new items is not taken: it is chosen at the end of a run.
 
     Args:
         model: of a run that has not begun; before its caches are filled.
@@ -49,9 +52,10 @@ def take_over(model: RecommenderModel, item_ids: Sequence[str], run: Path) -> No
     wanted = {_bare(name): name for name in own if name not in added}
     tensors = read_tensors(final / "model.safetensors")
     found = {_bare(name): each for name, each in tensors.items()}
-    for name in sorted(wanted.keys() ^ found.keys()):
+    for name in sorted((wanted.keys() ^ found.keys()) - OF_LOSSES):
         what = "lacks" if name in wanted else "has"
         raise CheckpointMismatch(f"training.start_from is {run}: its model {what} {name}")
+    wanted = {name: full for name, full in wanted.items() if name in found}
     for name, full in wanted.items():
         if own[full].shape != found[name].shape:
             raise CheckpointMismatch(

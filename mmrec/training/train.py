@@ -167,14 +167,13 @@ def _train(
                 state.step, state.batch = state.step + 1, batch.index + 1
                 state.seconds += time.perf_counter() - started
                 if state.step % settings.log_every == 0 or state.step == total_steps:
-                    loss, cold, aligned = float(output.loss), output.cold_loss, output.alignment
+                    loss = float(output.loss)
                     log.write(
                         {
                             "step": state.step,
                             "epoch": state.epoch,
                             "loss": loss,
-                            **({} if cold is None else {"cold_loss": float(cold)}),
-                            **({} if aligned is None else {"alignment": float(aligned)}),
+                            **{name: float(each) for name, each in output.others.items()},
                             "grad_norm": float(output.grad_norm),
                             "learning_rate": settings.learning_rate * factor,
                             "temperature": float(model.temperature.detach()),
