@@ -34,9 +34,10 @@ from mmrec.encoder_parts import EncoderParts
 from mmrec.errors import UserError
 from mmrec.model import RecommenderModel
 from mmrec.training.distributed import ALONE
+from mmrec.training.final import peak_memory
 from mmrec.training.optimiser import make_optimiser
 from mmrec.training.step import train_step
-from mmrec.training.train import peak_memory, wrap
+from mmrec.training.train import wrap
 from mmrec.training.unfreeze import set_trained
 
 STATE_NUMBERS = {"adamw": 2.0, "sgd": 1.0, "adafactor": 0.0, "adamw8bit": 0.51}

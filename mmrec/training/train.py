@@ -11,8 +11,6 @@ machine type, threads and versions.
 from __future__ import annotations
 
 import logging
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -25,25 +23,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from encoders.adapters import added_tensors
-from encoders.cut import StackedEncoder
 from mmrec.build import Assembly, assemble
 from mmrec.config import Config
 from mmrec.data.batch import batch_loader
 from mmrec.errors import CheckpointMismatch
 from mmrec.training import budget
-from mmrec.training.calibrate import choose_offset
 from mmrec.training.checkpoint import (
     SCHEMA,
     TrainState,
     load_checkpoint,
-    load_model,
     newest_checkpoint,
     save_checkpoint,
     write_folder,
 )
 from mmrec.training.distributed import GatherContents, Ranks, join_ranks
 from mmrec.training.files import MetricsLog, NoLog, bind_data, check_run, open_run
+from mmrec.training.final import write_final
 from mmrec.training.optimiser import make_optimiser, rate_at
 from mmrec.training.start import start_content
 from mmrec.training.step import TrainedModel, train_step
@@ -192,7 +187,7 @@ def _train(
                 assembly, optimiser, bank, state, log, checkpoints, total_steps, after_look, ranks
             )
     if ranks.is_main:
-        _write_final(run, config, assembly, state)
+        write_final(run, assembly, state)
     return state
 
 
@@ -304,62 +299,3 @@ def _write_best(
 def _trained_content(assembly: Assembly) -> Tensor:
     assert assembly.source is not None
     return encode_content(assembly.model, assembly.source, assembly.item_index_of)
-
-
-def _write_final(run: Path, config: Config, assembly: Assembly, state: TrainState) -> None:
-    """The best weights, the offset chosen for items without events, and every item's content."""
-    checkpoints = run / "checkpoints"
-    if state.best_step is not None:
-        load_model(checkpoints / f"best-{state.best_step:08d}", assembly.model)
-    tensors: dict[str, Any] = {}
-    curve: list[dict[str, float]] = []
-    if assembly.validation is not None:
-        looked = validate(assembly, precision="fp32")
-        offset, curve = choose_offset(assembly, looked, max_cost=config.evaluation.warm_cost)
-        assembly.model.offset.fill_(offset)
-    content = assembly.all_content()
-    if content is not None:
-        tensors["content"] = {"content": content}
-    added = _added(assembly)
-    if added:
-        tensors["added"] = added
-    tensors["model"] = assembly.model.state_dict()
-    write_folder(
-        checkpoints / "final",
-        tensors,
-        {
-            "schema": SCHEMA,
-            "step": state.best_step if state.best_step is not None else state.step,
-            "steps_trained": state.step,
-            "epochs_trained": state.epoch,
-            "seconds": round(state.seconds, 3),
-            **peak_memory(assembly.device),
-            "offset": float(assembly.model.offset),
-            "offset_curve": curve,
-            "data_hash": assembly.data.data_hash,
-            "split_hash": assembly.split.hash,
-            "item_ids": [assembly.data.items.item_ids[i] for i in assembly.item_index_of],
-            "parameters": assembly.model.parameter_counts(),
-            "encoders": assembly.encoder_documents,
-            "cache_dtypes": assembly.cache_dtypes,
-        },
-    )
-
-
-def _added(assembly: Assembly) -> dict[str, Tensor]:
-    """What LoRA and its like added to encoders: with the weights they started from, all of them."""
-    return {
-        f"{modality}.{name}": each
-        for modality, encoder in assembly.model.encoders.items()
-        if isinstance(encoder, StackedEncoder) and encoder.added
-        for name, each in added_tensors(encoder).items()
-    }
-
-
-def peak_memory(device: torch.device) -> dict[str, int]:
-    """Most memory this process has held, in bytes; of a resumed run that of its last part."""
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, see getrusage(2)
-    peak = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if device.type == "cuda":
-        peak["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(device)
-    return peak
