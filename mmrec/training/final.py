@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from encoders.adapters import added_tensors
 from encoders.cut import StackedEncoder
 from mmrec.build import Assembly
 from mmrec.training.calibrate import choose_offset
-from mmrec.training.checkpoint import SCHEMA, TrainState, load_model, write_folder
+from mmrec.training.checkpoint import SCHEMA, TrainState, load_model, model_tensors, write_folder
+from mmrec.training.distributed import Ranks
+from mmrec.training.sharding import look
 from mmrec.training.validate import validate
 
 
-def write_final(run: Path, assembly: Assembly, state: TrainState) -> None:
+def write_final(
+    run: Path, assembly: Assembly, trained: nn.Module, state: TrainState, ranks: Ranks
+) -> None:
     """The best weights, the offset chosen for items without events, and every item's content.
+
+    Of a sharded model every rank calls it; the first one writes.
 
     Args:
         run: folder of the run, with the checkpoint of the best weights, if there is one.
         assembly: the run's parts.
+        trained: the model with its losses, or what wraps it.
         state: of the end.
+        ranks: who trained.
     """
     config = assembly.config
     checkpoints = run / "checkpoints"
@@ -33,16 +41,18 @@ def write_final(run: Path, assembly: Assembly, state: TrainState) -> None:
     tensors: dict[str, Any] = {}
     curve: list[dict[str, float]] = []
     if assembly.validation is not None:
-        looked = validate(assembly, precision="fp32")
+        looked = look(trained, lambda: validate(assembly, precision="fp32"))
         offset, curve = choose_offset(assembly, looked, max_cost=config.evaluation.warm_cost)
         assembly.model.offset.fill_(offset)
-    content = assembly.all_content()
+    content = look(trained, assembly.all_content)
     if content is not None:
         tensors["content"] = {"content": content}
-    added = _added(assembly)
+    tensors["model"] = model_tensors(assembly.model)
+    if not ranks.is_main:
+        return
+    added = _added(assembly, tensors["model"])
     if added:
         tensors["added"] = added
-    tensors["model"] = assembly.model.state_dict()
     write_folder(
         checkpoints / "final",
         tensors,
@@ -65,13 +75,13 @@ def write_final(run: Path, assembly: Assembly, state: TrainState) -> None:
     )
 
 
-def _added(assembly: Assembly) -> dict[str, Tensor]:
+def _added(assembly: Assembly, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What LoRA and its like added to encoders: with the weights they started from, all of them."""
     return {
-        f"{modality}.{name}": each
+        f"{modality}.{name}": whole[f"encoders.{modality}.{name}"]
         for modality, encoder in assembly.model.encoders.items()
         if isinstance(encoder, StackedEncoder) and encoder.added
-        for name, each in added_tensors(encoder).items()
+        for name in sorted(encoder.added)
     }
 
 

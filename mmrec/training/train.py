@@ -32,14 +32,16 @@ from mmrec.training.checkpoint import (
     SCHEMA,
     TrainState,
     load_checkpoint,
+    model_tensors,
     newest_checkpoint,
     save_checkpoint,
     write_folder,
 )
-from mmrec.training.distributed import GatherContents, Ranks, join_ranks
+from mmrec.training.distributed import GatherContents, Ranks, is_sharded, join_ranks
 from mmrec.training.files import MetricsLog, NoLog, bind_data, check_run, open_run
 from mmrec.training.final import write_final
 from mmrec.training.optimiser import make_optimiser, rate_at
+from mmrec.training.sharding import look, shard
 from mmrec.training.start import start_content
 from mmrec.training.step import TrainedModel, train_step
 from mmrec.training.trackers import check_trackers
@@ -118,8 +120,6 @@ def _train(
     config, model, settings = assembly.config, assembly.model, assembly.config.training
     checkpoints = run / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
-    optimiser = make_optimiser(model, config)
-    base_rates = [group["lr"] for group in optimiser.param_groups]
     steps_an_epoch = assembly.stream.plan.num_batches(0)
     total_steps = settings.max_steps or settings.max_epochs * steps_an_epoch
 
@@ -129,13 +129,15 @@ def _train(
     bank = None
     if assembly.source is not None:
         bank = torch.zeros(assembly.num_rows, config.model.width, device=assembly.device)
-    if found is not None:
-        state = load_checkpoint(found, model=model, optimiser=optimiser, bank=bank)
-        logger.info("resumed at step %d (epoch %d, batch %d)", state.step, state.epoch, state.batch)
-    elif bank is not None:
+    if found is None and bank is not None:
         start_content(assembly)
         bank.copy_(_trained_content(assembly))
     trained = wrap(assembly, ranks)
+    optimiser = make_optimiser(model, config)  # of the parameters that wrapping leaves
+    base_rates = [group["lr"] for group in optimiser.param_groups]
+    if found is not None:
+        state = load_checkpoint(found, model=model, optimiser=optimiser, bank=bank)
+        logger.info("resumed at step %d (epoch %d, batch %d)", state.step, state.epoch, state.batch)
     with closing(MetricsLog(run, config, state) if ranks.is_main else NoLog()) as log:
         while not state.finished:
             set_trained(model, config, state.epoch)
@@ -182,20 +184,30 @@ def _train(
                 if state.step >= total_steps:
                     break
                 if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
-                    _save(checkpoints, assembly, optimiser, bank, state, log)
+                    _save(checkpoints, assembly, optimiser, bank, state, log, ranks)
             _finish_epoch(
-                assembly, optimiser, bank, state, log, checkpoints, total_steps, after_look, ranks
+                assembly,
+                trained,
+                optimiser,
+                bank,
+                state,
+                log,
+                checkpoints,
+                total_steps,
+                after_look,
+                ranks,
             )
-    if ranks.is_main:
-        write_final(run, assembly, state)
+    if ranks.is_main or is_sharded(model):
+        write_final(run, assembly, trained, state, ranks)
     return state
 
 
 def wrap(assembly: Assembly, ranks: Ranks) -> nn.Module:
     """The model with its losses; where several ranks train, with what keeps them one model.
 
-    Parameters that a rank's items do not reach (a tower none of them has a medium for, contents
-    that stand still) are looked for in every step.
+    Of DDP, parameters that a rank's items do not reach (a tower none of them has a medium for,
+    contents that stand still) are looked for in every step. One rank alone shards nothing: a mesh
+    of one would copy each parameter to no end.
     """
     trained = TrainedModel(
         assembly.model,
@@ -205,6 +217,9 @@ def wrap(assembly: Assembly, ranks: Ranks) -> nn.Module:
         gather=GatherContents(ranks) if ranks.world > 1 else None,
     )
     if ranks.world == 1:
+        return trained
+    if assembly.config.training.sharding == "full":
+        shard(trained, assembly.model, ranks, parts=assembly.config.training.micro_batches)
         return trained
     device_ids = [assembly.device.index] if assembly.device.index is not None else None
     with warnings.catch_warnings():
@@ -218,6 +233,7 @@ def wrap(assembly: Assembly, ranks: Ranks) -> nn.Module:
 
 def _finish_epoch(
     assembly: Assembly,
+    trained: nn.Module,
     optimiser: torch.optim.Optimizer,
     bank: Tensor | None,
     state: TrainState,
@@ -235,7 +251,7 @@ def _finish_epoch(
     state.epoch, state.batch = state.epoch + 1, 0
     ended = state.step >= total_steps or state.epoch >= settings.max_epochs
     if assembly.validation is not None and (ended or state.epoch % settings.evaluate_every == 0):
-        looked = validate(assembly, precision=settings.precision)
+        looked = look(trained, lambda: validate(assembly, precision=settings.precision))
         if bank is not None and looked.content is not None:
             bank.copy_(looked.content[torch.from_numpy(assembly.item_index_of).to(bank.device)])
         value = ranks.of_main(stopping_value(looked, settings.stop_on))
@@ -243,15 +259,14 @@ def _finish_epoch(
         logger.info("epoch %d: %s", state.epoch, looked.line())
         if state.best_value is None or value > state.best_value:
             state.best_value, state.best_step, state.looks_without_gain = value, state.step, 0
-            if ranks.is_main:
-                _write_best(checkpoints, assembly, bank, state)
+            _write_best(checkpoints, assembly, bank, state, ranks)
         else:
             state.looks_without_gain += 1
             ended = ended or state.looks_without_gain >= settings.patience
         if after_look is not None and after_look(state.epoch, value):
             ended = True
     state.finished = ended
-    _save(checkpoints, assembly, optimiser, bank, state, log)
+    _save(checkpoints, assembly, optimiser, bank, state, log, ranks)
 
 
 def stopping_value(looked: Validation, stop_on: str) -> float:
@@ -280,17 +295,26 @@ def _save(
     bank: Tensor | None,
     state: TrainState,
     log: MetricsLog | NoLog,
+    ranks: Ranks,
 ) -> None:
-    if isinstance(log, NoLog):
-        return
-    state.metrics_bytes = log.flush()
-    save_checkpoint(checkpoints, model=assembly.model, optimiser=optimiser, bank=bank, state=state)
+    if isinstance(log, MetricsLog):
+        state.metrics_bytes = log.flush()
+    save_checkpoint(
+        checkpoints,
+        model=assembly.model,
+        optimiser=optimiser,
+        bank=bank,
+        state=state,
+        ranks=ranks,
+    )
 
 
 def _write_best(
-    checkpoints: Path, assembly: Assembly, bank: Tensor | None, state: TrainState
+    checkpoints: Path, assembly: Assembly, bank: Tensor | None, state: TrainState, ranks: Ranks
 ) -> None:
-    tensors: dict[str, Any] = {"model": assembly.model.state_dict()}
+    tensors: dict[str, Any] = {"model": model_tensors(assembly.model)}
+    if not ranks.is_main:
+        return
     if bank is not None:
         tensors["bank"] = {"content": bank}
     write_folder(checkpoints / f"best-{state.best_step:08d}", tensors, {"schema": SCHEMA})
