@@ -76,7 +76,8 @@ class Forecast:
         steps_an_epoch, epochs, steps: of the whole run.
         step_seconds: median of the steps tried, with what it takes to read their batches.
         frozen_step_seconds: of a step while contents stand still; None where they never do.
-        held_bytes: parameters, their gradients, the optimiser's state and the bank.
+        held_bytes: parameters, their gradients, the optimiser's state and the bank, of a process
+            that has all of them.
         peak_bytes: most that the process held while it tried.
         available_bytes: memory of the device.
         total_seconds: filling caches and all steps; looks at validation come on top.
@@ -221,7 +222,8 @@ def _too_large(held: int | None, available: int, assembly: Assembly) -> str:
     return (
         f"parameters, gradients, optimiser and bank need {held / 2**30:.1f} GiB of the {room} of "
         f"{assembly.device}: train less of {largest} (trainable_blocks, or method=lora), or set "
-        "training.optimiser=adafactor"
+        "training.optimiser=adafactor, or share them among several devices with "
+        "training.sharding=full"
     )
 
 
