@@ -25,7 +25,7 @@ from encoders.cut import StackedEncoder
 from fusion.history import HistoryEncoder
 from fusion.item import ConcatFusion, GatedFusion, LateFusion, LatentFusion, MeanFusion, Modality
 from mmrec.config import Config, EncoderConfig, load_trained_config
-from mmrec.data.batch import BatchStream, ModalityInput, TargetRule
+from mmrec.data.batch import BatchStream, ItemSource, ModalityInput, TargetRule
 from mmrec.data.cache import StateCache
 from mmrec.data.corpus import corpus, never_cold
 from mmrec.data.fill import fill_cache
@@ -33,6 +33,7 @@ from mmrec.data.histories import ChosenHistories, EpochPlan, HistorySource, IntA
 from mmrec.data.items import Broken, ItemInputs
 from mmrec.data.live import live_states
 from mmrec.data.queries import open_queries
+from mmrec.data.stand_ins import StandIns
 from mmrec.data.thinning import open_split
 from mmrec.data.unlabelled import UnlabelledSource, find_unlabelled
 from mmrec.encoder_parts import (
@@ -239,7 +240,7 @@ def assemble(
         histories,
         row_of=row_of,
         item_index_of=item_index_of,
-        items=source,
+        items=_for_ranks(source, config, data, item_index_of) if world > 1 else source,
         fresh_items=config.training.fresh_items,
         targets=target_rule(data),
         seed=config.training.seed,
@@ -265,6 +266,26 @@ def assemble(
         cache_dtypes=dtypes,
         repeats_forbidden=data.catalogue.repeats == "forbid",
         device=device,
+    )
+
+
+def _for_ranks(
+    source: ModelInputs | None, config: Config, data: PreparedData, item_index_of: IntArray
+) -> ItemSource | None:
+    """The media of a rank's share of items; where the model is sharded, of every kind that trains.
+
+    With DDP a rank may leave out an encoder that none of its items has a medium for.
+    """
+    if source is None or config.training.sharding == "none":
+        return source
+    trained = [name for name, each in config.encoders.items() if each.trainable_blocks != 0]
+    return StandIns(
+        source,
+        {
+            name: item_index_of[data.items.has(name)[item_index_of]]
+            for name in trained
+            if _is_in(data, name)
+        },
     )
 
 

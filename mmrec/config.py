@@ -242,6 +242,10 @@ class TrainingConfig(Section):
     backward pass. About a third more time for a fraction of the memory."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 is autocast; parameters and optimiser stay fp32."""
+    sharding: Literal["none", "full"] = "none"
+    """Where several ranks train: `none` gives each the whole model (DDP), `full` a part of its
+    parameters, gradients and optimiser state (FSDP2), for models that are too large for one device.
+    A run may be resumed with another value, and by any number of ranks."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     evaluate_every: int = Field(1, ge=1)
     """Epochs between two looks at validation."""
@@ -323,6 +327,13 @@ class Config(Section):
                 f"evaluation.popularity_share is {self.evaluation.popularity_share:g} but "
                 "model.popularity is false: there is no such term to take a share of; leave it at 1"
             )
+        in_parts = ("adamw", "sgd")  # what they do to an entry, they know from that entry
+        if self.training.sharding == "full" and self.training.optimiser not in in_parts:
+            raise ValueError(
+                f"training.sharding is 'full' but training.optimiser is "
+                f"'{self.training.optimiser}', which cannot update a part of a matrix by itself: "
+                f"set training.optimiser to {' or '.join(in_parts)}, or training.sharding=none"
+            )
         history = self.model.history
         if history.has_heads and self.model.width % (2 * history.num_heads):
             raise ValueError(
@@ -348,6 +359,12 @@ class Config(Section):
                     f"encoders.{modality}.method is '{encoder.method}', but "
                     f"encoders.{modality}.trainable_blocks is 0: nothing of it ever trains; "
                     "set trainable_blocks, or drop the method"
+                )
+            if encoder.method == "adalora" and self.training.sharding == "full":
+                raise ValueError(
+                    f"training.sharding is 'full' but encoders.{modality}.method is 'adalora', "
+                    "which weighs whole matrices after each step: set "
+                    f"encoders.{modality}.method=lora, or training.sharding=none"
                 )
             if encoder.components is not None and encoder.trainable_blocks != 0:
                 raise ValueError(

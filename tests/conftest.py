@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-# a test file that is collected first may import it before pytest does, which names it as a plug-in
-pytest.register_assert_rewrite("tiny_run")
+# a test file that is collected first may import one before pytest does, which names it as a plug-in
+pytest.register_assert_rewrite("tiny_run", "several_ranks")
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 _RAN = pytest.StashKey[dict[str, int]]()

@@ -15,9 +15,11 @@ from transformers import (
     RobertaModel,
 )
 
+from encoders.cut import StackedEncoder
+from encoders.encoder import Inputs
 from encoders.image import ImageEncoder, ImageTransform, SmallImageEncoder
 from encoders.image_towers import build_open_clip, build_timm, build_torchvision
-from encoders.text import SmallTextEncoder, TextEncoder
+from encoders.text import SmallTextEncoder, TextEncoder, TextTransform, train_vocabulary
 
 WORDS = [
     "red", "blue", "quiet", "storm", "river", "king", "castle", "train", "ghost", "garden",
@@ -108,3 +110,44 @@ def pictures(encoder: ImageEncoder, num_items: int) -> list[torch.Tensor | None]
     return [
         encoder.transform(rng.integers(0, 256, shape, dtype=np.uint8)) for _ in range(num_items)
     ]
+
+
+Case = Callable[[], tuple[StackedEncoder, Inputs]]
+
+
+def bert() -> tuple[StackedEncoder, Inputs]:
+    transform = TextTransform(train_vocabulary(TEXTS, 200), max_length=48)
+    samples = [transform(TEXTS[0]), None, transform(" ".join(WORDS[:3]))]
+    return make_bert().eval(), transform.collate(samples)
+
+
+def small_text() -> tuple[StackedEncoder, Inputs]:
+    return make_small_text(), bert()[1]
+
+
+def image(name: str) -> Case:
+    def case() -> tuple[StackedEncoder, Inputs]:
+        encoder = build(MAKERS[name])
+        first, second = pictures(encoder, 2)
+        return encoder, encoder.transform.collate([first, None, second])
+
+    return case
+
+
+CASES: dict[str, Case] = {
+    "bert": bert,
+    "small-text": small_text,
+    "clip-vit": image("open_clip-vit"),
+    "timm-vit": image("timm-vit"),
+    "efficientnet": image("timm-efficientnet"),
+    "resnet": image("torchvision-resnet"),
+}
+# what trains in place of an encoder's own weights: convolutions have no prompt and no AdaLoRA
+METHODS = {
+    "bert": ("lora", "adalora", "ia3", "prompt", "adapter"),
+    "small-text": ("lora", "adalora", "ia3", "prompt", "adapter"),
+    "clip-vit": ("lora", "adalora", "ia3", "prompt", "adapter"),
+    "timm-vit": ("lora", "adalora", "ia3", "prompt", "adapter"),
+    "efficientnet": ("lora", "ia3", "adapter"),
+    "resnet": ("lora", "ia3", "adapter"),
+}

@@ -1,11 +1,10 @@
 """Methods that add parameters: what they leave alone, what they merge to, what they refuse."""
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
-from encoder_families import MAKERS, TEXTS, WORDS, build, make_bert, make_small_text, pictures
+from encoder_families import CASES, METHODS
 
 from encoders.adapters import (
     MERGEABLE,
@@ -22,46 +21,7 @@ from encoders.adapters import (
 )
 from encoders.cut import StackedEncoder
 from encoders.encoder import Inputs
-from encoders.text import TextTransform, train_vocabulary
 
-Case = Callable[[], tuple[StackedEncoder, Inputs]]
-
-
-def bert() -> tuple[StackedEncoder, Inputs]:
-    transform = TextTransform(train_vocabulary(TEXTS, 200), max_length=48)
-    samples = [transform(TEXTS[0]), None, transform(" ".join(WORDS[:3]))]
-    return make_bert().eval(), transform.collate(samples)
-
-
-def small_text() -> tuple[StackedEncoder, Inputs]:
-    return make_small_text(), bert()[1]
-
-
-def image(name: str) -> Case:
-    def case() -> tuple[StackedEncoder, Inputs]:
-        encoder = build(MAKERS[name])
-        first, second = pictures(encoder, 2)
-        return encoder, encoder.transform.collate([first, None, second])
-
-    return case
-
-
-CASES: dict[str, Case] = {
-    "bert": bert,
-    "small-text": small_text,
-    "clip-vit": image("open_clip-vit"),
-    "timm-vit": image("timm-vit"),
-    "efficientnet": image("timm-efficientnet"),
-    "resnet": image("torchvision-resnet"),
-}
-METHODS = {
-    "bert": ("lora", "adalora", "ia3", "prompt", "adapter"),
-    "small-text": ("lora", "adalora", "ia3", "prompt", "adapter"),
-    "clip-vit": ("lora", "adalora", "ia3", "prompt", "adapter"),
-    "timm-vit": ("lora", "adalora", "ia3", "prompt", "adapter"),
-    "efficientnet": ("lora", "ia3", "adapter"),
-    "resnet": ("lora", "ia3", "adapter"),
-}
 pairs = pytest.mark.parametrize(
     ("family", "method"), [(name, each) for name, methods in METHODS.items() for each in methods]
 )
@@ -144,7 +104,7 @@ def test_what_was_added_is_enough_to_restore_and_merges_to_the_same(
 
 
 def test_adalora_spends_its_budget_and_resumes() -> None:
-    encoder, inputs = bert()
+    encoder, inputs = CASES["bert"]()
     adapt(encoder, "adalora", rank=2)
     start_budget(encoder, 20)
     encoder.train()
@@ -170,7 +130,7 @@ def test_adalora_spends_its_budget_and_resumes() -> None:
     middle = rank_in_use(encoder)
     assert 2 * layers < middle < full
 
-    twin, _ = bert()
+    twin, _ = CASES["bert"]()
     adapt(twin, "adalora", rank=2)
     start_budget(twin, 20)
     load_added(twin, added_tensors(encoder))

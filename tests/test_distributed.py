@@ -1,106 +1,22 @@
 """Two ranks on gloo compute what one computes; a killed rank ends the run, which then resumes."""
 
-import json
-import os
 import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from several_ranks import configure, final_of, finish, losses_of, start
 
 from data_prep.shards import PreparedData
 from mmrec.build import assemble
-from mmrec.config import Config, change, dump_config
 from mmrec.data.batch import batch_loader, share_of
 
-pytest_plugins = ["tiny_run"]
-pytestmark = pytest.mark.usefixtures("restored_torch")
-
-ROOT = Path(__file__).resolve().parent.parent
-STARTED: list[subprocess.Popen[bytes]] = []
-
-
-def configure(blocks: int | str = "all", **settings: Any) -> Config:
-    """Without dropout, whose masks depend on the number of ranks; modalities are dropped."""
-    from tiny_run import tiny_config
-
-    quiet = {
-        "model.history.dropout": 0.0,
-        "model.fusion.dropout": 0.0,
-        "model.fusion.feature_dropout": 0.0,
-        "encoders.text.options.dropout": 0.0,
-        "training.batch_size": 7,
-        "training.fresh_items": 5,
-        "training.log_every": 1,
-    }
-    return change(tiny_config(trainable_blocks=blocks), quiet | settings, "test")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def start(config: Config, data: Path, run: Path, world: int, *options: str) -> list[Any]:
-    """A process a rank, as torchrun starts them."""
-    path = run.parent / f"{run.name}.yaml"
-    path.write_text(dump_config(config), encoding="utf-8")
-    command = [sys.executable, "-m", "mmrec.cli", "train", str(path)]
-    command += ["--data", str(data), "--run", str(run), *options]
-    port, processes = free_port(), []
-    for rank in range(world):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        if world > 1:
-            environment |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(world),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
-        with open(run.parent / f"{run.name}-{rank}.log", "a") as log:
-            processes.append(
-                subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-            )
-    STARTED.extend(processes)
-    return processes
-
-
-@pytest.fixture(autouse=True)
-def nobody_left() -> Iterator[None]:
-    """No process outlives its test, whatever became of it."""
-    yield
-    for process in STARTED:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-    STARTED.clear()
-
-
-def finish(processes: list[Any], run: Path) -> None:
-    for rank, process in enumerate(processes):
-        code = process.wait(timeout=300)
-        assert code == 0, (run.parent / f"{run.name}-{rank}.log").read_text()[-2000:]
-
-
-def losses_of(run: Path) -> list[list[float]]:
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    names = ("loss", "cold_loss", "alignment", "modality_loss", "query_loss")
-    return [[each.get(name, 0.0) for name in names] for each in lines if "loss" in each]
-
-
-def final_of(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "checkpoints" / "final" / "model.safetensors")
+pytest_plugins = ["tiny_run", "several_ranks"]
+pytestmark = pytest.mark.usefixtures("restored_torch", "nobody_left")
 
 
 @pytest.mark.parametrize("num", [0, 1, 2, 5, 8])

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from mmrec.errors import CheckpointMismatch
 from mmrec.training import budget
+from mmrec.training.distributed import ALONE, Ranks, is_part, is_sharded
 
 SCHEMA = 1
 
@@ -82,12 +83,26 @@ def write_folder(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], docume
     shutil.rmtree(old, ignore_errors=True)
 
 
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, whole; of a sharded model on rank 0, and every rank takes part."""
+    if not is_sharded(model):
+        return model.state_dict()
+    from mmrec.training.sharding import gather_model  # what sharding imports, loading does not need
+
+    return gather_model(model)
+
+
 def optimiser_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state by the names of its parameters: `NAME/exp_avg` and so on.
 
-    Of bitsandbytes: a count that is no tensor becomes an int64 without dimensions, and tables of
-    256 entries that all parameters share (`qmap1`) are copied, since a file holds none twice.
+    Whole, as `model_tensors` gives the model. Of bitsandbytes: a count that is no tensor becomes an
+    int64 without dimensions, and tables of 256 entries that all parameters share (`qmap1`) are
+    copied, since a file holds none twice.
     """
+    if is_sharded(model):
+        from mmrec.training.sharding import gather_optimiser
+
+        return gather_optimiser(model, optimiser)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         f"{names[id(parameter)]}/{key}": (
@@ -107,8 +122,15 @@ def restore_optimiser(
         name, _, kind = key.rpartition("/")
         parameter = parameters[name]
         # the count of steps too: a fused optimiser keeps it beside the parameter
-        is_count = value.dtype == torch.int64 and value.dim() == 0
-        optimiser.state[parameter][kind] = int(value) if is_count else value.to(parameter.device)
+        if value.dtype == torch.int64 and value.dim() == 0:
+            optimiser.state[parameter][kind] = int(value)
+            continue
+        value = value.to(parameter.device)
+        if is_part(parameter):
+            from mmrec.training.sharding import spread_like
+
+            value = spread_like(parameter, value)
+        optimiser.state[parameter][kind] = value
 
 
 def save_checkpoint(
@@ -118,12 +140,18 @@ def save_checkpoint(
     optimiser: torch.optim.Optimizer,
     bank: Tensor | None,
     state: TrainState,
+    ranks: Ranks = ALONE,
 ) -> None:
-    """Writes step-N, then deletes checkpoints that are no longer the newest or the best."""
+    """Writes step-N, then deletes checkpoints that are no longer the newest or the best.
+
+    Every rank calls it, and the first one writes.
+    """
     tensors: dict[str, Mapping[str, Tensor]] = {
-        "model": model.state_dict(),
+        "model": model_tensors(model),
         "optimiser": optimiser_tensors(model, optimiser),
     }
+    if not ranks.is_main:
+        return
     if bank is not None:
         tensors["bank"] = {"content": bank}
     spent = budget.tensors(model)
@@ -175,7 +203,12 @@ def load_model(path: Path, model: nn.Module) -> None:
     """
     tensors = read_tensors(path / "model.safetensors")
     try:
-        model.load_state_dict(tensors)
+        if is_sharded(model):
+            from mmrec.training.sharding import spread_model
+
+            spread_model(model, tensors)
+        else:
+            model.load_state_dict(tensors)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointMismatch(f"{path}: is of another model: {reason}") from None

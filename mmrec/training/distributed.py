@@ -107,6 +107,19 @@ def join_ranks() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def is_part(tensor: Tensor) -> bool:
+    """Whether a rank holds a part of it only; see `mmrec.training.sharding`.
+
+    Asked of a DTensor without importing it, which would cost every command half a second.
+    """
+    return hasattr(tensor, "to_local")
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether a rank holds parts of the module's parameters only."""
+    return any(map(is_part, module.parameters()))
+
+
 class GatherContents:
     """Puts all ranks' items together in front of the last layer of the fusion, in training.
 

@@ -34,9 +34,10 @@ from mmrec.encoder_parts import EncoderParts
 from mmrec.errors import UserError
 from mmrec.model import RecommenderModel
 from mmrec.training.distributed import ALONE
+from mmrec.training.final import peak_memory
 from mmrec.training.optimiser import make_optimiser
 from mmrec.training.step import train_step
-from mmrec.training.train import peak_memory, wrap
+from mmrec.training.train import wrap
 from mmrec.training.unfreeze import set_trained
 
 STATE_NUMBERS = {"adamw": 2.0, "sgd": 1.0, "adafactor": 0.0, "adamw8bit": 0.51}
@@ -75,7 +76,8 @@ class Forecast:
         steps_an_epoch, epochs, steps: of the whole run.
         step_seconds: median of the steps tried, with what it takes to read their batches.
         frozen_step_seconds: of a step while contents stand still; None where they never do.
-        held_bytes: parameters, their gradients, the optimiser's state and the bank.
+        held_bytes: parameters, their gradients, the optimiser's state and the bank, of a process
+            that has all of them.
         peak_bytes: most that the process held while it tried.
         available_bytes: memory of the device.
         total_seconds: filling caches and all steps; looks at validation come on top.
@@ -220,7 +222,8 @@ def _too_large(held: int | None, available: int, assembly: Assembly) -> str:
     return (
         f"parameters, gradients, optimiser and bank need {held / 2**30:.1f} GiB of the {room} of "
         f"{assembly.device}: train less of {largest} (trainable_blocks, or method=lora), or set "
-        "training.optimiser=adafactor"
+        "training.optimiser=adafactor, or share them among several devices with "
+        "training.sharding=full"
     )
 
 

@@ -67,10 +67,17 @@ def check_run(run: Path, config: Config, resume: bool) -> None:
         raise CheckpointMismatch(
             f"{run}: holds a run already; add --resume to go on with it, or name a new folder"
         )
-    if load_config(path) != config:  # values, not text: a newer version may know more settings
+    # values, not text: a newer version may know more settings
+    if _whoever_trains(load_config(path)) != _whoever_trains(config):
         raise CheckpointMismatch(
             f"{path}: differs from the settings given; resume with the run's own config.yaml"
         )
+
+
+def _whoever_trains(config: Config) -> Config:
+    """The settings without how the ranks share the work, which a resumed run may change."""
+    training = config.training.model_copy(update={"sharding": "none"})
+    return config.model_copy(update={"training": training})
 
 
 def open_run(run: Path, config: Config) -> None:

@@ -46,8 +46,8 @@ def draw_kept_modalities(
     # drawn for the items of all ranks, so that an item loses the same whoever encodes it
     drawn = random.random((2, len(batch.fresh), len(names)))[:, batch.own[0] :]
     drawn = drawn[:, : present.shape[0]]
-    if drawn.shape[1] < present.shape[0]:  # a rank's stand-in, which nobody looks at
-        drawn = np.ones((2, *present.shape))
+    missing = present.shape[0] - drawn.shape[1]  # a rank's stand-ins, which nobody looks at
+    drawn = np.pad(drawn, ((0, 0), (0, missing), (0, 0)), constant_values=1.0)
     kept = present & (drawn[0] >= chance)
     # an item that lost everything keeps one of its own at random
     order = drawn[1] * present

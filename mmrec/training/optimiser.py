@@ -15,6 +15,7 @@ from encoders.cut import StackedEncoder
 from mmrec.config import Config, EncoderConfig, TrainingConfig
 from mmrec.errors import ConfigError
 from mmrec.model import RecommenderModel
+from mmrec.training.distributed import is_part
 
 PRETRAINED_RATE = 1e-5
 """Rate of encoders that start from weights: 10 to 100 times below that of their pre-training
@@ -44,7 +45,8 @@ def parameter_groups(model: RecommenderModel, config: Config) -> list[dict[str, 
     """Trainable parameters by rate and decay, each group named.
 
     No decay on norms, biases, embeddings and other learned vectors: only the weights of linear,
-    convolution and recurrent layers have it.
+    convolution and recurrent layers have it. What is sharded and what is not stand apart, since
+    torch updates the parameters of a group together and cannot mix them.
     """
     decayed = {
         id(parameter)
@@ -54,12 +56,12 @@ def parameter_groups(model: RecommenderModel, config: Config) -> list[dict[str, 
         if name.startswith("weight")
     }
     part_of = _parts(model, config)
-    groups: dict[tuple[Part, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[Part, bool, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            groups.setdefault((part_of[id(parameter)], id(parameter) in decayed), []).append(
-                parameter
-            )
+            decay, sharded = id(parameter) in decayed, is_part(parameter)
+            group = groups.setdefault((part_of[id(parameter)], decay, sharded), [])
+            group.append(parameter)
     return [
         {
             "name": f"{part.name}, {'decayed' if decay else 'not decayed'}",
@@ -67,7 +69,7 @@ def parameter_groups(model: RecommenderModel, config: Config) -> list[dict[str, 
             "lr": part.learning_rate,
             "weight_decay": part.weight_decay if decay else 0.0,
         }
-        for (part, decay), parameters in groups.items()
+        for (part, decay, _), parameters in groups.items()
     ]
 
 

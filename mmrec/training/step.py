@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from mmrec.config import TrainingConfig
 from mmrec.data.batch import Batch
@@ -15,6 +18,9 @@ from mmrec.training import budget
 from mmrec.training.distributed import ALONE, GatherContents, Ranks
 from mmrec.training.fresh import step_generator
 from mmrec.training.objective import Losses, compute_losses
+from mmrec.training.sharding import average_whole_gradients, clip_sharded_gradients
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,10 @@ class TrainedModel(nn.Module):
         extra = budget.penalty(self.model)
         return total if extra is None else total + extra, losses
 
+    def look(self, function: Callable[[], Result]) -> Result:
+        """What reads the model outside of a step, as a forward pass; see `sharding.look`."""
+        return function()
+
 
 def train_step(
     trained: nn.Module,
@@ -117,7 +127,11 @@ def train_step(
     total, losses = trained(batch, bank)
     optimiser.zero_grad(set_to_none=True)
     total.backward()
-    grad_norm = nn.utils.clip_grad_norm_(trained.parameters(), config.max_grad_norm)
+    if isinstance(trained, FSDPModule):
+        average_whole_gradients(trained, ranks)
+        grad_norm = clip_sharded_gradients(trained, config.max_grad_norm)
+    else:
+        grad_norm = nn.utils.clip_grad_norm_(trained.parameters(), config.max_grad_norm)
     if not torch.isfinite(grad_norm):
         raise NonFiniteLoss(
             f"gradient of epoch {batch.epoch}, batch {batch.index} is {float(grad_norm)} at loss "

@@ -11,8 +11,6 @@ machine type, threads and versions.
 from __future__ import annotations
 
 import logging
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -25,26 +23,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from encoders.adapters import added_tensors
-from encoders.cut import StackedEncoder
 from mmrec.build import Assembly, assemble
 from mmrec.config import Config
 from mmrec.data.batch import batch_loader
 from mmrec.errors import CheckpointMismatch
 from mmrec.training import budget
-from mmrec.training.calibrate import choose_offset
 from mmrec.training.checkpoint import (
     SCHEMA,
     TrainState,
     load_checkpoint,
-    load_model,
+    model_tensors,
     newest_checkpoint,
     save_checkpoint,
     write_folder,
 )
-from mmrec.training.distributed import GatherContents, Ranks, join_ranks
+from mmrec.training.distributed import GatherContents, Ranks, is_sharded, join_ranks
 from mmrec.training.files import MetricsLog, NoLog, bind_data, check_run, open_run
+from mmrec.training.final import write_final
 from mmrec.training.optimiser import make_optimiser, rate_at
+from mmrec.training.sharding import look, shard
 from mmrec.training.start import start_content
 from mmrec.training.step import TrainedModel, train_step
 from mmrec.training.trackers import check_trackers
@@ -123,8 +120,6 @@ def _train(
     config, model, settings = assembly.config, assembly.model, assembly.config.training
     checkpoints = run / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
-    optimiser = make_optimiser(model, config)
-    base_rates = [group["lr"] for group in optimiser.param_groups]
     steps_an_epoch = assembly.stream.plan.num_batches(0)
     total_steps = settings.max_steps or settings.max_epochs * steps_an_epoch
 
@@ -134,13 +129,15 @@ def _train(
     bank = None
     if assembly.source is not None:
         bank = torch.zeros(assembly.num_rows, config.model.width, device=assembly.device)
-    if found is not None:
-        state = load_checkpoint(found, model=model, optimiser=optimiser, bank=bank)
-        logger.info("resumed at step %d (epoch %d, batch %d)", state.step, state.epoch, state.batch)
-    elif bank is not None:
+    if found is None and bank is not None:
         start_content(assembly)
         bank.copy_(_trained_content(assembly))
     trained = wrap(assembly, ranks)
+    optimiser = make_optimiser(model, config)  # of the parameters that wrapping leaves
+    base_rates = [group["lr"] for group in optimiser.param_groups]
+    if found is not None:
+        state = load_checkpoint(found, model=model, optimiser=optimiser, bank=bank)
+        logger.info("resumed at step %d (epoch %d, batch %d)", state.step, state.epoch, state.batch)
     with closing(MetricsLog(run, config, state) if ranks.is_main else NoLog()) as log:
         while not state.finished:
             set_trained(model, config, state.epoch)
@@ -186,20 +183,30 @@ def _train(
                 if state.step >= total_steps:
                     break
                 if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
-                    _save(checkpoints, assembly, optimiser, bank, state, log)
+                    _save(checkpoints, assembly, optimiser, bank, state, log, ranks)
             _finish_epoch(
-                assembly, optimiser, bank, state, log, checkpoints, total_steps, after_look, ranks
+                assembly,
+                trained,
+                optimiser,
+                bank,
+                state,
+                log,
+                checkpoints,
+                total_steps,
+                after_look,
+                ranks,
             )
-    if ranks.is_main:
-        _write_final(run, config, assembly, state)
+    if ranks.is_main or is_sharded(model):
+        write_final(run, assembly, trained, state, ranks)
     return state
 
 
 def wrap(assembly: Assembly, ranks: Ranks) -> nn.Module:
     """The model with its losses; where several ranks train, with what keeps them one model.
 
-    Parameters that a rank's items do not reach (a tower none of them has a medium for, contents
-    that stand still) are looked for in every step.
+    Of DDP, parameters that a rank's items do not reach (a tower none of them has a medium for,
+    contents that stand still) are looked for in every step. One rank alone shards nothing: a mesh
+    of one would copy each parameter to no end.
     """
     trained = TrainedModel(
         assembly.model,
@@ -209,6 +216,9 @@ def wrap(assembly: Assembly, ranks: Ranks) -> nn.Module:
         gather=GatherContents(ranks) if ranks.world > 1 else None,
     )
     if ranks.world == 1:
+        return trained
+    if assembly.config.training.sharding == "full":
+        shard(trained, assembly.model, ranks, parts=assembly.config.training.micro_batches)
         return trained
     device_ids = [assembly.device.index] if assembly.device.index is not None else None
     with warnings.catch_warnings():
@@ -222,6 +232,7 @@ def wrap(assembly: Assembly, ranks: Ranks) -> nn.Module:
 
 def _finish_epoch(
     assembly: Assembly,
+    trained: nn.Module,
     optimiser: torch.optim.Optimizer,
     bank: Tensor | None,
     state: TrainState,
@@ -239,7 +250,7 @@ def _finish_epoch(
     state.epoch, state.batch = state.epoch + 1, 0
     ended = state.step >= total_steps or state.epoch >= settings.max_epochs
     if assembly.validation is not None and (ended or state.epoch % settings.evaluate_every == 0):
-        looked = validate(assembly, precision=settings.precision)
+        looked = look(trained, lambda: validate(assembly, precision=settings.precision))
         if bank is not None and looked.content is not None:
             bank.copy_(looked.content[torch.from_numpy(assembly.item_index_of).to(bank.device)])
         value = ranks.of_main(stopping_value(looked, settings.stop_on))
@@ -247,15 +258,14 @@ def _finish_epoch(
         logger.info("epoch %d: %s", state.epoch, looked.line())
         if state.best_value is None or value > state.best_value:
             state.best_value, state.best_step, state.looks_without_gain = value, state.step, 0
-            if ranks.is_main:
-                _write_best(checkpoints, assembly, bank, state)
+            _write_best(checkpoints, assembly, bank, state, ranks)
         else:
             state.looks_without_gain += 1
             ended = ended or state.looks_without_gain >= settings.patience
         if after_look is not None and after_look(state.epoch, value):
             ended = True
     state.finished = ended
-    _save(checkpoints, assembly, optimiser, bank, state, log)
+    _save(checkpoints, assembly, optimiser, bank, state, log, ranks)
 
 
 def stopping_value(looked: Validation, stop_on: str) -> float:
@@ -284,17 +294,26 @@ def _save(
     bank: Tensor | None,
     state: TrainState,
     log: MetricsLog | NoLog,
+    ranks: Ranks,
 ) -> None:
-    if isinstance(log, NoLog):
-        return
-    state.metrics_bytes = log.flush()
-    save_checkpoint(checkpoints, model=assembly.model, optimiser=optimiser, bank=bank, state=state)
+    if isinstance(log, MetricsLog):
+        state.metrics_bytes = log.flush()
+    save_checkpoint(
+        checkpoints,
+        model=assembly.model,
+        optimiser=optimiser,
+        bank=bank,
+        state=state,
+        ranks=ranks,
+    )
 
 
 def _write_best(
-    checkpoints: Path, assembly: Assembly, bank: Tensor | None, state: TrainState
+    checkpoints: Path, assembly: Assembly, bank: Tensor | None, state: TrainState, ranks: Ranks
 ) -> None:
-    tensors: dict[str, Any] = {"model": assembly.model.state_dict()}
+    tensors: dict[str, Any] = {"model": model_tensors(assembly.model)}
+    if not ranks.is_main:
+        return
     if bank is not None:
         tensors["bank"] = {"content": bank}
     write_folder(checkpoints / f"best-{state.best_step:08d}", tensors, {"schema": SCHEMA})
@@ -303,62 +322,3 @@ def _write_best(
 def _trained_content(assembly: Assembly) -> Tensor:
     assert assembly.source is not None
     return encode_content(assembly.model, assembly.source, assembly.item_index_of)
-
-
-def _write_final(run: Path, config: Config, assembly: Assembly, state: TrainState) -> None:
-    """The best weights, the offset chosen for items without events, and every item's content."""
-    checkpoints = run / "checkpoints"
-    if state.best_step is not None:
-        load_model(checkpoints / f"best-{state.best_step:08d}", assembly.model)
-    tensors: dict[str, Any] = {}
-    curve: list[dict[str, float]] = []
-    if assembly.validation is not None:
-        looked = validate(assembly, precision="fp32")
-        offset, curve = choose_offset(assembly, looked, max_cost=config.evaluation.warm_cost)
-        assembly.model.offset.fill_(offset)
-    content = assembly.all_content()
-    if content is not None:
-        tensors["content"] = {"content": content}
-    added = _added(assembly)
-    if added:
-        tensors["added"] = added
-    tensors["model"] = assembly.model.state_dict()
-    write_folder(
-        checkpoints / "final",
-        tensors,
-        {
-            "schema": SCHEMA,
-            "step": state.best_step if state.best_step is not None else state.step,
-            "steps_trained": state.step,
-            "epochs_trained": state.epoch,
-            "seconds": round(state.seconds, 3),
-            **peak_memory(assembly.device),
-            "offset": float(assembly.model.offset),
-            "offset_curve": curve,
-            "data_hash": assembly.data.data_hash,
-            "split_hash": assembly.split.hash,
-            "item_ids": [assembly.data.items.item_ids[i] for i in assembly.item_index_of],
-            "parameters": assembly.model.parameter_counts(),
-            "encoders": assembly.encoder_documents,
-            "cache_dtypes": assembly.cache_dtypes,
-        },
-    )
-
-
-def _added(assembly: Assembly) -> dict[str, Tensor]:
-    """What LoRA and its like added to encoders: with the weights they started from, all of them."""
-    return {
-        f"{modality}.{name}": each
-        for modality, encoder in assembly.model.encoders.items()
-        if isinstance(encoder, StackedEncoder) and encoder.added
-        for name, each in added_tensors(encoder).items()
-    }
-
-
-def peak_memory(device: torch.device) -> dict[str, int]:
-    """Most memory this process has held, in bytes; of a resumed run that of its last part."""
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, see getrusage(2)
-    peak = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if device.type == "cuda":
-        peak["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(device)
-    return peak
