@@ -35,6 +35,7 @@ class HistoryEncoder(nn.Module):
         dropout: on embeddings and on each branch, of `gru` on each layer.
         block: a transformer's, `gated` (LiGR), `plain` (SASRec) or `pointwise` (HSTU); or `gru`
             (GRU4Rec) or `cnn` (NextItNet).
+        num_head_tokens: H, tokens in front of every history; see `forward`.
 
     Raises:
         ValueError: the heads do not fit the width.
@@ -49,9 +50,11 @@ class HistoryEncoder(nn.Module):
         num_heads: int,
         dropout: float,
         block: Block = "gated",
+        num_head_tokens: int = 0,
     ) -> None:
         super().__init__()
         self.width, self.max_length = width, max_length
+        self.num_head_tokens = num_head_tokens
         # unit-length items enter with entries of about 1, so that branches do not drown them
         self.scale = math.sqrt(width)
         self.blocks = nn.ModuleList(
@@ -59,7 +62,7 @@ class HistoryEncoder(nn.Module):
                 block,
                 depth,
                 width=width,
-                max_length=max_length,
+                max_length=max_length + num_head_tokens,
                 num_heads=num_heads,
                 dropout=dropout,
             )
@@ -69,12 +72,14 @@ class HistoryEncoder(nn.Module):
         self.out = nn.Linear(width, width)
         self.dropout = Dropout(dropout)
 
-    def forward(self, items: Tensor, offsets: Tensor) -> Tensor:
+    def forward(self, items: Tensor, offsets: Tensor, head: Tensor | None = None) -> Tensor:
         """Encodes packed histories.
 
         Args:
             items: (P, D) unit item embeddings, histories one after the other, oldest first.
             offsets: (B + 1,) int64, where each history starts; the last is P.
+            head: (H, D) tokens of about unit length that stand in front of every history, as if
+                they were its first events, and have no state of their own; None for none.
 
         Returns:
             (P, D) unit states in fp32; row offsets[b + 1] - 1 is user b's query.
@@ -82,21 +87,28 @@ class HistoryEncoder(nn.Module):
         Raises:
             ValueError: a history is longer than max_length.
         """
+        rows = None
+        if head is not None:
+            rows, offsets = rows_behind_heads(offsets, head.shape[0])
+            items = _with_heads(items, head, rows, num_rows=int(offsets[-1]))
         packing = Packing(offsets)
-        if packing.longest_history > self.max_length:
+        longest = packing.longest_history - (0 if head is None else head.shape[0])
+        if longest > self.max_length:
             raise ValueError(
-                f"history of {packing.longest_history} events: at most {self.max_length} "
+                f"history of {longest} events: at most {self.max_length} "
                 "(data.max_history) can be encoded"
             )
         events = packing.fill(self.dropout(items * self.scale))
         for block in self.blocks:
             events = block(events, packing)
         states = self.out(self.norm(events))[: packing.num_events]
+        if rows is not None:
+            states = states.index_select(0, rows)
         return F.normalize(states.float(), dim=-1)
 
-    def query(self, items: Tensor, offsets: Tensor) -> Tensor:
+    def query(self, items: Tensor, offsets: Tensor, head: Tensor | None = None) -> Tensor:
         """The last state of each history: (P, D), (B + 1,) -> (B, D); no history may be empty."""
-        return self(items, offsets).index_select(0, offsets[1:] - 1)
+        return self(items, offsets, head).index_select(0, offsets[1:] - 1)
 
     def extra_repr(self) -> str:
         """Shown when the module is printed."""
@@ -121,6 +133,32 @@ def _make_block(
         return PointwiseBlock(width, num_heads=num_heads, dropout=dropout, max_length=max_length)
     kind = GatedBlock if block == "gated" else PlainBlock
     return kind(width, num_heads=num_heads, dropout=dropout)
+
+
+def rows_behind_heads(offsets: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Where events go when H tokens are put in front of each history.
+
+    Args:
+        offsets: (B + 1,) int64.
+        num_tokens: H.
+
+    Returns:
+        (P,) int64, the new row of each event, and the new offsets (B + 1,).
+    """
+    number = torch.arange(offsets.shape[0], device=offsets.device)
+    history = torch.repeat_interleave(offsets[1:] - offsets[:-1])
+    event = torch.arange(history.shape[0], device=offsets.device)
+    return event + num_tokens * (history + 1), offsets + num_tokens * number
+
+
+def _with_heads(items: Tensor, head: Tensor, rows: Tensor, *, num_rows: int) -> Tensor:
+    """(P, D) events at their rows, and (H, D) tokens in the others: (num_rows, D)."""
+    is_head = torch.ones(num_rows, dtype=torch.bool, device=rows.device)
+    is_head[rows] = False
+    (places,) = is_head.nonzero(as_tuple=True)
+    tokens = head.to(items.dtype).repeat(places.shape[0] // head.shape[0], 1)
+    whole = items.new_zeros(num_rows, items.shape[1])
+    return whole.index_copy(0, rows, items).index_copy(0, places, tokens)
 
 
 def truncate(offsets: Tensor, max_length: int) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from mmrec.errors import UserError
 
 
 def _prepared(location: str) -> Path:
@@ -21,6 +24,32 @@ def _prepared(location: str) -> Path:
     return path
 
 
+def _named(location: str) -> tuple[str | None, Path]:
+    """NAME=DATA, or DATA alone."""
+    name, sign, rest = location.partition("=")
+    if sign and name.replace("-", "_").isidentifier() and not Path(location).exists():
+        return name, _prepared(rest)
+    return None, _prepared(location)
+
+
+def one_or_several(given: Sequence[tuple[str | None, Path]]) -> Path | dict[str, Path]:
+    """What `--data` gave: one folder without a name, or folders by name.
+
+    Raises:
+        UserError: names are absent or double where there are several.
+    """
+    if len(given) == 1 and given[0][0] is None:
+        return given[0][1]
+    names = [name for name, _ in given]
+    if None in names or len(set(names)) < len(names):
+        raise UserError(
+            f"--data is given {len(given)} times, with the names "
+            f"{', '.join(str(name) for name in names if name is not None) or 'none'}: allowed is "
+            "one folder, or NAME=DATA once for each name"
+        )
+    return {str(name): folder for name, folder in given}
+
+
 CatalogueArgument = Annotated[
     Path, typer.Argument(metavar="CATALOGUE.yaml", exists=True, dir_okay=False)
 ]
@@ -29,6 +58,15 @@ PreparedArgument = Annotated[Path, typer.Argument(metavar="DATA", parser=_prepar
 PreparedOption = Annotated[
     Path,
     typer.Option("--data", metavar="DATA", parser=_prepared, help="Prepared folder, or its URL."),
+]
+CataloguesOption = Annotated[
+    list[Any],
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        parser=_named,
+        help="Prepared folder, or its URL; of several catalogues NAME=DATA for each.",
+    ),
 ]
 SourceOption = Annotated[
     Path,

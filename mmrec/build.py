@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -140,6 +141,23 @@ class Assembly:
         return encode_content(self.model, self.source, everything, precision=precision)
 
 
+class SharedParts(Protocol):
+    """What several catalogues of a run have in common, as the first of them made it.
+
+    parts: encoders by modality, of catalogues before this one.
+    """
+
+    parts: dict[str, EncoderParts]
+
+    def texts(self) -> Iterator[str]:
+        """Texts of all catalogues, for a vocabulary."""
+        ...
+
+    def tie(self, model: RecommenderModel, parts: Mapping[str, EncoderParts]) -> None:
+        """Puts the common modules in the place of a model's own, or takes note of them."""
+        ...
+
+
 def pick_device() -> torch.device:
     """CUDA where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -152,6 +170,7 @@ def assemble(
     make_source: SourceBuilder | None = None,
     rank: int = 0,
     world: int = 1,
+    shared: SharedParts | None = None,
 ) -> Assembly:
     """Builds what a run trains with; fills the state caches where they are not.
 
@@ -161,6 +180,7 @@ def assemble(
         make_source: gives the media of items; None: the filled caches and the shards.
         rank: of this process among those that train, for its share of each batch.
         world: how many they are.
+        shared: what the run's other catalogues have made already; None for one alone.
 
     Raises:
         ConfigError: a setting does not fit the data.
@@ -187,11 +207,15 @@ def assemble(
             "least; check the catalogue's split and targets"
         )
     counts = torch.from_numpy(popularity[item_index_of])
+    made: Mapping[str, EncoderParts] = {} if shared is None else shared.parts
+    texts = partial(corpus, data) if shared is None else shared.texts
     parts = {
-        modality: make_encoder(
+        modality: made[modality]
+        if modality in made
+        else make_encoder(
             modality,
             encoder,
-            texts=lambda: corpus(data),
+            texts=texts,
             vector_width=lambda name: _vector_width(data, name),
             attributes=attribute_fields(data),
         )
@@ -199,7 +223,9 @@ def assemble(
         if _is_in(data, modality)
     }
     torch.manual_seed(config.training.seed)
-    model = make_model(config, parts, counts)
+    model = make_model(config, parts, counts, ready=made.keys())
+    if shared is not None:
+        shared.tie(model, parts)
     if config.training.start_from is not None:  # before the caches: states depend on what is below
         item_ids = [data.items.item_ids[row] for row in item_index_of]
         take_over(model, item_ids, config.training.start_from)
@@ -314,7 +340,11 @@ def _training_histories(data: PreparedData, split: Split, share: float) -> Histo
 
 
 def make_model(
-    config: Config, parts: Mapping[str, EncoderParts], counts: Tensor
+    config: Config,
+    parts: Mapping[str, EncoderParts],
+    counts: Tensor,
+    *,
+    ready: Container[str] = (),
 ) -> RecommenderModel:
     """The network of a run.
 
@@ -322,6 +352,7 @@ def make_model(
         config: the run's settings.
         parts: encoders by modality.
         counts: (R,) training events of each row of the id table.
+        ready: modalities whose encoder another catalogue's model has been given already.
     """
     settings = config.model
     fusion = None
@@ -339,6 +370,8 @@ def make_model(
         fusion = FUSIONS[settings.fusion.kind](config, modalities)
     cached = frozenset(name for name in parts if config.encoders[name].trainable_blocks != "all")
     for name, encoder in encoders.items():
+        if name in ready:
+            continue
         _choose_trained(encoder, name, config.encoders[name])
         if isinstance(encoder, StackedEncoder):
             encoder.checkpointing = config.training.activation_checkpointing
@@ -358,6 +391,7 @@ def make_model(
         num_heads=settings.history.num_heads,
         dropout=settings.history.dropout,
         block=settings.history.block,
+        num_head_tokens=int(settings.domain),
     )
     return RecommenderModel(
         encoders=encoders,
@@ -372,6 +406,7 @@ def make_model(
         popularity_share=config.evaluation.popularity_share,
         aligned=config.training.alignment_weight > 0 and len(parts) > 1,
         queried=config.training.query_weight > 0,
+        domain=settings.domain,
     )
 
 
@@ -554,6 +589,11 @@ def load_run(
     """
     final = run / "checkpoints" / "final"
     if not (final / "state.json").is_file():
+        mixed = sorted(str(each) for each in (run / "catalogues").glob("*") if each.is_dir())
+        if mixed:
+            raise CheckpointMismatch(
+                f"{run}: holds several catalogues; name the run of one: {', '.join(mixed)}"
+            )
         raise CheckpointMismatch(
             f"{run}: holds no finished model; run: mmrec train … --run {run} --resume"
         )

@@ -23,6 +23,7 @@ import typer
 from data_prep.errors import DataError
 from mmrec.arguments import (
     CatalogueArgument,
+    CataloguesOption,
     ConfigArgument,
     CountOption,
     DataOption,
@@ -33,6 +34,7 @@ from mmrec.arguments import (
     PreparedOption,
     RunArgument,
     SourceOption,
+    one_or_several,
 )
 from mmrec.errors import MmrecError, UserError
 from mmrec.pretraining.command import pretrain
@@ -191,7 +193,7 @@ app.command()(pretrain)
 @app.command()
 def train(
     config: ConfigArgument,
-    data: PreparedOption,
+    data: CataloguesOption,
     run: Annotated[Path, typer.Option(help="Folder of the run.")],
     overrides: OverridesArgument = None,
     resume: Annotated[
@@ -216,19 +218,24 @@ def train(
     from mmrec.config import load_config
 
     settings = load_config(config, overrides or ())  # a typo is told before torch loads
+    folder = one_or_several(data)
+    if (dry_run or find_lr) and not isinstance(folder, Path):
+        raise UserError("--dry-run and --find-lr try one catalogue: give one --data without a name")
     if dry_run:
+        assert isinstance(folder, Path)
         from mmrec.training.dry_run import forecast
 
-        found = forecast(settings, data)
+        found = forecast(settings, folder)
         if as_json:
             print_json(asdict(found))
         else:
             print_forecast(found)
         return
     if find_lr:
+        assert isinstance(folder, Path)
         from mmrec.training.find_rate import find_rate, steepest
 
-        points = find_rate(settings, data)
+        points = find_rate(settings, folder)
         if as_json:
             print_json({"steepest": steepest(points), "points": [asdict(each) for each in points]})
         else:
@@ -246,23 +253,29 @@ def train(
     with progress_bar() as report:
         train_model(
             settings,
-            data,
+            folder,
             run,
             resume=resume,
             progress=lambda at: report(
                 "steps", at.step, at.total_steps, note=f"epoch {at.epoch} loss {at.loss:.4f}"
             ),
         )
+    from mmrec.training.files import catalogue_folder
     from mmrec.training.summary import gap_line, summarise
 
     if not is_main_process():
         return
 
-    summary = summarise(run, data) if with_summary else None
-    if summary is not None:
-        print_table(metric_rows(summary))
-        typer.echo(gap_line(summary))
-    typer.echo(f"trained {run}; next: mmrec evaluate {run}")
+    if isinstance(folder, Path):
+        trained = {run: folder}
+    else:
+        trained = {catalogue_folder(run, name): each for name, each in folder.items()}
+    for place, data_folder in trained.items():
+        summary = summarise(place, data_folder) if with_summary else None
+        if summary is not None:
+            print_table(metric_rows(summary))
+            typer.echo(gap_line(summary))
+        typer.echo(f"trained {place}; next: mmrec evaluate {place}")
 
 
 @app.command()

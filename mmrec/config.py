@@ -164,6 +164,9 @@ class ModelConfig(Section):
     """tau at the start; learned."""
     min_temperature: float = Field(0.02, gt=0)
     """Floor of tau."""
+    domain: bool = False
+    """A learned token in front of every history that says which catalogue it is of. A run on
+    several catalogues has one for each, and needs not be told."""
     fusion: FusionConfig = FusionConfig()
     history: HistoryConfig = HistoryConfig()
 
@@ -279,11 +282,24 @@ class EvaluationConfig(Section):
     another on the line of evaluate, recommend, score and export."""
 
 
+class CatalogueConfig(Section):
+    """One of several catalogues that a run trains on."""
+
+    weight: float = Field(1.0, gt=0)
+    """Passes over its histories in an epoch: 0.5 takes half of them in one epoch and the others in
+    the next."""
+    split: str | None = None
+    """Name of the split; null where the folder holds one only."""
+
+
 class Config(Section):
     """A complete run."""
 
     name: str = "run"
     data: DataConfig = DataConfig()
+    catalogues: dict[str, CatalogueConfig] = {}
+    """Several catalogues in one run, by the names of `--data NAME=DIR`: they share encoders, fusion
+    and user model, and each has its own ids, popularity and attributes. Empty for one alone."""
     encoders: dict[str, EncoderConfig] = {}
     """One section a modality: text, image, audio, vector.NAME, attributes."""
     model: ModelConfig = ModelConfig()

@@ -52,21 +52,24 @@ class IdPart(nn.Module):
         else:
             nn.init.zeros_(self.table.weight)
 
-    def forward(self, content: Tensor | None) -> Tensor:
-        """All rows' embeddings.
+    def forward(self, content: Tensor | None, rows: Tensor | None = None) -> Tensor:
+        """Embeddings of all rows, or of some.
 
         Args:
             content: (R, D) unit content of each row; None where the item is its id.
+            rows: (n,) int64, which rows; None: all R. Content is then theirs, (n, D).
 
         Returns:
-            (R, D) unit vectors.
+            (R, D) unit vectors, or (n, D).
         """
-        table = self.table.weight
+        table, counts = self.table.weight, self.counts
+        if rows is not None:
+            table, counts = self.table(rows), counts.index_select(0, rows)
         if self.alone:
             return F.normalize(table, dim=-1)
         assert content is not None
         bounded = table / table.norm(dim=-1, keepdim=True).clamp(min=1)
-        gate = self.counts / (self.counts + self.gate) if self.gate else self.counts.clamp(max=1)
+        gate = counts / (counts + self.gate) if self.gate else counts.clamp(max=1)
         return F.normalize(content + self.bound * gate[:, None] * bounded, dim=-1)
 
 
@@ -118,7 +121,9 @@ class RecommenderModel(nn.Module):
         min_temperature: its floor.
         popularity_share: share of the popularity term in use; training always has all of it.
         aligned: modalities are drawn together, at a learned temperature that starts at .07.
+        domain: a token of the catalogue's own stands in front of every history.
         queried: texts are drawn to the items they ask for, at another such temperature.
+        domain: a token of the catalogue's own stands in front of every history.
     """
 
     counts: Tensor
@@ -139,6 +144,7 @@ class RecommenderModel(nn.Module):
         popularity_share: float = 1.0,
         aligned: bool = False,
         queried: bool = False,
+        domain: bool = False,
     ) -> None:
         super().__init__()
         # a module's name may hold no dot (`vector.clip`)
@@ -154,6 +160,9 @@ class RecommenderModel(nn.Module):
             nn.Parameter(torch.tensor(math.log(0.07))) if aligned else None
         )
         self.log_query_temperature = nn.Parameter(torch.tensor(math.log(0.07))) if queried else None
+        self.domain: nn.Parameter | None = None
+        if domain:  # as long as an item
+            self.domain = nn.Parameter(torch.randn(1, history.width) / math.sqrt(history.width))
         # a dial in use, not of the checkpoint: one run can be asked with several
         self.popularity_share = popularity_share
         self.register_buffer("counts", counts.float())
@@ -192,12 +201,20 @@ class RecommenderModel(nn.Module):
         content: Tensor = self.fusion(self.tokens(media))
         return content
 
-    def embeddings(self, content: Tensor | None) -> Tensor:
-        """Embeddings e of every row: (R, D) content (None for ids alone) -> (R, D) unit vectors."""
+    def embeddings(self, content: Tensor | None, rows: Tensor | None = None) -> Tensor:
+        """Embeddings e of every row, or of some.
+
+        Args:
+            content: (R, D) of every row, or (n, D) of those in `rows`; None for ids alone.
+            rows: (n,) int64; None: all.
+
+        Returns:
+            (R, D) or (n, D) unit vectors.
+        """
         if self.id_part is None:
             assert content is not None
             return content
-        embeddings: Tensor = self.id_part(content)
+        embeddings: Tensor = self.id_part(content, rows)
         return embeddings
 
     def bias(self, counts: Tensor) -> Tensor:
@@ -216,13 +233,13 @@ class RecommenderModel(nn.Module):
 
     def users(self, items: Tensor, offsets: Tensor) -> Tensor:
         """States after each event of packed histories: (P, D), (B + 1,) -> (P, D) unit vectors."""
-        states: Tensor = self.history(items, offsets)
+        states: Tensor = self.history(items, offsets, self.domain)
         return states
 
     def query(self, items: Tensor, offsets: Tensor) -> Tensor:
         """The users behind histories of any length, none empty: (P, D), (B + 1,) -> (B, D)."""
         rows, kept = truncate(offsets, self.history.max_length)
-        return self.history.query(items.index_select(0, rows), kept)
+        return self.history.query(items.index_select(0, rows), kept, self.domain)
 
     def parameter_counts(self) -> dict[str, dict[Literal["trainable", "frozen"], int]]:
         """Parameters by part of the model."""
@@ -240,6 +257,10 @@ class RecommenderModel(nn.Module):
             for name, part in parts.items()
             if part is not None
         }
+
+    def has(self, modality: str) -> bool:
+        """Whether there is an encoder of a modality."""
+        return modality.replace(".", "_") in self.encoders
 
     def encoder(self, modality: str) -> Any:
         """The encoder of a modality."""

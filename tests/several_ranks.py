@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +75,17 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def start(config: Config, data: Path, run: Path, world: int, *options: str) -> list[Any]:
-    """A process a rank, as torchrun starts them."""
+def start(
+    config: Config, data: Path | Mapping[str, Path], run: Path, world: int, *options: str
+) -> list[Any]:
+    """A process a rank, as torchrun starts them; of several catalogues data are by name."""
     path = run.parent / f"{run.name}.yaml"
     path.write_text(dump_config(config), encoding="utf-8")
     command = [sys.executable, "-m", "mmrec.cli", "train", str(path)]
-    command += ["--data", str(data), "--run", str(run), *options]
+    named = {"": data} if isinstance(data, Path) else {f"{name}=": data[name] for name in data}
+    for name, folder in named.items():
+        command += ["--data", f"{name}{folder}"]
+    command += ["--run", str(run), *options]
     port, processes = free_port(), []
     for rank in range(world):
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -24,6 +24,7 @@ from mmrec.data.histories import EpochPlan, HistorySource, IntArray, Samples
 from mmrec.data.queries import Queries, QuerySource
 
 if TYPE_CHECKING:
+    from mmrec.data.mix import MixedStream
     from mmrec.data.unlabelled import Unlabelled, UnlabelledSource
 
 ModalityInput = Tokens | dict[str, Tensor]
@@ -53,6 +54,7 @@ class Batch:
     log_inclusion: log of the probability that each is one.
     queries: drawn from texts of this rank's fresh items, then of its unlabelled ones; None where no
         loss asks for them.
+    catalogue: which of several it is of; None for one alone.
     unlabelled: items without events that are encoded beside the fresh ones; None for none.
     own: range of `fresh` that this rank encodes.
     num_counted: positions that count, over all ranks.
@@ -77,6 +79,7 @@ class Batch:
     log_inclusion: Tensor | None = None
     queries: Queries | None = None
     unlabelled: Unlabelled | None = None
+    catalogue: str | None = None
 
     @property
     def num_items(self) -> tuple[int, ...]:
@@ -239,6 +242,10 @@ class BatchStream(IterableDataset[Batch]):
             if index >= self.first_batch and (index - self.first_batch) % workers == number:
                 yield self.prepare(samples, index)
 
+    def num_batches(self, epoch: int) -> int:
+        """Batches of an epoch."""
+        return self.plan.num_batches(epoch)
+
     def prepare(self, samples: Samples, index: int) -> Batch:
         """Reads a batch's histories and the media of its fresh items: of each a rank's share.
 
@@ -361,7 +368,7 @@ def available_cores() -> int:
 
 
 def batch_loader(
-    stream: BatchStream, *, epoch: int, first_batch: int, num_workers: int
+    stream: BatchStream | MixedStream, *, epoch: int, first_batch: int, num_workers: int
 ) -> DataLoader[Batch]:
     """A loader over the stream from (epoch, first_batch) on, in order at any number of workers.
 

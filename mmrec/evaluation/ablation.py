@@ -101,7 +101,7 @@ def untrained(loaded: LoadedRun) -> Assembly | None:
     torch.manual_seed(loaded.config.training.seed)
     try:
         assembly = assemble(loaded.config, loaded.data.path)
-        start_content(assembly)
+        start_content([assembly])
     except (WeightsError, CheckpointMismatch) as error:
         logger.warning("the report leaves out the model before training: %s", error)
         return None

@@ -160,7 +160,7 @@ def forecast(config: Config, data_folder: Path, *, num_steps: int = 3) -> Foreca
     except torch.OutOfMemoryError:
         raise UserError(_too_large(None, available, assembly)) from None
     peak = peak_memory(assembly.device)
-    steps_an_epoch = assembly.stream.plan.num_batches(0)
+    steps_an_epoch = assembly.stream.num_batches(0)
     steps = config.training.max_steps or config.training.max_epochs * steps_an_epoch
     frozen_steps = min(steps, frozen_epochs * steps_an_epoch) if frozen is not None else 0
     filling = sum(each.fill_seconds for each in caches.values())

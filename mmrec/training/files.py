@@ -58,6 +58,26 @@ class MetricsLog:
         return self.path.stat().st_size
 
 
+def catalogue_folder(run: Path, name: str) -> Path:
+    """Where one of several catalogues has a run that stands for itself."""
+    return run / "catalogues" / name
+
+
+def split_metrics(run: Path, name: str) -> None:
+    """Writes a catalogue's part of metrics.jsonl into its folder, as it would be alone."""
+    records = []
+    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record.pop("catalogue", None) == name:
+            records.append(record)
+        elif "validation" in record and name in record["validation"]:
+            records.append(record | {"validation": record["validation"][name]})
+    path = catalogue_folder(run, name) / "metrics.jsonl"
+    aside = path.with_suffix(".partial")
+    aside.write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
+    os.replace(aside, path)
+
+
 def check_run(run: Path, config: Config, resume: bool) -> None:
     """Refuses a folder that holds another run; a run that could not begin leaves none."""
     path = run / "config.yaml"

@@ -20,24 +20,27 @@ from mmrec.training.sharding import look
 from mmrec.training.validate import validate
 
 
+def load_best(run: Path, model: nn.Module, state: TrainState) -> None:
+    """Puts the best weights back, where validation has chosen some."""
+    if state.best_step is not None:
+        load_model(run / "checkpoints" / f"best-{state.best_step:08d}", model)
+
+
 def write_final(
     run: Path, assembly: Assembly, trained: nn.Module, state: TrainState, ranks: Ranks
 ) -> None:
-    """The best weights, the offset chosen for items without events, and every item's content.
+    """The weights, the offset chosen for items without events, and every item's content.
 
     Of a sharded model every rank calls it; the first one writes.
 
     Args:
-        run: folder of the run, with the checkpoint of the best weights, if there is one.
-        assembly: the run's parts.
+        run: folder of the run, or of one catalogue in it.
+        assembly: the run's parts, or that catalogue's, with the best weights.
         trained: the model with its losses, or what wraps it.
         state: of the end.
         ranks: who trained.
     """
     config = assembly.config
-    checkpoints = run / "checkpoints"
-    if state.best_step is not None:
-        load_model(checkpoints / f"best-{state.best_step:08d}", assembly.model)
     tensors: dict[str, Any] = {}
     curve: list[dict[str, float]] = []
     if assembly.validation is not None:
@@ -54,7 +57,7 @@ def write_final(
     if added:
         tensors["added"] = added
     write_folder(
-        checkpoints / "final",
+        run / "checkpoints" / "final",
         tensors,
         {
             "schema": SCHEMA,

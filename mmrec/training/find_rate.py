@@ -66,13 +66,13 @@ def find_rate(
     """
     torch.manual_seed(config.training.seed)
     assembly = assemble(config, data_folder)
-    num_steps = min(num_steps, assembly.stream.plan.num_batches(0))
+    num_steps = min(num_steps, assembly.stream.num_batches(0))
     if num_steps < 10:
         raise ConfigError(
             f"--find-lr takes a step a batch, and an epoch has {num_steps}: lower "
             f"training.batch_size ({config.training.batch_size}) so that it has 10 or more"
         )
-    start_content(assembly)
+    start_content([assembly])
     optimiser, trained = make_optimiser(assembly.model, config), wrap(assembly, ALONE)
     set_trained(assembly.model, config, config.training.max_epochs)
     shares = [group["lr"] / config.training.learning_rate for group in optimiser.param_groups]

@@ -14,6 +14,7 @@ from torch import nn
 from encoders.cut import StackedEncoder
 from mmrec.config import Config, EncoderConfig, TrainingConfig
 from mmrec.errors import ConfigError
+from mmrec.mixed_model import views_of
 from mmrec.model import RecommenderModel
 from mmrec.training.distributed import is_part
 
@@ -41,7 +42,7 @@ class Part:
     weight_decay: float
 
 
-def parameter_groups(model: RecommenderModel, config: Config) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
     """Trainable parameters by rate and decay, each group named.
 
     No decay on norms, biases, embeddings and other learned vectors: only the weights of linear,
@@ -55,7 +56,9 @@ def parameter_groups(model: RecommenderModel, config: Config) -> list[dict[str, 
         for name, parameter in module.named_parameters(recurse=False)
         if name.startswith("weight")
     }
-    part_of = _parts(model, config)
+    part_of: dict[int, Part] = {}
+    for view in views_of(model):
+        part_of |= _parts(view, config)
     groups: dict[tuple[Part, bool, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -83,6 +86,8 @@ def _parts(model: RecommenderModel, config: Config) -> dict[int, Part]:
         fusion = Part("fusion", content_rate, training.weight_decay)
         part_of |= {id(parameter): fusion for parameter in model.fusion.parameters()}
     for modality, encoder in config.encoders.items():
+        if not model.has(modality):  # of several catalogues another has it
+            continue
         module = model.encoder(modality)
         whole = _encoder_part(modality, encoder, training, content_rate)
         part_of |= {id(parameter): whole for parameter in module.parameters()}
@@ -142,7 +147,7 @@ class DecoupledSGD(torch.optim.SGD):
         super().step(closure)
 
 
-def make_optimiser(model: RecommenderModel, config: Config) -> torch.optim.Optimizer:
+def make_optimiser(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     """The optimiser that `training.optimiser` names, over the groups."""
     groups = parameter_groups(model, config)
     return OPTIMISERS[config.training.optimiser](groups, config.training)

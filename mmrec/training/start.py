@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,40 +18,61 @@ from mmrec.vectors import encode_content
 MOST_ITEMS = 16_384
 
 
-def start_content(assembly: Assembly) -> None:
+def start_content(assemblies: Sequence[Assembly]) -> None:
     """Finds the components of modalities that have some, and starts contents apart.
 
     A run that starts from another's weights has both already. See `fusion.item.TokenProjection` and
-    `fusion.item.Output`. Items of training alone are read, at most 16,384 of them, chosen by the
-    run's seed.
+    `fusion.item.Output`. Items of training alone are read, at most 16,384 of a catalogue, chosen by
+    the run's seed.
+
+    Args:
+        assemblies: of the run's catalogues, which share the layers that are told; usually one.
     """
-    if assembly.source is None or assembly.config.training.start_from is not None:
+    reading = [
+        each
+        for each in assemblies
+        if each.source is not None and each.config.training.start_from is None
+    ]
+    if not reading:
         return
-    fusion: Any = assembly.model.fusion
-    assert fusion is not None
-    random = np.random.default_rng((assembly.config.training.seed, 7))
-    size = min(assembly.num_rows, MOST_ITEMS)
-    chosen = np.sort(random.choice(assembly.item_index_of, size, replace=False))
-    for projection in fusion.projections.values():
-        if projection.num_components:
-            _fit(projection, assembly, chosen)
+    chosen = [_choose(each) for each in reading]
+    pooled: dict[TokenProjection, list[Tensor]] = {}
+    for assembly, items in zip(reading, chosen, strict=True):
+        fusion: Any = assembly.model.fusion
+        for projection in fusion.projections.values():
+            if projection.num_components:
+                pooled.setdefault(projection, []).append(_pool(projection, assembly, items))
+    for projection, parts in pooled.items():
+        projection.fit(torch.cat(parts))
+    out: Any = reading[0].model.fusion.out  # type: ignore[union-attr]
     hidden: list[tuple[Tensor, ...]] = []
-    hook = fusion.out.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs))
+    hook = out.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs))
     try:
-        encode_content(assembly.model, assembly.source, chosen)
+        for assembly, items in zip(reading, chosen, strict=True):
+            _encode(assembly, items)
     finally:
         hook.remove()
-    fusion.out.spread(*(torch.cat(each) for each in zip(*hidden, strict=True)))
+    out.spread(*(torch.cat(each) for each in zip(*hidden, strict=True)))
 
 
-def _fit(projection: TokenProjection, assembly: Assembly, chosen: IntArray) -> None:
+def _choose(assembly: Assembly) -> IntArray:
+    random = np.random.default_rng((assembly.config.training.seed, 7))
+    size = min(assembly.num_rows, MOST_ITEMS)
+    return np.sort(random.choice(assembly.item_index_of, size, replace=False))
+
+
+def _pool(projection: TokenProjection, assembly: Assembly, chosen: IntArray) -> Tensor:
     pooled: list[Tensor] = []
     hook = projection.register_forward_pre_hook(
         lambda _, inputs: pooled.append(projection.pooled(inputs[0]))
     )
     try:
-        assert assembly.source is not None
-        encode_content(assembly.model, assembly.source, chosen)
+        _encode(assembly, chosen)
     finally:
         hook.remove()
-    projection.fit(torch.cat(pooled))
+    return torch.cat(pooled)
+
+
+def _encode(assembly: Assembly, chosen: IntArray) -> Tensor:
+    assert assembly.source is not None
+    return encode_content(assembly.model, assembly.source, chosen)

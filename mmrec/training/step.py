@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -99,6 +99,23 @@ class TrainedModel(nn.Module):
         return function()
 
 
+class MixedTrained(nn.Module):
+    """Several catalogues' models with their losses: a batch is one's.
+
+    Args:
+        catalogues: by name.
+    """
+
+    def __init__(self, catalogues: Mapping[str, TrainedModel]) -> None:
+        super().__init__()
+        self.catalogues = nn.ModuleDict({f"of_{name}": each for name, each in catalogues.items()})
+
+    def forward(self, batch: Batch, bank: Tensor | None) -> tuple[Tensor, Losses]:
+        """As `TrainedModel.forward`, of the batch's catalogue."""
+        found: tuple[Tensor, Losses] = self.catalogues[f"of_{batch.catalogue}"](batch, bank)
+        return found
+
+
 def train_step(
     trained: nn.Module,
     batch: Batch,
@@ -113,7 +130,8 @@ def train_step(
         trained: a TrainedModel, or what wraps one.
         batch: on the model's device.
         optimiser: over its parameters.
-        bank: (R, D) last content of every item, written in place; None where the item is its id.
+        bank: (R, D) last content of every item of the batch's catalogue, written in place; None
+            where the item is its id.
         config: loss settings.
         ranks: who trains.
 

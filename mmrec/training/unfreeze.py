@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from encoders.cut import StackedEncoder
 from mmrec.config import Config, EncoderConfig
+from mmrec.mixed_model import MixedModel
 from mmrec.model import RecommenderModel
 
 
@@ -24,7 +25,7 @@ def blocks_at(epoch: int, encoder: EncoderConfig, *, num_blocks: int) -> int:
     return min(most, 1 + (epoch - encoder.frozen_epochs) // encoder.unfreeze_every)
 
 
-def set_trained(model: RecommenderModel, config: Config, epoch: int) -> None:
+def set_trained(model: RecommenderModel | MixedModel, config: Config, epoch: int) -> None:
     """Freezes and unfreezes the encoders' parameters for an epoch.
 
     Call it after the optimiser was made: a frozen parameter has no gradient and is left alone.
