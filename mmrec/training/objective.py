@@ -84,6 +84,11 @@ def compute_losses(
     Returns:
         The mean losses, and what was encoded.
     """
+    rows, counts = None, model.counts
+    if batch.candidates is not None:  # what a step costs must not grow with R then
+        batch, rows = number_needed(batch)
+        counts = counts.index_select(0, rows)
+        bank = None if bank is None else bank.index_select(0, rows)
     content, as_new, fresh = bank, None, None
     if bank is not None and batch.media:
         fresh = fresh_content(
@@ -92,7 +97,7 @@ def compute_losses(
         clean = scale_gradient(fresh.clean, fresh.weight * config.content_gradient)
         content = bank.index_copy(0, batch.fresh, clean.to(bank.dtype))
         as_new = scale_gradient(fresh.noisy, fresh.weight) if config.cold_weight else None
-    items, bias = model.embeddings(content), model.bias(model.counts)
+    items, bias = model.embeddings(content, rows), model.bias(counts)
     tables = [(items, bias)]
     if as_new is not None:
         # the others only stand beside them here: what they are is learnt in the first loss
@@ -184,6 +189,29 @@ def _losses_of_histories(
         )
         for table, bias in tables
     )
+
+
+def number_needed(batch: Batch) -> tuple[Batch, Tensor]:
+    """The batch with its rows numbered among those that its losses look at.
+
+    Returns:
+        The batch, and (n,) ascending rows: the candidates (targets and fresh items are among them)
+        and what the histories hold.
+    """
+    assert batch.candidates is not None
+    rows = torch.cat([batch.candidates, batch.inputs]).unique()
+
+    def place(found: Tensor) -> Tensor:
+        return torch.searchsorted(rows, found)
+
+    numbered = replace(
+        batch,
+        inputs=place(batch.inputs),
+        targets=place(batch.targets),
+        fresh=place(batch.fresh),
+        candidates=place(batch.candidates),
+    )
+    return numbered, rows
 
 
 def split_histories(batch: Batch, num_parts: int) -> list[Batch]:
