@@ -2,9 +2,9 @@
 
 States at the cut are made (16 tokens of 384 channels an item, of the step's items alone: those of
 the others wait on disk), M = 512 items a step, 32 histories of 50 events, width 64, bf16. The loss
-compares every item, or 8,192 that are drawn. A slope is the exponent between two sizes: 0 costs
-the same, 1 ten times as much for ten times the items. Memory is what a model's steps add to the
-process, each size in a process of its own. About five minutes on two quiet cores; no bars.
+compares every item, or 8,192 that are drawn. A slope is what ten times the items cost: 1 as much as
+before, 10 ten times as much. Memory is what a model's steps add to the process, each size in a
+process of its own. About five minutes on two quiet cores; no bars.
 """
 
 from __future__ import annotations
@@ -152,11 +152,12 @@ def main() -> None:
         for few, many in zip(sizes, sizes[1:], strict=False):
             between = {"small": given.small, "config": config | {"items": [few, many]}}
             name = f"scale_{loss}_{few:.0e}_{many:.0e}".replace("e+0", "e")
+            tenfold = 1 / math.log10(many / few)
             steps = zip(sorted(found[few]["seconds"]), sorted(found[many]["seconds"]), strict=True)
-            slopes = [math.log(more / less, many / few) for less, more in steps]
-            report(f"{name}_step_slope", slopes, unit="exponent", **between)
-            grown = math.log(found[many]["gb"] / max(found[few]["gb"], 1e-3), many / few)
-            report(f"{name}_memory_slope", [grown], unit="exponent", **between)
+            slopes = [(more / less) ** tenfold for less, more in steps]
+            report(f"{name}_step_slope", slopes, unit="ratio", **between)
+            grown = (found[many]["gb"] / max(found[few]["gb"], 1e-3)) ** tenfold
+            report(f"{name}_memory_slope", [grown], unit="ratio", **between)
 
 
 if __name__ == "__main__":

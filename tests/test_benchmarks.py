@@ -52,6 +52,15 @@ FIGURES = {
         "prepare_movielens_memory": True,
         "prepare_movielens_time": False,
     },
+    "scale": {
+        f"scale_{loss}_{figure}": False
+        for loss in ("all", "drawn")
+        for figure in (
+            *(f"{size}_{cost}" for size in ("1e3", "1e4") for cost in ("step", "memory")),
+            *(f"1e3_1e4_{cost}_slope" for cost in ("step", "memory")),
+        )
+    },
+    "stream": {"stream_memory_growth": True},
     "ranking": {
         "ranking_ml1m_size": True,
         "ranking_million_memory": True,
@@ -71,6 +80,8 @@ KEYS = set("name value unit bar ok values small config skipped machine".split())
         "loss",
         "ranking",
         "epoch",
+        "stream",
+        pytest.param("scale", marks=pytest.mark.slow),
         pytest.param("joint", marks=pytest.mark.slow),
         pytest.param("prepare", marks=pytest.mark.slow),
     ],
