@@ -413,6 +413,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing, is no mapping, or a setting is wrong.
     """
+    document = _read_document(path)
+    for override in overrides:
+        _apply(document, override)
+    return parse_config(document, str(path))
+
+
+def _read_document(path: Path) -> dict[str, Any]:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -421,16 +428,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: holds {type(document).__name__}, not a mapping of sections")
-    for override in overrides:
-        _apply(document, override)
-    return parse_config(document, str(path))
+    return document
 
 
 def load_trained_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Reads the settings of a trained run or a bundle, with changes to how it is used.
 
     Raises:
-        ConfigError: an override names a setting that training has settled, or is wrong.
+        ConfigError: an override names a setting that training has settled, or is wrong; or the file
+            was cut, which may leave YAML as valid as before.
     """
     for override in overrides:
         key = override.partition("=")[0]
@@ -438,6 +444,13 @@ def load_trained_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(
                 f"override {override!r}: a trained run's settings stay as they are, apart from "
                 f"{', '.join(IN_USE)}; train another run to change {key}"
+            )
+    document = _read_document(path)
+    for name in Config.model_fields:
+        if name not in document:
+            raise ConfigError(
+                f"{path}: there is no section {name}, and a trained run's settings are complete; "
+                "copy the run again"
             )
     return load_config(path, overrides)
 

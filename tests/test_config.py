@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from mmrec.config import Config, dump_config, load_config, parse_config
+from mmrec.config import (
+    Config,
+    dump_config,
+    load_config,
+    load_trained_config,
+    parse_config,
+)
 from mmrec.errors import ConfigError, UserError
 
 ID_RUN: dict[str, Any] = {"model": {"item": "id"}}
@@ -184,3 +190,15 @@ def test_settings_cannot_be_changed() -> None:
     config = parse_config(ID_RUN)
     with pytest.raises(ValidationError, match="frozen"):
         config.training.seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("last", ["model", "training", "evaluation"])
+def test_settings_of_a_run_that_were_cut_are_refused(last: str, tmp_path: Path) -> None:
+    """At the end of a section what is left is valid YAML, and defaults would take the rest."""
+    path = tmp_path / "config.yaml"
+    whole = dump_config(parse_config({"model": {"item": "id"}}))
+    path.write_text(whole.partition(f"\n{last}:")[0] + "\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"there is no section {last},.*copy the run again"):
+        load_trained_config(path)
+    path.write_text(whole, encoding="utf-8")
+    assert load_trained_config(path).model.item == "id"

@@ -328,12 +328,14 @@ def test_what_cannot_be_trained_so_is_refused_in_a_line(told: Path, tmp_path: Pa
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "vit"}')
     small = parse_config({"encoders": {"text": {}}})
+    bare = parse_config({"encoders": {"text": {"kind": "transformers"}}})
     cases: list[tuple[Config, type[UserError], str]] = [
         (long, ConfigError, r"max_length is 400, but .*set .*max_length=299"),
         (configure(unmasked), WeightsError, r"no \[MASK\] or <mask> to hide"),
         (configure(other), WeightsError, r"of type 'vit' tells neither hidden nor next"),
         (configure(tmp_path), WeightsError, r"config.json is missing"),
         (small, ConfigError, r"encoders.text is of kind 'small'.*kind=transformers"),
+        (bare, ConfigError, r"of kind 'transformers', weights None: .*weights=NAME"),
     ]
     for config, kind, says in cases:
         with pytest.raises(kind, match=says) as caught:

@@ -124,6 +124,7 @@ def pretrain(
     Raises:
         ConfigError: encoders.text is no pretrained text model, or texts are too few.
         NonFiniteLoss: training diverged.
+        ShardError: the data cannot be opened, or a table of theirs was changed.
         UserError: the folder holds something.
         WeightsError: the weights are missing, or of no kind that can be trained so.
     """
@@ -132,12 +133,15 @@ def pretrain(
         raise UserError(f"--out {out}: holds something already; give a new or an empty folder")
     encoder = config.encoders.get("text")
     if encoder is None or encoder.kind != "transformers" or encoder.weights is None:
-        found = "absent" if encoder is None else f"of kind '{encoder.kind}'"
+        found = (
+            "absent" if encoder is None else f"of kind '{encoder.kind}', weights {encoder.weights}"
+        )
         raise ConfigError(
             f"encoders.text is {found}: what can be trained without labels is a pretrained text "
             "model; set encoders.text.kind=transformers and encoders.text.weights=NAME"
         )
     folder = resolve_weights(encoder.weights)
+    torch.use_deterministic_algorithms(config.training.deterministic)
     torch.manual_seed(settings.seed)
     model = load_language_model(folder)
     positions = positions_of(model, folder)
@@ -147,8 +151,10 @@ def pretrain(
             f"encoders.text.options.max_length is {max_length}, but the model in {folder} reads "
             f"{positions} pieces at most: set encoders.text.options.max_length={positions}"
         )
+    data = PreparedData.open(data_folder)
+    data.verify_tables()
     texts = Texts(
-        PreparedData.open(data_folder),
+        data,
         TextTransform(
             read_tokenizer(folder),
             max_length=max_length,
@@ -169,7 +175,7 @@ def pretrain(
     outcome = Pretrained(
         task=task.name,
         weights=encoder.weights,
-        data_hash=texts.data.data_hash,
+        data_hash=data.data_hash,
         num_items=len(training),
         num_held_out=len(held_out),
         steps=steps,
