@@ -360,12 +360,13 @@ def test_a_run_may_be_resumed_with_another_sharding_and_nothing_else(tmp_path: P
     ("settings", "named"),
     [
         ({"training": {"optimiser": "adafactor"}}, "training.optimiser is 'adafactor'"),
+        ({"training": {"optimiser": "adamw8bit"}}, "training.optimiser is 'adamw8bit'"),
         (
             {"encoders": {"text": {"method": "adalora", "trainable_blocks": 1}}},
             "encoders.text.method is 'adalora'",
         ),
     ],
-    ids=["adafactor", "adalora"],
+    ids=["adafactor", "adamw8bit", "adalora"],
 )
 def test_what_cannot_be_sharded_is_refused_by_name(settings: dict[str, Any], named: str) -> None:
     document = {"encoders": {"text": {}}, **settings}

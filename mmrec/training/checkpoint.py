@@ -121,10 +121,10 @@ def restore_optimiser(
     for key, value in tensors.items():
         name, _, kind = key.rpartition("/")
         parameter = parameters[name]
-        # the count of steps too: a fused optimiser keeps it beside the parameter
         if value.dtype == torch.int64 and value.dim() == 0:
             optimiser.state[parameter][kind] = int(value)
             continue
+        # the count of steps too: a fused optimiser keeps it beside the parameter
         value = value.to(parameter.device)
         if is_part(parameter):
             from mmrec.training.sharding import spread_like
