@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from data_prep.prepare import prepare
@@ -22,6 +23,7 @@ from mmrec.training.distributed import GatherContents, Ranks, gathering
 from mmrec.training.losses import alignment_loss
 from mmrec.training.objective import Losses, compute_losses
 from mmrec.training.text_query import query_loss
+from mmrec.training.train import Progress, train
 
 pytest_plugins = ["tiny_run"]
 pytestmark = pytest.mark.usefixtures("restored_torch")
@@ -192,3 +194,27 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has events or is .*unlabelled_items=0") as caught:
         find_unlabelled(data, data.split())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("blocks", [0, "all"], ids=["cached", "all"])
+def test_broken_and_resumed_equals_unbroken(
+    partly_met: Path, tmp_path: Path, blocks: int | str
+) -> None:
+    """With every loss: queries, unlabelled items and heads are drawn as they would have been."""
+    settings = {"training.max_steps": 6, "training.checkpoint_every": 3, "training.log_every": 1}
+    encoders = {f"encoders.{name}.trainable_blocks": blocks for name in ("text", "image", "audio")}
+    config = configure(**settings, **encoders)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(config, partly_met, whole)
+
+    def stop(at: Progress) -> None:
+        if at.step == 5:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(config, partly_met, broken, progress=stop)
+    train(config, partly_met, broken, resume=True)
+    logs = [(run / "metrics.jsonl").read_bytes() for run in (whole, broken)]
+    assert logs[0] == logs[1] and logs[0].count(b'"query_loss"') == 6
+    finals = [load_file(run / "checkpoints/final/model.safetensors") for run in (whole, broken)]
+    assert all(torch.equal(finals[1][name], each) for name, each in finals[0].items())
