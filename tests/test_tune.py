@@ -20,6 +20,7 @@ from mmrec.cli import main
 from mmrec.config import Config, dump_config, load_config, parse_config
 from mmrec.errors import CheckpointMismatch, NonFiniteLoss, UserError
 from mmrec.evaluation.protocol import load_cases
+from mmrec.training import final
 from mmrec.training import train as training
 from mmrec.training.train import Progress, train
 from mmrec.training.validate import Validation
@@ -181,7 +182,8 @@ def test_trials_behind_at_a_rung_are_pruned(
         return Validation(metrics, None, torch.zeros(0), torch.zeros(0))
 
     monkeypatch.setattr(training, "validate", look)
-    monkeypatch.setattr(training, "choose_offset", lambda *_, **__: (0.0, []))
+    monkeypatch.setattr(final, "validate", look)
+    monkeypatch.setattr(final, "choose_offset", lambda *_, **__: (0.0, []))
     outcome = tune(config, wanted, tiny_data, tmp_path / "search", num_trials=8)
     good = [t for t in outcome.trials if t.settings["training.learning_rate"] == 0.002]
     behind = [t for t in outcome.trials if t not in good and any(g.number < t.number for g in good)]

@@ -211,7 +211,9 @@ def load_model(path: Path, model: nn.Module) -> None:
             model.load_state_dict(tensors)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointMismatch(f"{path}: is of another model: {reason}") from None
+        raise CheckpointMismatch(
+            f"{path}: is of another model than config.yaml describes: {reason}"
+        ) from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
