@@ -273,6 +273,8 @@ def train(
     for place, data_folder in trained.items():
         summary = summarise(place, data_folder) if with_summary else None
         if summary is not None:
+            if len(trained) > 1:
+                typer.echo(f"{place.name}:")
             print_table(metric_rows(summary))
             typer.echo(gap_line(summary))
         typer.echo(f"trained {place}; next: mmrec evaluate {place}")

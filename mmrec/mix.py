@@ -97,9 +97,12 @@ class Common:
                     "serves all of them; give the vectors names that differ"
                 )
             projections[name] = common  # type: ignore[assignment]
-        own = [name for name, _ in fusion.named_children() if name != "projections"]
-        own += [name for name, _ in fusion.named_parameters(recurse=False)]
-        for name in own:
+        # each catalogue is centred on a mean of its own: one for all would follow whose turn it is
+        out = fusion.get_submodule("out")
+        self._tie_one(out, "projection", "fusion.out.projection")
+        rest = [name for name, _ in fusion.named_children() if name not in ("projections", "out")]
+        rest += [name for name, _ in fusion.named_parameters(recurse=False)]
+        for name in rest:
             self._tie_one(fusion, name, f"fusion.{name}")
 
     def _tie_one(self, module: nn.Module, name: str, known_as: str) -> None:

@@ -21,6 +21,7 @@ from mmrec.training.distributed import ALONE
 from mmrec.training.optimiser import parameter_groups
 from mmrec.training.step import train_step
 from mmrec.training.train import Progress, train, wrap
+from mmrec.vectors import encode_content
 
 pytest_plugins = ["tiny_run", "several_ranks"]
 pytestmark = pytest.mark.usefixtures("restored_torch", "nobody_left")
@@ -91,6 +92,8 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 def test_what_is_common_is_the_same_and_the_rest_is_not(mixed: Path) -> None:
     video, songs = (tensors(mixed / "catalogues" / name) for name in (VIDEO, SONGS))
     common = [name for name in video if name in songs and name.startswith(("history", "fusion"))]
+    common.remove("fusion.out.mean")
+    assert not torch.equal(video["fusion.out.mean"], songs["fusion.out.mean"])
     common += [name for name in video if name in songs and name.startswith("encoders.text")]
     common += [name for name in video if name in songs and name.startswith("encoders.audio")]
     assert len(common) > 20 and "log_temperature" in video
@@ -149,13 +152,22 @@ def test_metrics_are_kept_together_and_apart(mixed: Path) -> None:
     assert [sorted(look) for look in looks] == [[SONGS, VIDEO]] * 2
     for name in (VIDEO, SONGS):
         steps = [each for each in lines if each.get("catalogue") == name]
-        assert steps[-1]["loss"] < steps[0]["loss"]
         own = (mixed / "catalogues" / name / "metrics.jsonl").read_text().splitlines()
         apart = [json.loads(line) for line in own]
         assert len(apart) == len(steps) + 2
         assert [each["validation"] for each in apart if "validation" in each] == [
             look[name] for look in looks
         ]
+
+
+def test_losses_of_both_fall(tiny_data: Path, songs: Path, tmp_path: Path) -> None:
+    config = configure(max_epochs=10, patience=99, evaluate_every=10, fresh_items=None)
+    train(config, {VIDEO: tiny_data, SONGS: songs}, tmp_path / "run")
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    losses = [(each["catalogue"], each["loss"]) for each in lines if "loss" in each]
+    for name in (VIDEO, SONGS):
+        own = [loss for catalogue, loss in losses if catalogue == name]
+        assert len(own) >= 40 and np.mean(own[-8:]) < 0.85 * np.mean(own[:8])
 
 
 def test_the_domain_token_is_read_and_learns(tiny_data: Path, songs: Path) -> None:
@@ -192,6 +204,23 @@ def test_a_token_in_front_is_one_more_event(block: Any) -> None:
     torch.testing.assert_close(found, whole[[1, 2, 3, 4, 7, 8]])
 
 
+def test_each_catalogue_starts_centred_and_apart(tiny_data: Path, songs: Path) -> None:
+    from mmrec.training.start import start_content
+
+    whole = assemble_mix(configure(), {VIDEO: tiny_data, SONGS: songs})
+    start_content(list(whole.assemblies.values()))
+    for assembly in whole.assemblies.values():
+        out: Any = assembly.model.fusion.out  # type: ignore[union-attr]
+        given: list[torch.Tensor] = []
+        hook = out.register_forward_pre_hook(lambda _, inputs, given=given: given.append(inputs[0]))
+        assert assembly.source is not None
+        content = encode_content(assembly.model, assembly.source, assembly.item_index_of)
+        hook.remove()
+        centred = out.projection(torch.cat(given)).detach() - out.mean
+        assert float(centred.mean(0).abs().max()) < 1e-5
+        assert float((content @ content.T).mean()) < 0.2  # .9 and more without
+
+
 def test_parameters_have_one_group_each(tiny_data: Path, songs: Path) -> None:
     whole = assemble_mix(configure(), {VIDEO: tiny_data, SONGS: songs})
     grouped = [p for group in parameter_groups(whole.model, whole.config) for p in group["params"]]
@@ -208,11 +237,14 @@ def test_a_step_leaves_the_other_catalogue_alone(tiny_data: Path, songs: Path) -
     batch = next(each for each in whole.stream if each.catalogue == SONGS)
     bank = torch.nn.functional.normalize(torch.randn(song.counts.shape[0], 16), dim=-1)
     kept = {name: each.clone() for name, each in video.named_parameters()}
+    means = [each.fusion.out.mean.clone() for each in (video, song)]  # type: ignore[union-attr]
     train_step(trained, batch, optimiser, bank, whole.config.training)
     moved = {name for name, each in video.named_parameters() if not torch.equal(each, kept[name])}
     assert any(name.startswith("history") for name in moved)
     assert not any(name.startswith(("id_part", "popularity", "domain")) for name in moved)
     assert song.domain is not None and song.domain.grad is not None
+    assert torch.equal(video.fusion.out.mean, means[0])  # type: ignore[union-attr, arg-type]
+    assert not torch.equal(song.fusion.out.mean, means[1])  # type: ignore[union-attr, arg-type]
 
 
 class Killed(Exception):

@@ -137,13 +137,10 @@ class GatherContents:
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
         self.num_items: tuple[int, ...] = (0,)
-        self._watched: list[nn.Module] = []
 
     def attach(self, out: nn.Module) -> None:
-        """Watches the last layer of a fusion; once, where several models have it."""
-        if out not in self._watched:
-            self._watched.append(out)
-            out.register_forward_pre_hook(self._gather)
+        """Watches the last layer of a fusion."""
+        out.register_forward_pre_hook(self._gather)
 
     def _gather(self, out: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         return tuple(self.rows(each) for each in inputs) if out.training else None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusion.item import TokenProjection
 from mmrec.build import Assembly
@@ -44,15 +44,19 @@ def start_content(assemblies: Sequence[Assembly]) -> None:
                 pooled.setdefault(projection, []).append(_pool(projection, assembly, items))
     for projection, parts in pooled.items():
         projection.fit(torch.cat(parts))
-    out: Any = reading[0].model.fusion.out  # type: ignore[union-attr]
-    hidden: list[tuple[Tensor, ...]] = []
-    hook = out.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs))
-    try:
-        for assembly, items in zip(reading, chosen, strict=True):
-            _encode(assembly, items)
-    finally:
-        hook.remove()
-    out.spread(*(torch.cat(each) for each in zip(*hidden, strict=True)))
+    outs: list[Any] = [assembly.model.fusion.out for assembly in reading]  # type: ignore[union-attr]
+    hidden = [
+        _hidden(out, assembly, items)
+        for out, assembly, items in zip(outs, reading, chosen, strict=True)
+    ]
+    if len(outs) == 1:
+        outs[0].spread(*hidden[0])
+        return
+    # several share the projection and have a mean each; what tells catalogues apart is no direction
+    # to spread their items in
+    outs[0].spread(torch.cat([each - each.mean(0) for (each,) in hidden]))
+    for out, (each,) in zip(outs, hidden, strict=True):
+        out.mean.copy_(out.projection(each).detach().mean(0))
 
 
 def _choose(assembly: Assembly) -> IntArray:
@@ -71,6 +75,17 @@ def _pool(projection: TokenProjection, assembly: Assembly, chosen: IntArray) -> 
     finally:
         hook.remove()
     return torch.cat(pooled)
+
+
+def _hidden(out: nn.Module, assembly: Assembly, chosen: IntArray) -> list[Tensor]:
+    """What the last layer of the fusion is given for some items."""
+    hidden: list[tuple[Tensor, ...]] = []
+    hook = out.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs))
+    try:
+        _encode(assembly, chosen)
+    finally:
+        hook.remove()
+    return [torch.cat(each) for each in zip(*hidden, strict=True)]
 
 
 def _encode(assembly: Assembly, chosen: IntArray) -> Tensor:
