@@ -219,8 +219,11 @@ def train(
 
     settings = load_config(config, overrides or ())  # a typo is told before torch loads
     folder = one_or_several(data)
-    if (dry_run or find_lr) and not isinstance(folder, Path):
-        raise UserError("--dry-run and --find-lr try one catalogue: give one --data without a name")
+    if (dry_run or find_lr) and (settings.catalogues or not isinstance(folder, Path)):
+        raise UserError(
+            "--dry-run and --find-lr try one catalogue: give one --data without a name, and "
+            "settings without the section `catalogues`"
+        )
     if dry_run:
         assert isinstance(folder, Path)
         from mmrec.training.dry_run import forecast

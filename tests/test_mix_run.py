@@ -348,6 +348,10 @@ def test_a_mixed_run_names_its_parts(
     assert main(["evaluate", str(mixed)]) == 2
     told = capsys.readouterr().err
     assert "holds several catalogues; name the run of one: " in told and SONGS in told
+    for data in (str(tiny_data), f"{VIDEO}={tiny_data}"):
+        given = ["--data", data, "--run", str(tmp_path / "x"), "--dry-run"]
+        assert main(["train", str(mixed / "config.yaml"), *given]) == 2
+        assert "--dry-run and --find-lr try one catalogue" in capsys.readouterr().err
     twice = ["--data", f"a={tiny_data}", "--data", str(tiny_data)]
     assert main(["train", str(mixed / "config.yaml"), *twice, "--run", str(tmp_path / "x")]) == 2
     assert "NAME=DATA once for each name" in capsys.readouterr().err
