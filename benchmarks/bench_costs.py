@@ -16,8 +16,8 @@ import torch
 from measure import arguments, peak_gb, report
 from movielens import prepare_log, read_config
 
-from mmrec.build import load_run
 from mmrec.evaluation.cost import LIST_LENGTH, NUM_CALLS, measure_latency
+from mmrec.loaded import load_run
 from mmrec.retrieval.export import export_run
 from mmrec.training.train import train
 

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from encoders.text import train_vocabulary
 from encoders.tokens import Tokens
-from mmrec.build import make_model
 from mmrec.config import Config, parse_config
 from mmrec.data.batch import Batch, ModalityInput
 from mmrec.encoder_parts import rebuild_encoder
+from mmrec.network import make_model
 from mmrec.training.optimiser import make_optimiser
 from mmrec.training.step import TrainedModel, train_step
 

@@ -21,10 +21,10 @@ from measure import arguments, peak_gb, report, seconds_of
 
 from encoders.tokens import Tokens
 from fusion.item import LatentFusion, Modality
-from mmrec.build import make_model
 from mmrec.config import Config, parse_config
 from mmrec.data.batch import Batch, draw_candidates, draw_fresh
 from mmrec.encoder_parts import EncoderParts, rebuild_encoder
+from mmrec.network import make_model
 from mmrec.training.optimiser import make_optimiser
 from mmrec.training.step import TrainedModel, train_step
 

@@ -1,15 +1,13 @@
 """Turns settings and a prepared folder into the parts of a run; the only place that does.
 
 Config + PreparedData ─► encoders, caches, model, stream, validation cases = Assembly
-RUN or bundle         ─► model, item ids, contents                          = LoadedRun
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,14 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_prep.shards import PreparedData, Split
-from encoders.adapters import adapt
-from encoders.cut import StackedEncoder
-from fusion.history import HistoryEncoder
-from fusion.item import ConcatFusion, GatedFusion, LateFusion, LatentFusion, MeanFusion, Modality
-from mmrec.config import Config, EncoderConfig, load_trained_config
+from mmrec.config import Config
 from mmrec.data.batch import BatchStream, ItemSource, ModalityInput, TargetRule
 from mmrec.data.cache import StateCache
 from mmrec.data.corpus import corpus, never_cold
@@ -42,20 +36,16 @@ from mmrec.encoder_parts import (
     Document,
     EncoderParts,
     make_encoder,
-    rebuild_encoder,
 )
-from mmrec.errors import CheckpointMismatch, ConfigError, MediaError
+from mmrec.errors import ConfigError, MediaError
 from mmrec.evaluation.protocol import Cases, load_cases, training_popularity
-from mmrec.model import IdPart, Popularity, RecommenderModel
-from mmrec.training.checkpoint import SCHEMA, load_model, read_tensors
+from mmrec.model import RecommenderModel
+from mmrec.network import make_model
 from mmrec.training.take_over import take_over
 from mmrec.training.validate import check_stop_on
 from mmrec.vectors import encode_content
 
 logger = logging.getLogger(__name__)
-
-# settings, and by modality the width of its tokens and how many there are
-FusionBuilder = Callable[[Config, dict[str, Modality]], nn.Module]
 
 
 class ModelInputs:
@@ -233,7 +223,7 @@ def assemble(
     source: ModelInputs | None = None
     dtypes: dict[str, str] = {}
     if parts:
-        source, dtypes = (make_source or _make_source)(config, data, parts, model, device)
+        source, dtypes = (make_source or filled_source)(config, data, parts, model, device)
     row_of = np.full(len(data.items), -1, np.int64)
     row_of[item_index_of] = np.arange(item_index_of.shape[0])
     queries = None
@@ -339,133 +329,7 @@ def _training_histories(data: PreparedData, split: Split, share: float) -> Histo
     return ChosenHistories(split.train, rows.astype(np.int64))
 
 
-def make_model(
-    config: Config,
-    parts: Mapping[str, EncoderParts],
-    counts: Tensor,
-    *,
-    ready: Container[str] = (),
-) -> RecommenderModel:
-    """The network of a run.
-
-    Args:
-        config: the run's settings.
-        parts: encoders by modality.
-        counts: (R,) training events of each row of the id table.
-        ready: modalities whose encoder another catalogue's model has been given already.
-    """
-    settings = config.model
-    fusion = None
-    encoders = {name: each.encoder for name, each in parts.items()}
-    if settings.item != "id":
-        modalities = {
-            name: Modality(
-                int(each.width),
-                int(each.num_tokens),
-                components=config.encoders[name].components,
-                scale=config.encoders[name].scale,
-            )
-            for name, each in encoders.items()
-        }
-        fusion = FUSIONS[settings.fusion.kind](config, modalities)
-    cached = frozenset(name for name in parts if config.encoders[name].trainable_blocks != "all")
-    for name, encoder in encoders.items():
-        if name in ready:
-            continue
-        _choose_trained(encoder, name, config.encoders[name])
-        if isinstance(encoder, StackedEncoder):
-            encoder.checkpointing = config.training.activation_checkpointing
-    id_part = None
-    if settings.item != "content":
-        id_part = IdPart(
-            counts,
-            width=settings.width,
-            bound=settings.id_bound,
-            gate=settings.id_gate,
-            alone=settings.item == "id",
-        )
-    history = HistoryEncoder(
-        settings.width,
-        max_length=config.data.max_history,
-        num_blocks=settings.history.num_blocks,
-        num_heads=settings.history.num_heads,
-        dropout=settings.history.dropout,
-        block=settings.history.block,
-        num_head_tokens=int(settings.domain),
-    )
-    return RecommenderModel(
-        encoders=encoders,
-        cached=cached,
-        fusion=fusion,
-        id_part=id_part,
-        popularity=Popularity(counts) if settings.popularity else None,
-        history=history,
-        counts=counts,
-        temperature=settings.temperature,
-        min_temperature=settings.min_temperature,
-        popularity_share=config.evaluation.popularity_share,
-        aligned=config.training.alignment_weight > 0 and len(parts) > 1,
-        queried=config.training.query_weight > 0,
-        domain=settings.domain,
-    )
-
-
-def _choose_trained(encoder: Any, modality: str, config: EncoderConfig) -> None:
-    """Cuts an encoder, so that nothing below trains, and adds what its method adds.
-
-    Raises:
-        ConfigError: it has no such cut, or the method does not fit it.
-    """
-    if not isinstance(encoder, StackedEncoder):
-        if config.trainable_blocks not in (0, "all") or config.method != "full":
-            raise ConfigError(
-                f"encoders.{modality}.trainable_blocks is {config.trainable_blocks}, but an "
-                f"encoder of kind '{config.kind}' has no weights: leave it at 0"
-            )
-        return
-    try:
-        if config.trainable_blocks != "all":
-            encoder.cut_at(config.trainable_blocks)
-        adapt(encoder, config.method, rank=config.rank)
-    except ValueError as error:
-        raise ConfigError(f"encoders.{modality}.{error}") from None
-
-
-def _latents(config: Config, modalities: dict[str, Modality]) -> nn.Module:
-    fusion = config.model.fusion
-    return LatentFusion(
-        modalities,
-        width=config.model.width,
-        num_latents=fusion.num_latents,
-        num_layers=fusion.num_layers,
-        num_heads=fusion.num_heads,
-        dropout=fusion.dropout,
-        feature_dropout=fusion.feature_dropout,
-    )
-
-
-def _of_means(make: Callable[..., nn.Module]) -> FusionBuilder:
-    """A fusion that reads the mean of each modality's tokens."""
-
-    def build(config: Config, modalities: dict[str, Modality]) -> nn.Module:
-        settings = config.model
-        return make(
-            modalities, width=settings.width, feature_dropout=settings.fusion.feature_dropout
-        )
-
-    return build
-
-
-FUSIONS: dict[str, FusionBuilder] = {
-    "latents": _latents,
-    "mean": _of_means(MeanFusion),
-    "concat": _of_means(ConcatFusion),
-    "gated": _of_means(GatedFusion),
-    "late": _of_means(LateFusion),
-}
-
-
-def _make_source(
+def filled_source(
     config: Config,
     data: PreparedData,
     parts: Mapping[str, EncoderParts],
@@ -536,140 +400,3 @@ def target_rule(data: PreparedData) -> TargetRule:
     return TargetRule(
         frozenset(codes[event] for event in spec.events if event in codes), spec.min_value
     )
-
-
-def open_source(loaded: LoadedRun) -> ModelInputs | None:
-    """The media of a loaded run's catalogue, as the model reads them; None for a model of ids.
-
-    States that are not in the cache (a cache that was deleted, data that moved) are made again.
-    """
-    if not loaded.parts:
-        return None
-    assert loaded.data is not None
-    source, _ = _make_source(loaded.config, loaded.data, loaded.parts, loaded.model, loaded.device)
-    return source
-
-
-@dataclass
-class LoadedRun:
-    """A trained model with what it needs to be used.
-
-    item_index_of: (R,) row of `item_ids` behind each row of the id table.
-    content: (N, D) of every item; None for a model of ids.
-    dtypes: of the cached states, by modality.
-    """
-
-    run: Path
-    config: Config
-    state: dict[str, Any]
-    model: RecommenderModel
-    parts: dict[str, EncoderParts]
-    data: PreparedData | None
-    split: Split | None
-    item_ids: Sequence[str]
-    item_index_of: IntArray
-    content: Tensor | None
-    device: torch.device
-
-
-def load_run(
-    run: Path, data_folder: Path | None = None, overrides: Sequence[str] = ()
-) -> LoadedRun:
-    """Loads a finished run with the data it was trained on.
-
-    Args:
-        run: folder of the run.
-        data_folder: the prepared folder where it has moved; null: as data.json says.
-        overrides: `section.field=value` of settings that count in use.
-
-    Raises:
-        ConfigError: an override names a setting that training has settled, or is wrong.
-        CheckpointMismatch: the run has no final model, or the data are others.
-        ShardError: the data cannot be opened, or a file of theirs was changed.
-    """
-    final = run / "checkpoints" / "final"
-    if not (final / "state.json").is_file():
-        mixed = sorted(str(each) for each in (run / "catalogues").glob("*") if each.is_dir())
-        if mixed:
-            raise CheckpointMismatch(
-                f"{run}: holds several catalogues; name the run of one: {', '.join(mixed)}"
-            )
-        raise CheckpointMismatch(
-            f"{run}: holds no finished model; run: mmrec train … --run {run} --resume"
-        )
-    state = _read_json(final / "state.json")
-    if state.get("schema") != SCHEMA:
-        raise CheckpointMismatch(f"{final}: schema {state.get('schema')} is not {SCHEMA}")
-    data, split = open_data(run, data_folder)
-    config = load_trained_config(run / "config.yaml", overrides)
-    split = open_split(data, split.name, config.data.event_share)
-    device = pick_device()
-    parts = {name: rebuild_encoder(each) for name, each in state["encoders"].items()}
-    model = make_model(config, parts, torch.zeros(len(state["item_ids"]))).to(device)
-    load_model(final, model)
-    model.eval()
-    index_of = data.items.index_of
-    item_index_of = np.array([index_of(item_id) for item_id in state["item_ids"]], np.int64)
-    content = None
-    if parts:
-        content = read_tensors(final / "content.safetensors")["content"].to(device)
-    return LoadedRun(
-        run=run,
-        config=config,
-        state=state,
-        model=model,
-        parts=parts,
-        data=data,
-        split=split,
-        item_ids=data.items.item_ids,
-        item_index_of=item_index_of,
-        content=content,
-        device=device,
-    )
-
-
-def open_data(run: Path, data_folder: Path | None = None) -> tuple[PreparedData, Split]:
-    """The data that a run was trained on, checked.
-
-    Args:
-        run: folder of the run.
-        data_folder: the prepared folder where it has moved; None: as data.json says.
-
-    Raises:
-        CheckpointMismatch: the data are others, or are not where data.json says.
-        ShardError: the data cannot be opened, or a file of theirs was changed.
-    """
-    bound = _read_json(run / "data.json")
-    if data_folder is None and not Path(bound["path"]).is_dir():
-        raise CheckpointMismatch(
-            f"{bound['path']}: there is no such folder, {run} was trained on it (data.json); "
-            "give --data the folder where the data are now"
-        )
-    data = PreparedData.open(data_folder or Path(bound["path"]))
-    if data.data_hash != bound["data_hash"]:
-        raise CheckpointMismatch(
-            f"{data.path}: data hash {data.data_hash[:12]} is not {bound['data_hash'][:12]}, "
-            f"which {run} was trained on; give --data the folder it was trained on"
-        )
-    data.verify_tables()
-    split = data.split(bound["split"])
-    if split.hash != bound["split_hash"]:
-        raise CheckpointMismatch(
-            f"{data.path}: split {split.name} has hash {split.hash[:12]}, {run} was trained on "
-            f"{bound['split_hash'][:12]}; give --data the folder it was trained on"
-        )
-    return data, split
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A document of a run.
-
-    Raises:
-        CheckpointMismatch: it is absent or no JSON.
-    """
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError) as error:
-        what = "is missing" if isinstance(error, FileNotFoundError) else f"is no JSON: {error}"
-        raise CheckpointMismatch(f"{path}: {what}; copy the run again, or train it anew") from None
-    return document

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmrec.build import load_run
 from mmrec.config import Config, change, parse_config
 from mmrec.errors import ConfigError
+from mmrec.loaded import load_run
 from mmrec.recommender import Recommender
 from mmrec.retrieval.export import export_run
 from mmrec.training.train import train

@@ -13,9 +13,9 @@ from tiny_run import CATALOGUE, tiny_config, write_source
 
 from data_prep.prepare import prepare
 from data_prep.shards import PreparedData
-from mmrec.build import load_run
 from mmrec.config import parse_config
 from mmrec.errors import ConfigError, UserError
+from mmrec.loaded import load_run
 from mmrec.recommender import Recommender
 from mmrec.retrieval.bundle import write_bundle
 from mmrec.training.train import train

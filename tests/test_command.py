@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from data_prep.shards import PreparedData
-from mmrec.build import load_run, open_source
 from mmrec.errors import WeightsError
 from mmrec.evaluation.ablation import content_of_subsets, knock_out, of_some_users, untrained
 from mmrec.evaluation.asked import ask_validation
@@ -20,6 +19,7 @@ from mmrec.evaluation.command import evaluate_run, initial_content, validation_s
 from mmrec.evaluation.protocol import load_cases, training_popularity
 from mmrec.evaluation.ranking import VectorScorer, rank_cases
 from mmrec.evaluation.strips import even_strips, extreme_strips
+from mmrec.loaded import load_run, open_source
 from mmrec.training.step import TrainedModel
 from mmrec.training.train import train
 from mmrec.training.validate import case_vectors

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from tiny_run import tiny_config
 
-from mmrec.build import LoadedRun, load_run
 from mmrec.config import Config, parse_config
+from mmrec.loaded import LoadedRun, load_run
 from mmrec.training.train import train
 
 pytest_plugins = ["tiny_run"]

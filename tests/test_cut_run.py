@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from data_prep.shards import PreparedData
-from mmrec.build import LiveInputs, assemble, load_run, open_source
+from mmrec.build import LiveInputs, assemble
 from mmrec.config import change
 from mmrec.data.items import ItemInputs
 from mmrec.errors import ConfigError
+from mmrec.loaded import load_run, open_source
 from mmrec.vectors import encode_content
 
 pytest_plugins = ["tiny_run"]

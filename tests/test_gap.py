@@ -12,10 +12,10 @@ import polars as pl
 import pytest
 
 from data_prep.shards import History
-from mmrec.build import LoadedRun, load_run
 from mmrec.data.ragged import Ragged
 from mmrec.evaluation.gap import last_training_targets, training_gap
 from mmrec.evaluation.protocol import load_cases
+from mmrec.loaded import LoadedRun, load_run
 from mmrec.training.summary import gap_line
 from mmrec.training.validate import case_vectors
 

@@ -11,10 +11,10 @@ import pytest
 
 from benchmarks.ablation.stamps import draw_log
 from data_prep.prepare import prepare
-from mmrec.build import load_run, open_source
 from mmrec.config import parse_config
 from mmrec.evaluation.ablation import knock_out
 from mmrec.evaluation.protocol import load_cases, training_popularity
+from mmrec.loaded import load_run, open_source
 from mmrec.training.train import train
 
 NUM_ITEMS, NUM_TOPICS, NUM_USERS, EVENTS_PER_USER = 300, 12, 500, 16

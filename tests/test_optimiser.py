@@ -42,7 +42,7 @@ def make_config(**training: float) -> Config:
 
 
 def build(config: Config) -> RecommenderModel:
-    from mmrec.build import make_model
+    from mmrec.network import make_model
 
     torch.manual_seed(0)
     parts = {

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 
 from data_prep.prepare import prepare
-from mmrec.build import assemble, load_run
+from mmrec.build import assemble
 from mmrec.config import Config, change, parse_config
 from mmrec.data.batch import batch_loader
 from mmrec.data.queries import draw_query, find_answers, open_queries, sentences
 from mmrec.errors import ConfigError
+from mmrec.loaded import load_run
 from mmrec.recommender import Recommender
 from mmrec.retrieval.content import encode_query
 from mmrec.training.text_query import encode_queries, match_queries, query_loss

@@ -21,12 +21,13 @@ from typer.testing import CliRunner
 from encoders.adapters import adapt
 from encoders.cut import StackedEncoder
 from encoders.encoder import Inputs
-from mmrec.build import assemble, load_run
+from mmrec.build import assemble
 from mmrec.cli import app
 from mmrec.config import Config, change, parse_config
 from mmrec.data.batch import batch_loader
 from mmrec.data.stand_ins import StandIns, has_any
 from mmrec.errors import CheckpointMismatch, ConfigError
+from mmrec.loaded import load_run
 from mmrec.training.checkpoint import (
     TrainState,
     load_checkpoint,

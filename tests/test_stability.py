@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from data_prep.errors import BrokenMedium
-from mmrec.build import load_run
 from mmrec.cli import main
 from mmrec.config import change
 from mmrec.data import items as items_module
@@ -24,6 +23,7 @@ from mmrec.evaluation import stability_command
 from mmrec.evaluation.command import evaluate_run
 from mmrec.evaluation.perturbations import PERTURBATIONS, add_noise, encode_jpeg_again, make_typos
 from mmrec.evaluation.stability import read_stability
+from mmrec.loaded import load_run
 from mmrec.training.train import train
 
 pytest_plugins = ["tiny_run"]

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmrec.build import load_run
 from mmrec.cli import main
 from mmrec.config import dump_config
 from mmrec.evaluation.command import evaluate_run
 from mmrec.evaluation.gap import training_gap
+from mmrec.loaded import load_run
 from mmrec.training.summary import gap_line, summarise
 from mmrec.training.train import train
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from data_prep.prepare import prepare
-from mmrec.build import LoadedRun, load_run
 from mmrec.config import change, load_config, parse_config
 from mmrec.data.ragged import IntArray, Ragged
 from mmrec.errors import ConfigError
@@ -21,6 +20,7 @@ from mmrec.evaluation.command import evaluate_run
 from mmrec.evaluation.protocol import Cases, training_popularity
 from mmrec.evaluation.ranking import Ranking, rank_cases
 from mmrec.evaluation.tail import SHARES, TailPoint, tail_curve, tail_point
+from mmrec.loaded import LoadedRun, load_run
 from mmrec.recommender import Recommender
 from mmrec.retrieval.export import export_run
 from mmrec.retrieval.exported import Export

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_prep.shards import History, PreparedData, Split
-from mmrec.build import assemble, load_run
+from mmrec.build import assemble
 from mmrec.config import Config, parse_config
 from mmrec.data.ragged import Ragged
 from mmrec.data.thinning import PLACES, ThinnedSplit, open_split
@@ -20,6 +20,7 @@ from mmrec.errors import ConfigError
 from mmrec.evaluation import command
 from mmrec.evaluation.command import evaluate_run
 from mmrec.evaluation.protocol import load_cases, training_histories, training_popularity
+from mmrec.loaded import load_run
 from mmrec.training.train import train
 
 pytest_plugins = ["tiny_run"]

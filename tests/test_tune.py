@@ -20,6 +20,7 @@ from mmrec.cli import main
 from mmrec.config import Config, dump_config, load_config, parse_config
 from mmrec.errors import CheckpointMismatch, NonFiniteLoss, UserError
 from mmrec.evaluation.protocol import load_cases
+from mmrec.loaded import load_run
 from mmrec.training import final
 from mmrec.training import train as training
 from mmrec.training.train import Progress, train
@@ -205,7 +206,7 @@ def test_stopping_after_a_look_leaves_a_whole_run(tiny_data: Path, tmp_path: Pat
     assert [epoch for epoch, _ in looks] == [1, 2]
     assert (state.epoch, state.finished) == (2, True)
     assert state.best_value == max(value for _, value in looks)
-    assert build.load_run(tmp_path).state["epochs_trained"] == 2
+    assert load_run(tmp_path).state["epochs_trained"] == 2
     assert train(config, tiny_data, tmp_path, resume=True).epoch == 2
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from data_prep.prepare import prepare
-from mmrec.build import load_run
 from mmrec.config import Config, load_config, parse_config
 from mmrec.evaluation.baselines import fit_baselines
 from mmrec.evaluation.command import evaluate_run
 from mmrec.evaluation.evaluate import evaluate_scorers
 from mmrec.evaluation.protocol import load_cases, training_histories, training_popularity
 from mmrec.evaluation.ranking import VectorScorer
+from mmrec.loaded import load_run
 from mmrec.recommender import Recommender
 from mmrec.retrieval.export import export_run
 from mmrec.retrieval.exported import Export

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mmrec.build import LoadedRun
 from mmrec.evaluation.protocol import Cases, load_cases
+from mmrec.loaded import LoadedRun
 from mmrec.training.validate import case_vectors
 
 

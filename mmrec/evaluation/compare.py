@@ -189,7 +189,7 @@ def _letter(place: int) -> str:
 
 def _item_events(run: EvaluatedRun, data_folder: Path | None) -> pl.DataFrame:
     """item_id, events: training events of every item."""
-    from mmrec.build import open_data  # torch and the encoders, which nothing else here needs
+    from mmrec.loaded import open_data  # torch and the encoders, which nothing else here needs
 
     data, split = open_data(run.path, data_folder)
     items = split.items.sort("item_index")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmrec.build import LoadedRun
+from mmrec.loaded import LoadedRun
 from mmrec.retrieval.load import retriever_of
 from mmrec.retrieval.recommend import recommend_next
 

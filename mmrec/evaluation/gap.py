@@ -16,12 +16,13 @@ import numpy as np
 import polars as pl
 
 from data_prep.shards import PreparedData, Split
-from mmrec.build import LoadedRun, in_share, target_rule
+from mmrec.build import in_share, target_rule
 from mmrec.data.ragged import IntArray
 from mmrec.evaluation.metrics import FloatArray, bootstrap_interval, case_metrics
 from mmrec.evaluation.protocol import Cases, cases_of, is_cold_item
 from mmrec.evaluation.ranking import VectorScorer, rank_cases
 from mmrec.evaluation.significance import Interval
+from mmrec.loaded import LoadedRun
 from mmrec.training.validate import case_vectors
 
 # On MovieLens-1M a gap is then known to about ±.017; all 6,040 users would give ±.010.

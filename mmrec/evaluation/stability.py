@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter, ValidationError
 
-from mmrec.build import LoadedRun
+from mmrec.loaded import LoadedRun
 from mmrec.retrieval.load import retriever_of
 
 logger = logging.getLogger(__name__)

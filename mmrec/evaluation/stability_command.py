@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from encoders.tokens import Tokens
-from mmrec.build import LiveInputs, LoadedRun, load_run
+from mmrec.build import LiveInputs
 from mmrec.config import Config
 from mmrec.data.batch import media_to
 from mmrec.data.items import ItemInputs, Media, PreparedMedia
@@ -45,6 +45,7 @@ from mmrec.evaluation.stability import (
     Seeds,
     Stability,
 )
+from mmrec.loaded import LoadedRun, load_run
 from mmrec.retrieval.load import retriever_of
 from mmrec.training.validate import case_vectors
 

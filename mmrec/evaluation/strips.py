@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from mmrec.build import LoadedRun
 from mmrec.evaluation.metrics import FloatArray
 from mmrec.evaluation.protocol import Cases
+from mmrec.loaded import LoadedRun
 
 NUM_STRIPS = 6
 NUM_MET = 12

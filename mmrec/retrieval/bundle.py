@@ -29,11 +29,12 @@ from safetensors.torch import load_file, save_file
 from data_prep.catalogue import parse_catalogue
 from encoders.adapters import MERGEABLE, merge
 from encoders.cut import StackedEncoder
-from mmrec.build import make_model, pick_device
+from mmrec.build import pick_device
 from mmrec.config import Config, change, dump_config, load_trained_config
 from mmrec.data.ragged import IntArray
 from mmrec.encoder_parts import rebuild_encoder
 from mmrec.errors import CheckpointMismatch
+from mmrec.network import make_model
 from mmrec.retrieval.retriever import Items, Retriever, Users
 from mmrec.training.checkpoint import load_model
 

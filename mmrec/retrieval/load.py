@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from data_prep.shards import PreparedData, Split
-from mmrec.build import LoadedRun, load_run
 from mmrec.data.ragged import IntArray
+from mmrec.loaded import LoadedRun, load_run
 from mmrec.retrieval.bundle import BUNDLE_FILE, load_bundle
 from mmrec.retrieval.retriever import MODEL_FILES, Items, Retriever
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrec.build import in_share, load_run
+from mmrec.build import in_share
 from mmrec.evaluation.ablation import before_training, untrained
 from mmrec.evaluation.baselines import fit_baselines
 from mmrec.evaluation.evaluate import evaluate_scorers
@@ -23,6 +23,7 @@ from mmrec.evaluation.gap import Gap, training_gap
 from mmrec.evaluation.protocol import load_cases, training_histories, training_popularity
 from mmrec.evaluation.ranking import Scorer, VectorScorer
 from mmrec.evaluation.report_document import write_document
+from mmrec.loaded import load_run
 from mmrec.terminal import plain
 from mmrec.training.validate import case_vectors
 

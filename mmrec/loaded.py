@@ -1,0 +1,161 @@
+"""A finished run in use: RUN ─► settings, data, model, item ids, contents = LoadedRun."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_prep.shards import PreparedData, Split
+from mmrec.build import ModelInputs, filled_source, pick_device
+from mmrec.config import Config, load_trained_config
+from mmrec.data.histories import IntArray
+from mmrec.data.thinning import open_split
+from mmrec.encoder_parts import EncoderParts, rebuild_encoder
+from mmrec.errors import CheckpointMismatch
+from mmrec.model import RecommenderModel
+from mmrec.network import make_model
+from mmrec.training.checkpoint import SCHEMA, load_model, read_tensors
+
+
+def open_source(loaded: LoadedRun) -> ModelInputs | None:
+    """The media of a loaded run's catalogue, as the model reads them; None for a model of ids.
+
+    States that are not in the cache (a cache that was deleted, data that moved) are made again.
+    """
+    if not loaded.parts:
+        return None
+    assert loaded.data is not None
+    source, _ = filled_source(loaded.config, loaded.data, loaded.parts, loaded.model, loaded.device)
+    return source
+
+
+@dataclass
+class LoadedRun:
+    """A trained model with what it needs to be used.
+
+    item_index_of: (R,) row of `item_ids` behind each row of the id table.
+    content: (N, D) of every item; None for a model of ids.
+    dtypes: of the cached states, by modality.
+    """
+
+    run: Path
+    config: Config
+    state: dict[str, Any]
+    model: RecommenderModel
+    parts: dict[str, EncoderParts]
+    data: PreparedData | None
+    split: Split | None
+    item_ids: Sequence[str]
+    item_index_of: IntArray
+    content: Tensor | None
+    device: torch.device
+
+
+def load_run(
+    run: Path, data_folder: Path | None = None, overrides: Sequence[str] = ()
+) -> LoadedRun:
+    """Loads a finished run with the data it was trained on.
+
+    Args:
+        run: folder of the run.
+        data_folder: the prepared folder where it has moved; null: as data.json says.
+        overrides: `section.field=value` of settings that count in use.
+
+    Raises:
+        ConfigError: an override names a setting that training has settled, or is wrong.
+        CheckpointMismatch: the run has no final model, or the data are others.
+        ShardError: the data cannot be opened, or a file of theirs was changed.
+    """
+    final = run / "checkpoints" / "final"
+    if not (final / "state.json").is_file():
+        mixed = sorted(str(each) for each in (run / "catalogues").glob("*") if each.is_dir())
+        if mixed:
+            raise CheckpointMismatch(
+                f"{run}: holds several catalogues; name the run of one: {', '.join(mixed)}"
+            )
+        raise CheckpointMismatch(
+            f"{run}: holds no finished model; run: mmrec train … --run {run} --resume"
+        )
+    state = _read_json(final / "state.json")
+    if state.get("schema") != SCHEMA:
+        raise CheckpointMismatch(f"{final}: schema {state.get('schema')} is not {SCHEMA}")
+    data, split = open_data(run, data_folder)
+    config = load_trained_config(run / "config.yaml", overrides)
+    split = open_split(data, split.name, config.data.event_share)
+    device = pick_device()
+    parts = {name: rebuild_encoder(each) for name, each in state["encoders"].items()}
+    model = make_model(config, parts, torch.zeros(len(state["item_ids"]))).to(device)
+    load_model(final, model)
+    model.eval()
+    index_of = data.items.index_of
+    item_index_of = np.array([index_of(item_id) for item_id in state["item_ids"]], np.int64)
+    content = None
+    if parts:
+        content = read_tensors(final / "content.safetensors")["content"].to(device)
+    return LoadedRun(
+        run=run,
+        config=config,
+        state=state,
+        model=model,
+        parts=parts,
+        data=data,
+        split=split,
+        item_ids=data.items.item_ids,
+        item_index_of=item_index_of,
+        content=content,
+        device=device,
+    )
+
+
+def open_data(run: Path, data_folder: Path | None = None) -> tuple[PreparedData, Split]:
+    """The data that a run was trained on, checked.
+
+    Args:
+        run: folder of the run.
+        data_folder: the prepared folder where it has moved; None: as data.json says.
+
+    Raises:
+        CheckpointMismatch: the data are others, or are not where data.json says.
+        ShardError: the data cannot be opened, or a file of theirs was changed.
+    """
+    bound = _read_json(run / "data.json")
+    if data_folder is None and not Path(bound["path"]).is_dir():
+        raise CheckpointMismatch(
+            f"{bound['path']}: there is no such folder, {run} was trained on it (data.json); "
+            "give --data the folder where the data are now"
+        )
+    data = PreparedData.open(data_folder or Path(bound["path"]))
+    if data.data_hash != bound["data_hash"]:
+        raise CheckpointMismatch(
+            f"{data.path}: data hash {data.data_hash[:12]} is not {bound['data_hash'][:12]}, "
+            f"which {run} was trained on; give --data the folder it was trained on"
+        )
+    data.verify_tables()
+    split = data.split(bound["split"])
+    if split.hash != bound["split_hash"]:
+        raise CheckpointMismatch(
+            f"{data.path}: split {split.name} has hash {split.hash[:12]}, {run} was trained on "
+            f"{bound['split_hash'][:12]}; give --data the folder it was trained on"
+        )
+    return data, split
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A document of a run.
+
+    Raises:
+        CheckpointMismatch: it is absent or no JSON.
+    """
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"is no JSON: {error}"
+        raise CheckpointMismatch(f"{path}: {what}; copy the run again, or train it anew") from None
+    return document
