@@ -4,7 +4,7 @@ Legend: B users in a batch · L longest history · P events of all histories · 
 
 Sequences are packed, (P, D) with offsets (B + 1,): linear layers see real events only. Attention
 alone needs a rectangle; it pads at the END, where a causal mask keeps every real event from
-seeing padding, so that no mask has to be built.
+seeing padding, so that no mask has to be built. Where events see later ones too, one is.
 """
 
 from __future__ import annotations
@@ -88,6 +88,12 @@ class Packing:
         moved = F.pad(packed, (0, 0, min(distance, self.num_rows), 0))[: self.num_rows]
         position = F.pad(self.position, (0, self.num_rows - self.num_events))
         return moved.masked_fill((position < distance)[:, None], 0.0)
+
+    @cached_property
+    def is_event(self) -> Tensor:
+        """(B, L) bool, False for what fills the rectangle up."""
+        place = torch.arange(self.longest, device=self.lengths.device)
+        return place < self.lengths[:, None]
 
     @cached_property
     def by_time(self) -> tuple[Tensor, Tensor]:
@@ -174,16 +180,21 @@ class Dropout(nn.Dropout):
         return values * keep.mul_(1 / (1 - self.p))
 
 
-class CausalAttention(nn.Module):
+class HistoryAttention(nn.Module):
     """Multi-head attention in which an event sees itself and earlier events of its history.
 
     Queries and keys are turned by position (see `rotate`). There is no dropout on attention
     weights: it would cost the fused kernel, and dropout on the branch does the same work.
+
+    Args:
+        width: D.
+        num_heads: H.
+        both_ways: an event sees later ones too.
     """
 
-    def __init__(self, width: int, *, num_heads: int) -> None:
+    def __init__(self, width: int, *, num_heads: int, both_ways: bool = False) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.both_ways = num_heads, both_ways
         self.query_key_value = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
@@ -192,7 +203,11 @@ class CausalAttention(nn.Module):
         B, L, H = packing.num_histories, packing.longest, self.num_heads
         padded = packing.pad(self.query_key_value(events))  # (B, L, 3 D)
         query, key, value = padded.view(B, L, 3, H, -1).permute(2, 0, 3, 1, 4)  # (B, H, L, D / H)
-        mixed = attend(rotate(query), rotate(key), value, is_causal=True)
+        query, key = rotate(query), rotate(key)
+        if self.both_ways:
+            mixed = attend(query, key, value, attn_mask=packing.is_event[:, None, None, :])
+        else:
+            mixed = attend(query, key, value, is_causal=True)
         return self.out(packing.unpad(mixed.transpose(1, 2).reshape(B, L, -1)))
 
 
@@ -203,10 +218,12 @@ class GatedBlock(nn.Module):
     Source: Borisyuk et al., LiGR, arXiv 2502.03417, section 3. The gates start half open.
     """
 
-    def __init__(self, width: int, *, num_heads: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, *, num_heads: int, dropout: float, both_ways: bool = False
+    ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = CausalAttention(width, num_heads=num_heads)
+        self.attention = HistoryAttention(width, num_heads=num_heads, both_ways=both_ways)
         self.attention_gate = nn.Linear(width, width)
         self.feed_forward_norm = nn.LayerNorm(width)
         self.feed_forward_in = nn.Linear(width, 4 * width)
@@ -229,10 +246,12 @@ class PlainBlock(nn.Module):
     Source: Kang and McAuley, SASRec, arXiv 1808.09781; GELU in place of ReLU.
     """
 
-    def __init__(self, width: int, *, num_heads: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, *, num_heads: int, dropout: float, both_ways: bool = False
+    ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = CausalAttention(width, num_heads=num_heads)
+        self.attention = HistoryAttention(width, num_heads=num_heads, both_ways=both_ways)
         self.feed_forward_norm = nn.LayerNorm(width)
         self.feed_forward_in = nn.Linear(width, 4 * width)
         self.feed_forward_out = nn.Linear(4 * width, width)

@@ -1,10 +1,12 @@
-"""User history -> user embedding: causal blocks over item embeddings.
+"""User history -> user embedding: blocks over item embeddings.
 
     item embeddings (P, D) packed ─► blocks ─► norm, projection ─► unit user states (P, D)
 
-State p is the user after event p, so one pass serves every position in training and the last
-one in use. Order enters by the distance between events alone (`fusion.blocks.rotate`, a learned
-bias, the taps of a convolution), or by reading one event after the other.
+State p is the user after event p, so one pass serves every position in training and the last one
+in use. Read both ways (BERT4Rec), state p is instead what the user met at a hidden event p, and use
+hides one more event behind the last. Order enters by the distance between events alone
+(`fusion.blocks.rotate`, a learned bias, the taps of a convolution), or by reading one event after
+the other.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ from fusion.convolution import ConvolutionBlock
 from fusion.recurrent import RecurrentBlock
 
 Block = Literal["gated", "plain", "pointwise", "gru", "cnn"]
+BOTH_WAYS = ("gated", "plain")
+"""Blocks in which an event may see later ones."""
 
 
 class HistoryEncoder(nn.Module):
-    """Blocks over the item embeddings of histories, in which no event sees a later one.
+    """Blocks over the item embeddings of histories, in which no event sees a later one, or all do.
 
     Args:
         width: D, of item embeddings, states and blocks.
@@ -36,9 +40,10 @@ class HistoryEncoder(nn.Module):
         block: a transformer's, `gated` (LiGR), `plain` (SASRec) or `pointwise` (HSTU); or `gru`
             (GRU4Rec) or `cnn` (NextItNet).
         num_head_tokens: H, tokens in front of every history; see `forward`.
+        both_ways: events see later ones too, and hidden ones can be told; of `gated` and `plain`.
 
     Raises:
-        ValueError: the heads do not fit the width.
+        ValueError: the heads do not fit the width, or the block cannot read both ways.
     """
 
     def __init__(
@@ -51,9 +56,14 @@ class HistoryEncoder(nn.Module):
         dropout: float,
         block: Block = "gated",
         num_head_tokens: int = 0,
+        both_ways: bool = False,
     ) -> None:
         super().__init__()
-        self.width, self.max_length = width, max_length
+        if both_ways and block not in BOTH_WAYS:
+            raise ValueError(
+                f"block '{block}' reads forwards only: both ways do {' and '.join(BOTH_WAYS)}"
+            )
+        self.width, self.max_length, self.both_ways = width, max_length, both_ways
         self.num_head_tokens = num_head_tokens
         # unit-length items enter with entries of about 1, so that branches do not drown them
         self.scale = math.sqrt(width)
@@ -65,14 +75,24 @@ class HistoryEncoder(nn.Module):
                 max_length=max_length + num_head_tokens,
                 num_heads=num_heads,
                 dropout=dropout,
+                both_ways=both_ways,
             )
             for depth in range(num_blocks)
         )
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, width)
         self.dropout = Dropout(dropout)
+        self.mask: nn.Parameter | None = None
+        if both_ways:  # about as long as an item
+            self.mask = nn.Parameter(torch.randn(width) / math.sqrt(width))
 
-    def forward(self, items: Tensor, offsets: Tensor, head: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        items: Tensor,
+        offsets: Tensor,
+        head: Tensor | None = None,
+        hidden: Tensor | None = None,
+    ) -> Tensor:
         """Encodes packed histories.
 
         Args:
@@ -80,20 +100,25 @@ class HistoryEncoder(nn.Module):
             offsets: (B + 1,) int64, where each history starts; the last is P.
             head: (H, D) tokens of about unit length that stand in front of every history, as if
                 they were its first events, and have no state of their own; None for none.
+            hidden: (P,) bool, events whose item is not shown; None for none. Of a model that reads
+                both ways, which takes one of them beside max_length others.
 
         Returns:
-            (P, D) unit states in fp32; row offsets[b + 1] - 1 is user b's query.
+            (P, D) unit states in fp32; read forwards, row offsets[b + 1] - 1 is user b's query.
 
         Raises:
             ValueError: a history is longer than max_length.
         """
         rows = None
+        if hidden is not None:
+            assert self.mask is not None
+            items = torch.where(hidden[:, None], self.mask.to(items.dtype), items)
         if head is not None:
             rows, offsets = rows_behind_heads(offsets, head.shape[0])
             items = _with_heads(items, head, rows, num_rows=int(offsets[-1]))
         packing = Packing(offsets)
         longest = packing.longest_history - (0 if head is None else head.shape[0])
-        if longest > self.max_length:
+        if longest > self.max_length + self.both_ways:
             raise ValueError(
                 f"history of {longest} events: at most {self.max_length} "
                 "(data.max_history) can be encoded"
@@ -107,8 +132,17 @@ class HistoryEncoder(nn.Module):
         return F.normalize(states.float(), dim=-1)
 
     def query(self, items: Tensor, offsets: Tensor, head: Tensor | None = None) -> Tensor:
-        """The last state of each history: (P, D), (B + 1,) -> (B, D); no history may be empty."""
-        return self(items, offsets, head).index_select(0, offsets[1:] - 1)
+        """What each user meets next: (P, D), (B + 1,) -> (B, D); no history may be empty."""
+        if not self.both_ways:
+            return self(items, offsets, head).index_select(0, offsets[1:] - 1)
+        number = torch.arange(offsets.shape[0], device=offsets.device)
+        longer = offsets + number
+        history = torch.repeat_interleave(offsets[1:] - offsets[:-1])
+        shown = torch.arange(items.shape[0], device=offsets.device) + history
+        whole = items.new_zeros(int(longer[-1]), items.shape[1]).index_copy(0, shown, items)
+        hidden = torch.ones(whole.shape[0], dtype=torch.bool, device=offsets.device)
+        hidden[shown] = False
+        return self(whole, longer, head, hidden)[hidden]
 
     def extra_repr(self) -> str:
         """Shown when the module is printed."""
@@ -116,7 +150,14 @@ class HistoryEncoder(nn.Module):
 
 
 def _make_block(
-    block: Block, depth: int, *, width: int, max_length: int, num_heads: int, dropout: float
+    block: Block,
+    depth: int,
+    *,
+    width: int,
+    max_length: int,
+    num_heads: int,
+    dropout: float,
+    both_ways: bool,
 ) -> nn.Module:
     """The block of a depth, counted from 0 below; see `HistoryEncoder`."""
     if block == "gru":
@@ -132,7 +173,7 @@ def _make_block(
     if block == "pointwise":
         return PointwiseBlock(width, num_heads=num_heads, dropout=dropout, max_length=max_length)
     kind = GatedBlock if block == "gated" else PlainBlock
-    return kind(width, num_heads=num_heads, dropout=dropout)
+    return kind(width, num_heads=num_heads, dropout=dropout, both_ways=both_ways)
 
 
 def rows_behind_heads(offsets: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:

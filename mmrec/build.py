@@ -267,6 +267,7 @@ def assemble(
         world=world,
         queries=queries,
         unlabelled=unlabelled,
+        hidden_share=config.training.hidden_share if config.model.history.both_ways else None,
     )
     return Assembly(
         config=config,

@@ -140,6 +140,19 @@ class HistoryConfig(Section):
     dropout: float = Field(0.3, ge=0, lt=1)
     """On embeddings and on each branch of a block (of `gru`, each layer); attention weights have
     none."""
+    both_ways: bool = False
+    """Events see later ones too (BERT4Rec): a step hides some and tells them, and use hides one
+    more behind the last. Of `gated` and `plain`. By itself, or as a start of a run that reads
+    forwards (training.start_from)."""
+
+    @model_validator(mode="after")
+    def _reads_both_ways(self) -> HistoryConfig:
+        if self.both_ways and self.block not in ("gated", "plain"):
+            raise ValueError(
+                f"both_ways is true, but block '{self.block}' reads forwards only; set "
+                "block=gated or block=plain"
+            )
+        return self
 
     @property
     def has_heads(self) -> bool:
@@ -250,6 +263,9 @@ class TrainingConfig(Section):
     parameters, gradients and optimiser state (FSDP2), for models that are too large for one device.
     A run may be resumed with another value, and by any number of ranks."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    hidden_share: float = Field(0.2, gt=0, le=1)
+    """Where histories are read both ways: share of the events that a step hides, at least one of
+    each history."""
     evaluate_every: int = Field(1, ge=1)
     """Epochs between two looks at validation."""
     patience: int = Field(5, ge=1)

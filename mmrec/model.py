@@ -121,7 +121,6 @@ class RecommenderModel(nn.Module):
         min_temperature: its floor.
         popularity_share: share of the popularity term in use; training always has all of it.
         aligned: modalities are drawn together, at a learned temperature that starts at .07.
-        domain: a token of the catalogue's own stands in front of every history.
         queried: texts are drawn to the items they ask for, at another such temperature.
         domain: a token of the catalogue's own stands in front of every history.
     """
@@ -231,9 +230,15 @@ class RecommenderModel(nn.Module):
             return bias
         return self.popularity_share * bias + self.offset * (counts == 0)
 
-    def users(self, items: Tensor, offsets: Tensor) -> Tensor:
-        """States after each event of packed histories: (P, D), (B + 1,) -> (P, D) unit vectors."""
-        states: Tensor = self.history(items, offsets, self.domain)
+    def users(self, items: Tensor, offsets: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """States of the events of packed histories: (P, D), (B + 1,) -> (P, D) unit vectors.
+
+        Args:
+            items: (P, D) item embeddings.
+            offsets: (B + 1,) int64.
+            hidden: (P,) bool, events whose item is not shown, where histories are read both ways.
+        """
+        states: Tensor = self.history(items, offsets, self.domain, hidden)
         return states
 
     def query(self, items: Tensor, offsets: Tensor) -> Tensor:

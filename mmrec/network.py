@@ -73,6 +73,7 @@ def make_model(
         dropout=settings.history.dropout,
         block=settings.history.block,
         num_head_tokens=int(settings.domain),
+        both_ways=settings.history.both_ways,
     )
     return RecommenderModel(
         encoders=encoders,

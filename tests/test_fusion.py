@@ -18,9 +18,9 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from encoders.tokens import Tokens, masked
 from fusion.blocks import (
     ROTATION_BASE,
-    CausalAttention,
     Dropout,
     GatedBlock,
+    HistoryAttention,
     MaskedAttention,
     Packing,
     PointwiseBlock,
@@ -154,7 +154,7 @@ def test_rotated_products_depend_on_the_distance_alone() -> None:
 
 def test_causal_attention_equals_a_loop() -> None:
     torch.manual_seed(0)
-    attention = CausalAttention(D, num_heads=HEADS)
+    attention = HistoryAttention(D, num_heads=HEADS)
     packing = Packing(OFFSETS)
     events = packing.fill(torch.randn(13, D))
     mixed = attention(events, packing)

@@ -45,7 +45,7 @@ class Batch:
 
     inputs: (P,) int64 rows of the items met, histories one after the other, oldest first.
     targets: (P,) int64 row of the item met next.
-    counted: (P,) bool, True where the next event may be a target.
+    counted: (P,) bool, True where the next event is a target, which reading both ways hides.
     offsets: (B + 1,) int64 into inputs.
     fresh: (M,) int64 rows of the items encoded with gradient.
     inverse_probability: (M,) float, 1 / pi of each fresh item.
@@ -184,6 +184,25 @@ def draw_candidates(
     return rows, np.log1p(-missed).astype(np.float32)
 
 
+def hide_some(
+    allowed: npt.NDArray[np.bool_], share: float, random: np.random.Generator
+) -> npt.NDArray[np.bool_]:
+    """Chooses the events of a history that are hidden: each by chance, and one in any case.
+
+    Args:
+        allowed: (L,) bool, events that may be.
+        share: chance of each.
+        random: drawn from (seed, epoch, batch).
+
+    Returns:
+        (L,) bool. Where chance hides none it is the last that may be, as in use.
+    """
+    hidden = allowed & (random.random(allowed.shape[0]) < share)
+    if not hidden.any():
+        hidden[np.flatnonzero(allowed)[-1:]] = True
+    return hidden
+
+
 class BatchStream(IterableDataset[Batch]):
     """The batches of an epoch from a given one on; shared evenly by the loader's workers.
 
@@ -204,6 +223,7 @@ class BatchStream(IterableDataset[Batch]):
         world: number of processes.
         queries: draws some for the items of a step; None where no loss asks for them.
         unlabelled: draws items without events; None for none.
+        hidden_share: share of the events that are targets, where they are hidden; None: all are.
     """
 
     def __init__(
@@ -224,7 +244,9 @@ class BatchStream(IterableDataset[Batch]):
         world: int = 1,
         queries: QuerySource | None = None,
         unlabelled: UnlabelledSource | None = None,
+        hidden_share: float | None = None,
     ) -> None:
+        self.hidden_share = hidden_share
         self.candidates, self.counts = candidates, counts
         self.queries, self.unlabelled = queries, unlabelled
         self.freeze_epochs = freeze_epochs
@@ -260,6 +282,9 @@ class BatchStream(IterableDataset[Batch]):
         targets = np.concatenate([each[1:] for each in rows])
         if min(each.min(initial=0) for each in rows) < 0:
             raise AssertionError("a training history holds an item that is not in training")
+        if self.hidden_share is not None:
+            random = np.random.default_rng((self.seed, self.epoch, 11, index))
+            counted = [hide_some(each, self.hidden_share, random) for each in counted]
         num_counted = sum(int(each.sum()) for each in counted)
         # histories stand by length: every world-th gives each rank short ones and long ones
         rows, counted = rows[self.rank :: self.world], counted[self.rank :: self.world]

@@ -158,12 +158,20 @@ def _losses_of_histories(
         config: loss settings.
         repeats_forbidden: leave items met before out of the candidates.
     """
-    states = model.users(items.index_select(0, batch.inputs), batch.offsets)
     counted = None if bool(batch.counted.all()) else batch.counted
+    both_ways = model.history.both_ways
+    if both_ways:
+        states = _states_of_hidden(model, batch, items)
+    else:
+        states = model.users(items.index_select(0, batch.inputs), batch.offsets)
     excluded = None
     if repeats_forbidden and config.mask_seen != "none":
         excluded = met_before(
-            batch.inputs, batch.offsets, everything=config.mask_seen == "all", counted=counted
+            batch.inputs,
+            batch.offsets,
+            # what is met later is shown there, so it is no candidate either
+            everything=both_ways or config.mask_seen == "all",
+            counted=counted,
         )
     targets = batch.targets
     if counted is not None:
@@ -189,6 +197,22 @@ def _losses_of_histories(
         )
         for table, bias in tables
     )
+
+
+def _states_of_hidden(model: RecommenderModel, batch: Batch, items: Tensor) -> Tensor:
+    """(P, D) states of the targets in whole histories, in which those that count are hidden."""
+    offsets, targets = batch.offsets, batch.targets
+    number = torch.arange(offsets.shape[0], device=offsets.device)
+    history = torch.repeat_interleave(offsets[1:] - offsets[:-1])
+    # a history is its first input, then its targets
+    places = torch.arange(targets.shape[0], device=offsets.device) + history + 1
+    events = torch.cat([batch.inputs, targets.new_zeros(number.shape[0] - 1)])
+    first = offsets[:-1] + number[:-1]
+    events = events.index_copy(0, first, batch.inputs[offsets[:-1]])
+    events = events.index_copy(0, places, targets)
+    hidden = torch.zeros_like(events, dtype=torch.bool).index_copy(0, places, batch.counted)
+    states = model.users(items.index_select(0, events), offsets + number, hidden)
+    return states.index_select(0, places)
 
 
 def number_needed(batch: Batch) -> tuple[Batch, Tensor]:

@@ -11,15 +11,17 @@ from mmrec.errors import CheckpointMismatch
 from mmrec.model import RecommenderModel
 from mmrec.training.checkpoint import read_tensors
 
-OF_LOSSES = frozenset({"log_alignment_temperature", "log_query_temperature"})
-"""Learned numbers that belong to one loss, not to the model in use: a run may add such a loss."""
+OF_LOSSES = frozenset({"log_alignment_temperature", "log_query_temperature", "history.mask"})
+"""Learned numbers that belong to one loss, not to the model in use: a run may add such a loss. What
+stands for hidden events is one: a run that reads forwards may start from one that reads both ways.
+"""
 
 
 def take_over(model: RecommenderModel, item_ids: Sequence[str], run: Path) -> None:
     """Gives a model the weights of a finished run.
 
     What LoRA and its like add, here and not there, stays fresh; what they added there and not here
-    is refused, as is any other difference of the models, but for temperatures of losses that only
+    is refused, as is any other difference of the models, but for what belongs to losses that only
     one of the runs has. The offset of new items is not taken: it is chosen at the end of a run.
 
     Args:
