@@ -337,7 +337,7 @@ def _watch(encoder: StackedEncoder, hooks: list[Any]) -> None:
     inputs = {name: each.to(device) for name, each in encoder.largest_inputs().items()}
     try:
         with torch.no_grad():
-            encoder.eval()(inputs)
+            encoder.eval().run(encoder.begin(inputs), 0, len(encoder.stack))
     finally:
         encoder.train(training)
         for hook in hooks:

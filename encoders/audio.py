@@ -55,10 +55,11 @@ class AudioTransform:
             raise ValueError(f"max_seconds must be at least 0.2, got {max_seconds}")
         self.max_seconds = max_seconds
         self.num_mels = num_mels
-        self._mel = MelSpectrogram(
-            SAMPLE_RATE_HZ, n_fft=FRAME, win_length=WINDOW, hop_length=HOP, center=False,
-            f_min=LOWEST_HZ, f_max=HIGHEST_HZ, n_mels=num_mels,
-        )  # fmt: skip
+        with torch.device("cpu"):  # where sounds are read, wherever the encoder is made
+            self._mel = MelSpectrogram(
+                SAMPLE_RATE_HZ, n_fft=FRAME, win_length=WINDOW, hop_length=HOP, center=False,
+                f_min=LOWEST_HZ, f_max=HIGHEST_HZ, n_mels=num_mels,
+            )  # fmt: skip
 
     def __call__(self, medium: tuple[NDArray[np.float32], int]) -> Tensor | None:
         """Return the log-mel frames, (F, 64) float32, or None for a sound without a sample.

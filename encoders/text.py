@@ -273,9 +273,11 @@ class TextEncoder(StackedEncoder):
         from transformers.masking_utils import create_bidirectional_mask
 
         def read(values: Tensor, mask: Tensor) -> Tensor:
-            attended = create_bidirectional_mask(
-                config=self.model.config, inputs_embeds=values, attention_mask=mask.long()
-            )
+            attended = None
+            if not values.is_meta:  # a model of shapes alone; making the mask looks at values
+                attended = create_bidirectional_mask(
+                    config=self.model.config, inputs_embeds=values, attention_mask=mask.long()
+                )
             for block in self.stack[start:stop]:
                 values = block(values, attended)
             return values

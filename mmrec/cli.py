@@ -43,6 +43,7 @@ from mmrec.terminal import (
     metric_rows,
     perturbation_rows,
     plain,
+    print_description,
     print_fault,
     print_forecast,
     print_json,
@@ -188,6 +189,30 @@ def weights_install(names: Annotated[list[str], typer.Argument(metavar="NAME…"
 
 
 app.command()(pretrain)
+
+
+@app.command()
+def describe(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    items: Annotated[int, typer.Option(min=2, help="Items in training.")] = 100_000,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how large the model of some settings is, and what it holds; nothing of it is allocated.
+
+    No data are read: what the catalogue decides (attributes, ready-made vectors, a vocabulary) is
+    not counted. `train --dry-run` tries a run with its data.
+    """
+    from mmrec.config import load_config
+
+    settings = load_config(config, overrides or ())  # a typo is told before torch loads
+    from mmrec.describe import describe as describe_model
+
+    found = describe_model(settings, num_items=items)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        print_description(found)
 
 
 @app.command()

@@ -66,6 +66,33 @@ def make_encoder(
         ConfigError: the kind does not fit the modality.
         WeightsError: the weights are missing or of another architecture.
     """
+    document, folder = _checked(modality, config, texts, vector_width, attributes)
+    try:
+        return _build(document, folder)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"encoders.{modality}: {error}") from None
+
+
+def describe_encoder(
+    modality: str,
+    config: EncoderConfig,
+    *,
+    texts: Texts,
+    vector_width: Callable[[str], int],
+    attributes: AttributeFields = NO_FIELDS,
+) -> Document:
+    """The document that `make_encoder` would build from, without the encoder."""
+    return _checked(modality, config, texts, vector_width, attributes)[0]
+
+
+def _checked(
+    modality: str,
+    config: EncoderConfig,
+    texts: Texts,
+    vector_width: Callable[[str], int],
+    attributes: AttributeFields,
+) -> tuple[Document, Path | None]:
+    """As `_describe`, of a kind that fits the modality."""
     kinds = ALLOWED_KINDS.get(modality.partition(".")[0])
     if kinds is None:
         raise ConfigError(
@@ -77,8 +104,7 @@ def make_encoder(
             f"encoders.{modality}.kind is '{config.kind}': allowed are {', '.join(kinds)}"
         )
     try:
-        document, folder = _describe(modality, config, texts, vector_width, attributes)
-        return _build(document, folder)
+        return _describe(modality, config, texts, vector_width, attributes)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"encoders.{modality}: {error}") from None
 

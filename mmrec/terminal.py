@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from mmrec.describe import Description
     from mmrec.training.dry_run import Forecast
     from mmrec.training.find_rate import RatePoint
 
+PARAMETER_KINDS = ("trainable", "frozen")
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # Libraries in Rust and C++ (polars, safetensors, faiss) keep the text of the system's error only.
@@ -69,14 +71,39 @@ def spoken_seconds(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def print_forecast(found: Forecast) -> None:
-    """What a run would cost: parameters, caches, time and memory."""
+def print_description(found: Description) -> None:
+    """A model without its data: parameters and memory."""
+    _print_parameters(found.parameters)
+    print(
+        f"with {found.num_items:,} items a device that has everything holds "
+        f"{found.held_bytes / 2**30:.2f} GiB: parameters, gradients, optimiser and bank"
+    )
+    _print_shared(found.shared_bytes)
+    if found.left_out:
+        print(f"not counted, since the catalogue decides: {', '.join(found.left_out)}")
+
+
+def _print_parameters(parameters: Mapping[str, Mapping[Any, int]]) -> None:
+    total = {kind: sum(each[kind] for each in parameters.values()) for kind in PARAMETER_KINDS}
     print_table(
         [
-            {"part": name, "trainable": counts["trainable"], "frozen": counts["frozen"]}
-            for name, counts in found.parameters.items()
+            {"part": name, **{kind: f"{counts[kind]:,}" for kind in PARAMETER_KINDS}}
+            for name, counts in [*parameters.items(), ("in all", total)]
         ]
     )
+
+
+def _print_shared(shared_bytes: Mapping[int, int]) -> None:
+    if shared_bytes:
+        shares = ", ".join(
+            f"{size / 2**30:.2f} on each of {ranks}" for ranks, size in shared_bytes.items()
+        )
+        print(f"with training.sharding=full: {shares} GiB")
+
+
+def print_forecast(found: Forecast) -> None:
+    """What a run would cost: parameters, caches, time and memory."""
+    _print_parameters(found.parameters)
     print_table(
         [
             {
@@ -97,6 +124,7 @@ def print_forecast(found: Forecast) -> None:
         f"memory: {found.held_bytes / 2**30:.2f} GiB held, {found.peak_bytes / 2**30:.2f} GiB at "
         f"most in the steps tried, of {found.available_bytes / 2**30:.1f} GiB"
     )
+    _print_shared(found.shared_bytes)
     print(f"in all {spoken_seconds(found.total_seconds)}, looks at validation on top")
 
 

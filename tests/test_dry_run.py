@@ -10,7 +10,7 @@ from mmrec.build import assemble
 from mmrec.cli import app
 from mmrec.config import change, dump_config
 from mmrec.errors import UserError
-from mmrec.training import dry_run
+from mmrec.training import dry_run, sharding
 from mmrec.training.dry_run import forecast
 from mmrec.training.train import train
 
@@ -64,6 +64,35 @@ def test_what_cannot_fit_names_a_setting(tiny_data: Path, monkeypatch: pytest.Mo
     said = str(caught.value)
     assert "train less of encoders." in said and "training.optimiser=adafactor" in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("blocks", [1, "all"])
+def test_ranks_that_share_hold_parts_of_what_can_be_shared(
+    blocks: int | str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tiny_run import tiny_config
+
+    config = change(tiny_config(trainable_blocks=blocks), {"training.sharding": "full"}, "test")
+    assembly = assemble(config, tiny_data)
+    found = forecast(config, tiny_data, num_steps=1)
+    assert not forecast(tiny_config(trainable_blocks=blocks), tiny_data, num_steps=1).shared_bytes
+    # by hand: four numbers of four bytes for what trains, one for what does not, and the bank
+    whole = sharding.left_whole(assembly.model)
+    sizes = {False: 0, True: 0}
+    for parameter in assembly.model.parameters():
+        sizes[parameter in whole] += parameter.numel() * (16 if parameter.requires_grad else 4)
+    bank = 4 * assembly.num_rows * config.model.width
+    assert found.held_bytes == sum(sizes.values()) + bank
+    assert found.shared_bytes.keys() == {2, 4, 8}
+    for ranks, size in found.shared_bytes.items():
+        assert size == pytest.approx(sizes[False] / ranks + sizes[True] + bank, abs=4)
+
+    monkeypatch.setattr(dry_run, "available_bytes", lambda _: found.shared_bytes[4] + 1)
+    with pytest.raises(UserError, match="tried on one rank: share them among 4 "):
+        forecast(config, tiny_data)
+    monkeypatch.setattr(dry_run, "available_bytes", lambda _: bank)
+    with pytest.raises(UserError, match="no number of ranks is enough"):
+        forecast(config, tiny_data)
 
 
 def test_the_command_prints_tables_or_one_document(tiny_data: Path, tmp_path: Path) -> None:

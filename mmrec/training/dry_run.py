@@ -10,10 +10,12 @@ cannot fit is told without trying.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Literal, cast
@@ -36,6 +38,7 @@ from mmrec.model import RecommenderModel
 from mmrec.training.distributed import ALONE
 from mmrec.training.final import peak_memory
 from mmrec.training.optimiser import make_optimiser
+from mmrec.training.sharding import left_whole
 from mmrec.training.step import train_step
 from mmrec.training.train import wrap
 from mmrec.training.unfreeze import set_trained
@@ -43,6 +46,9 @@ from mmrec.training.unfreeze import set_trained
 STATE_NUMBERS = {"adamw": 2.0, "sgd": 1.0, "adafactor": 0.0, "adamw8bit": 0.51}
 """fp32 numbers a trained parameter that each optimiser keeps; adafactor's rows are next to none,
 adamw8bit's are two bytes and two scales a block of 256."""
+SHARING_RANKS = (2, 4, 8)
+"""Numbers of ranks whose share is told where parameters are shared."""
+MOST_RANKS = 1024
 PROBE_ITEMS = 32
 """Items encoded to see how long a cache takes to fill."""
 
@@ -78,6 +84,8 @@ class Forecast:
         frozen_step_seconds: of a step while contents stand still; None where they never do.
         held_bytes: parameters, their gradients, the optimiser's state and the bank, of a process
             that has all of them.
+        shared_bytes: the same of each of a number of ranks that share them; empty where
+            training.sharding is none.
         peak_bytes: most that the process held while it tried.
         available_bytes: memory of the device.
         total_seconds: filling caches and all steps; looks at validation come on top.
@@ -91,6 +99,7 @@ class Forecast:
     step_seconds: float
     frozen_step_seconds: float | None
     held_bytes: int
+    shared_bytes: Mapping[int, int]
     peak_bytes: int
     available_bytes: int
     total_seconds: float
@@ -150,7 +159,8 @@ def forecast(config: Config, data_folder: Path, *, num_steps: int = 3) -> Foreca
         return ModelInputs(made, ItemInputs(data, raw) if raw else None), {}
 
     assembly = assemble(config, data_folder, make_source=make_source)
-    held, available = held_bytes(assembly), available_bytes(assembly.device)
+    held = held_bytes(assembly.model, config, assembly.num_rows)
+    available = available_bytes(assembly.device)
     if held > available:
         raise UserError(_too_large(held, available, assembly))
     frozen_epochs = min(config.training.freeze_content_epochs, config.training.max_epochs)
@@ -173,6 +183,11 @@ def forecast(config: Config, data_folder: Path, *, num_steps: int = 3) -> Foreca
         step_seconds=step_seconds,
         frozen_step_seconds=frozen,
         held_bytes=held,
+        shared_bytes={
+            ranks: held_bytes(assembly.model, config, assembly.num_rows, ranks=ranks)
+            for ranks in SHARING_RANKS
+            if config.training.sharding == "full"
+        },
         peak_bytes=peak.get("peak_device_memory_bytes", peak["peak_memory_bytes"]),
         available_bytes=available,
         total_seconds=filling
@@ -181,13 +196,24 @@ def forecast(config: Config, data_folder: Path, *, num_steps: int = 3) -> Foreca
     )
 
 
-def held_bytes(assembly: Assembly) -> int:
-    """Bytes that a run holds whatever its batches are: all in fp32."""
-    parameters = list(assembly.model.parameters())
-    trained = sum(each.numel() for each in parameters if each.requires_grad)
-    numbers = 1 + STATE_NUMBERS[assembly.config.training.optimiser]  # the gradient is one
-    bank = assembly.num_rows * assembly.config.model.width if assembly.source is not None else 0
-    return 4 * (sum(each.numel() for each in parameters) + int(numbers * trained) + bank)
+def held_bytes(model: RecommenderModel, config: Config, num_rows: int, *, ranks: int = 1) -> int:
+    """Bytes that each rank of a run holds whatever its batches are: all in fp32.
+
+    Args:
+        model: on any device, the meta device too.
+        config: its settings.
+        num_rows: R, items in training.
+        ranks: that share what they can (training.sharding=full); 1 for a process that has all. A
+            block is gathered on top as it runs.
+    """
+    whole = left_whole(model) if ranks > 1 else set()
+    numbers = 1 + STATE_NUMBERS[config.training.optimiser]  # the gradient is one
+    held = 0.0
+    for each in model.parameters():
+        share = 1 if each in whole else ranks
+        held += each.numel() * (1 + numbers * each.requires_grad) / share
+    bank = num_rows * config.model.width if config.model.item != "id" else 0
+    return 4 * (math.ceil(held) + bank)
 
 
 def available_bytes(device: torch.device) -> int:
@@ -216,6 +242,16 @@ def _too_large(held: int | None, available: int, assembly: Assembly) -> str:
             f"training.fresh_items ({training.fresh_items}), training.batch_size "
             f"({training.batch_size}) or data.max_history ({assembly.config.data.max_history}), or "
             "set training.activation_checkpointing=true or training.micro_batches=4"
+        )
+    if assembly.config.training.sharding == "full":
+        held_by = partial(held_bytes, assembly.model, assembly.config, assembly.num_rows)
+        ranks = next((n for n in range(2, MOST_RANKS) if held_by(ranks=n) < available), None)
+        enough = "no number of ranks is enough" if ranks is None else f"share them among {ranks}"
+        least = held_by(ranks=ranks or MOST_RANKS) / 2**30
+        return (
+            f"parameters, gradients, optimiser and bank need {held / 2**30:.1f} GiB of the {room} "
+            f"of {assembly.device}, where a step is tried on one rank: {enough} ({least:.1f} GiB "
+            "each, and a block gathered at a time)"
         )
     counts = assembly.model.parameter_counts()
     largest = max(counts, key=lambda name: counts[name]["trainable"])

@@ -53,7 +53,7 @@ def shard(trained: nn.Module, model: RecommenderModel, ranks: Ranks, *, parts: i
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     device = next(model.parameters()).device
     mesh = init_device_mesh(device.type, (ranks.world,))
-    whole = _left_whole(model)
+    whole = left_whole(model)
     units = [*_encoder_blocks(model), *getattr(model.fusion, "layers", [])]
     if parts == 1:
         units += model.history.blocks
@@ -152,7 +152,7 @@ def _encoder_blocks(model: RecommenderModel) -> list[nn.Module]:
     ]
 
 
-def _left_whole(model: RecommenderModel) -> set[nn.Parameter]:
+def left_whole(model: RecommenderModel) -> set[nn.Parameter]:
     """Parameters that every rank has: numbers, which have no dimension to be cut in.
 
     And of an encoder with a cut what lies below it beside its blocks, such as a table of word
