@@ -19,7 +19,7 @@ STAMP := $(VENV)/.mmrec-$(shell cat pyproject.toml constraints.txt | cksum | cut
 # Whatever clone an environment was installed from, the code of this one is used.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: install demo test check bench bench-peers bench-speed ablation cut sparsity format
+.PHONY: install demo test check bench bench-peers bench-speed ablation cut sparsity few-shot format
 
 install: $(STAMP)
 
@@ -59,6 +59,9 @@ cut: install
 
 sparsity: install
 	$(BIN)/python -m benchmarks.sparsity.run $(ARGS)
+
+few-shot: install
+	$(BIN)/python -m benchmarks.few_shot.run --data "$(DATA)" $(ARGS)
 
 format: install
 	$(BIN)/ruff check --fix .
