@@ -291,6 +291,9 @@ class EvaluationConfig(Section):
     ] = ("random", "popularity", "item_knn", "ease", "markov", "content_knn")
     warm_cost: float = Field(0.05, ge=0, lt=1)
     """Share of warm NDCG@10 that the offset of items without events may cost on validation."""
+    expected_popularity: bool = True
+    """New items get a share of the popularity that their content lets expect, beside the offset;
+    which share, validation says. False: the offset alone."""
     popularity_share: float = Field(1.0, ge=0, le=1)
     """Share of the learned popularity term that scores keep: 1 as trained, less for more of the
     tail in the lists, at a cost in the head that report.html shows. The loss always has all of it;

@@ -127,6 +127,7 @@ class RecommenderModel(nn.Module):
 
     counts: Tensor
     offset: Tensor
+    expectation: Tensor
 
     def __init__(
         self,
@@ -165,8 +166,10 @@ class RecommenderModel(nn.Module):
         # a dial in use, not of the checkpoint: one run can be asked with several
         self.popularity_share = popularity_share
         self.register_buffer("counts", counts.float())
-        # added to the logits of items without events; chosen on validation, a dial in use
+        # both added to the logits of items without events; chosen on validation, dials in use: a
+        # number for all, and popularity told from the content, by weights of it and a constant
         self.register_buffer("offset", torch.zeros(()))
+        self.register_buffer("expectation", torch.zeros(history.width + 1))
 
     @property
     def width(self) -> int:
@@ -216,19 +219,33 @@ class RecommenderModel(nn.Module):
         embeddings: Tensor = self.id_part(content, rows)
         return embeddings
 
-    def bias(self, counts: Tensor) -> Tensor:
-        """What a logit gets beside <u, e> / tau: popularity, or (in use) the offset without events.
+    def bias(self, counts: Tensor, content: Tensor | None = None) -> Tensor:
+        """What a logit gets beside <u, e> / tau: popularity, or (in use) what stands in its place.
 
         In use only a share of the popularity counts. The term is centred, so a smaller share moves
         the head down and the tail up, and leaves the average item and those without events alone.
 
         Args:
             counts: (R,) training events.
+            content: (R, D), for what items without events can expect; None for a model of ids.
         """
         bias = self.popularity(counts) if self.popularity is not None else counts * 0.0
         if self.training:
             return bias
-        return self.popularity_share * bias + self.offset * (counts == 0)
+        return self.popularity_share * bias + (counts == 0) * self.bias_of_new(content)
+
+    def bias_of_new(self, content: Tensor | None) -> Tensor:
+        """What the logits of items without events get: the offset, and popularity to be expected.
+
+        Args:
+            content: (n, D); None for a model of ids.
+
+        Returns:
+            (n,), or a number.
+        """
+        if content is None:
+            return self.offset
+        return self.offset + content @ self.expectation[:-1] + self.expectation[-1]
 
     def users(self, items: Tensor, offsets: Tensor, hidden: Tensor | None = None) -> Tensor:
         """States of the events of packed histories: (P, D), (B + 1,) -> (P, D) unit vectors.

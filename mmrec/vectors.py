@@ -78,7 +78,7 @@ def item_vectors(
     embedding[rows] = trained
     counts = torch.zeros(num_items, device=device)
     counts[rows] = model.counts
-    bias = model.bias(counts)
+    bias = model.bias(counts, content)
     model.train(was_training)
     return ItemVectors(content=content, embedding=embedding, bias=bias)
 

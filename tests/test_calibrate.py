@@ -1,32 +1,44 @@
-"""The offset of items without events: the best cold figure among those that cost little."""
+"""What items without events get: the best cold figure among the choices that cost little."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from sklearn.linear_model import Ridge
 
+from mmrec.config import EvaluationConfig
 from mmrec.data.ragged import Ragged
 from mmrec.evaluation.evaluate import slice_metrics
 from mmrec.evaluation.protocol import Cases
-from mmrec.training.calibrate import choose_offset
+from mmrec.training.calibrate import RIDGE, choose_for_new, choose_offset, expect_popularity
 from mmrec.training.validate import Validation, rank
 
 NUM_WARM, NUM_COLD, NUM_USERS = 30, 10, 60
 
 
-def world(gap: float) -> tuple[Any, Validation]:
-    """Users near their targets; cold items score `gap` lower in cosine than they should."""
+def world(
+    gap: float, *, wanted: Sequence[int] = range(NUM_WARM, NUM_WARM + NUM_COLD), noise: float = 0.5
+) -> tuple[Any, Validation]:
+    """Users near their targets; cold items score `gap` lower in cosine than they should.
+
+    Args:
+        gap: in cosine.
+        wanted: cold items that are targets.
+        noise: between users and their targets.
+    """
     random = np.random.default_rng(0)
     num_items = NUM_WARM + NUM_COLD
     items = torch.nn.functional.normalize(torch.randn(num_items, 8, generator=_generator()), dim=1)
     warm = random.integers(0, NUM_WARM, NUM_USERS)
-    cold = random.integers(NUM_WARM, num_items, NUM_USERS)
+    cold = np.asarray(wanted)[random.integers(0, len(wanted), NUM_USERS)]
     targets = np.concatenate([warm, cold])
-    noise = torch.randn(2 * NUM_USERS, 8, generator=_generator())
-    users = torch.nn.functional.normalize(items[torch.from_numpy(targets)] + 0.5 * noise, dim=1)
+    away = noise * torch.randn(2 * NUM_USERS, 8, generator=_generator())
+    users = torch.nn.functional.normalize(items[torch.from_numpy(targets)] + away, dim=1)
     bias = torch.zeros(num_items)
     bias[NUM_WARM:] = -gap
     empty = Ragged.from_rows([[] for _ in targets])
@@ -88,3 +100,69 @@ def test_no_offset_without_cold_items_or_content() -> None:
     assembly, looked = world(gap=0.4)
     without_content = Validation(looked.metrics, None, looked.users, looked.items)
     assert choose_offset(assembly, without_content, max_cost=0.05) == (0.0, [])
+
+
+def test_expected_popularity_is_scikit_learns_ridge() -> None:
+    content = torch.nn.functional.normalize(torch.randn(50, 8, generator=_generator()), dim=1)
+    popularity = 3 * content[:, 0] + torch.randn(50, generator=_generator()) + 2
+    found = expect_popularity(content, popularity)
+    theirs = Ridge(alpha=RIDGE).fit(content.double().numpy(), popularity.double().numpy())
+    assert found.shape == (9,) and found.dtype == torch.float32
+    np.testing.assert_allclose(found[:-1], theirs.coef_, rtol=1e-4, atol=1e-6)
+    assert float(found[-1]) == pytest.approx(float(theirs.intercept_), rel=1e-4)
+
+
+def told(*, truly: bool) -> tuple[Any, Validation]:
+    """As `world`, where a direction of the content tells how popular items in training are.
+
+    Args:
+        truly: of new items too: their users want the three of which it says most, else the least.
+    """
+    tells = torch.linspace(-1, 1, NUM_WARM + NUM_COLD)[torch.randperm(NUM_WARM + NUM_COLD)]
+    by_size = NUM_WARM + tells[NUM_WARM:].argsort(descending=truly).numpy()
+    assembly, looked = world(gap=0.4, wanted=by_size[:3], noise=0.8)
+    assert looked.content is not None
+    content, items = looked.content.clone(), looked.items.clone()
+    content[:, -1] = tells
+    beta = 4.0 * tells
+    items[:NUM_WARM, -1] += 0.02 * beta[:NUM_WARM]
+    assembly.model.popularity = lambda counts: beta[: len(counts)]
+    return assembly, Validation(looked.metrics, content, looked.users, items)
+
+
+def settings(**changes: Any) -> EvaluationConfig:
+    return EvaluationConfig(**{"warm_cost": 0.05, **changes})
+
+
+def test_share_of_the_expected_popularity_is_the_best_that_costs_little() -> None:
+    torch.manual_seed(0)
+    assembly, looked = told(truly=True)
+    alone = choose_for_new(assembly, looked, settings(expected_popularity=False))
+    assert alone.share == 0 and alone.expectation is None
+    assert (alone.offset, alone.curve) == choose_offset(assembly, looked, max_cost=0.05)
+    chosen = choose_for_new(assembly, looked, settings())
+    points = {each.share: next(p for p in each.curve if p["offset"] == each.offset)
+              for each in (alone, chosen)}  # fmt: skip
+    base = min(alone.curve, key=lambda point: abs(point["offset"]))["warm_ndcg@10"]
+    assert chosen.share > 0 and chosen.expectation is not None
+    assert points[chosen.share]["cold_ndcg@10"] > points[0.0]["cold_ndcg@10"]
+    assert points[chosen.share]["warm_ndcg@10"] >= 0.95 * base
+    # the vectors that the choice gives have the figures that it was made by
+    cases, unseen = assembly.validation, torch.arange(40) >= NUM_WARM
+    items = looked.items.clone()
+    content = looked.content
+    assert content is not None
+    expected = content[unseen] @ chosen.expectation[:-1] + chosen.expectation[-1]
+    items[unseen, -1] += 0.1 * (expected + chosen.offset)
+    metrics = slice_metrics(rank(cases, looked.users, items), cases, popularity=assembly.popularity)
+    assert metrics["cold"] is not None
+    assert metrics["cold"]["ndcg@10"] == points[chosen.share]["cold_ndcg@10"]
+
+
+def test_nothing_is_expected_where_it_would_not_help() -> None:
+    torch.manual_seed(0)
+    assembly, looked = told(truly=False)
+    chosen = choose_for_new(assembly, looked, settings())
+    assert chosen.share == 0 and chosen.expectation is None
+    assembly.model.popularity = None
+    assert choose_for_new(assembly, looked, settings()).expectation is None

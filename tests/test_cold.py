@@ -55,8 +55,11 @@ def slow_rank(recommender: Recommender, user_row: int, item_id: str, content: np
     retriever = recommender.retriever
     user = retriever.stored_user(user_row)
     vector = retriever.user_vectors([user])[0]
-    tau = float(retriever.model.temperature.detach())
-    own = float(torch.from_numpy(content) @ vector) + tau * float(retriever.model.offset)
+    model = retriever.model
+    tau = float(model.temperature.detach())
+    own = float(torch.from_numpy(content) @ vector)
+    expected = float(torch.from_numpy(content) @ model.expectation[:-1] + model.expectation[-1])
+    own += tau * (float(model.offset) + expected)
     better = 0
     for row in retriever.items.candidates.tolist():
         if row in user.seen or retriever.items.item_ids[row] == item_id:

@@ -160,6 +160,21 @@ def test_offset_counts_in_use_only_and_only_without_events() -> None:
     torch.testing.assert_close(model.eval().bias(counts), beta + torch.tensor([5.0, 5.0, 0.0]))
 
 
+def test_items_without_events_get_what_their_content_lets_expect() -> None:
+    model = make_model()
+    model.offset.fill_(5.0)
+    model.expectation.copy_(torch.linspace(-1, 1, D + 1))
+    counts, content = torch.tensor([0, 3, 0]), torch.randn(3, D)
+    wanted = 5.0 + content @ torch.linspace(-1, 1, D + 1)[:-1] + 1.0
+    assert model.popularity is not None
+    beta = model.popularity(counts)
+    torch.testing.assert_close(model.train().bias(counts, content), beta)
+    bias = model.eval().bias(counts, content)
+    torch.testing.assert_close(bias[[0, 2]], wanted[[0, 2]])
+    torch.testing.assert_close(bias[1], beta[1])
+    torch.testing.assert_close(model.bias_of_new(content), wanted)
+
+
 def test_popularity_switched_off() -> None:
     model = make_model(popularity=False)
     assert not model.train().bias(COUNTS).any()

@@ -50,7 +50,7 @@ def test_users_and_items_are_those_of_the_other_run(
     # raw media are not rounded at a cut
     expected = load_file(final / "content.safetensors")["content"]
     torch.testing.assert_close(content, expected, atol=2e-3, rtol=0)
-    assert float(assembly.model.offset) == 0
+    assert float(assembly.model.offset) == 0 and not assembly.model.expectation.any()
 
 
 def test_it_trains_on_and_becomes_no_worse_at_once(
@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_refused(
 
     assert "holds no finished model" in refused(tmp_path)
     assert "its model lacks " in refused(tiny_run_id)
-    assert "is (16" in refused(tiny_run, **{"model.width": 32})
+    assert "is (17,), here it is (33,)" in refused(tiny_run, **{"model.width": 32})
     other = tmp_path / "other"
     shutil.copytree(tiny_run, other)
     path = other / "checkpoints" / "final" / "state.json"

@@ -23,6 +23,7 @@ from mmrec.evaluation.protocol import load_cases
 from mmrec.loaded import load_run
 from mmrec.training import final
 from mmrec.training import train as training
+from mmrec.training.calibrate import NewItems
 from mmrec.training.train import Progress, train
 from mmrec.training.validate import Validation
 from mmrec.tuning import tune as tuning
@@ -184,7 +185,7 @@ def test_trials_behind_at_a_rung_are_pruned(
 
     monkeypatch.setattr(training, "validate", look)
     monkeypatch.setattr(final, "validate", look)
-    monkeypatch.setattr(final, "choose_offset", lambda *_, **__: (0.0, []))
+    monkeypatch.setattr(final, "choose_for_new", lambda *_: NewItems())
     outcome = tune(config, wanted, tiny_data, tmp_path / "search", num_trials=8)
     good = [t for t in outcome.trials if t.settings["training.learning_rate"] == 0.002]
     behind = [t for t in outcome.trials if t not in good and any(g.number < t.number for g in good)]

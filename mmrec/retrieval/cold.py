@@ -152,7 +152,7 @@ def score_tiles(retriever: Retriever, new: NewContent, asked: Iterable[Asked]) -
     while users := list(islice(remaining, tile)):
         vectors = retriever.user_vectors(users)
         score = vectors @ new.content.T
-        full = score + retriever.popularity_of_new
+        full = score + retriever.popularity_of_new(new.content)
         side = score_vectors(retriever.model, vectors, retriever.vectors)[0]
         seen = _seen(users, column_of) if retriever.repeats_forbidden else None
         above = _count_above(retriever.candidate_side, side, full, seen, twin)

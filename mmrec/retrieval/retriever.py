@@ -207,12 +207,10 @@ class Retriever:
         """(C, D + 1) of the candidates."""
         return self.item_side[torch.from_numpy(self.items.candidates).to(self.device)]
 
-    @property
-    def popularity_of_new(self) -> float:
-        """What an item without events gets beside <u, e>, in units of cosine."""
-        none = torch.zeros(1, device=self.device)
-        with torch.no_grad():
-            return float(self.model.bias(none) * self.model.temperature)
+    @torch.no_grad()
+    def popularity_of_new(self, content: Tensor) -> Tensor:
+        """What items without events get beside <u, e>, in units of cosine: (n, D) -> (n,)."""
+        return self.model.bias_of_new(content) * self.model.temperature
 
     def user_vectors(self, asked: Sequence[Asked]) -> Tensor:
         """(U, D) unit vectors; zeros for an empty history."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from encoders.cut import StackedEncoder
 from mmrec.build import Assembly
-from mmrec.training.calibrate import choose_offset
+from mmrec.training.calibrate import NewItems, choose_for_new
 from mmrec.training.checkpoint import SCHEMA, TrainState, load_model, model_tensors, write_folder
 from mmrec.training.distributed import Ranks
 from mmrec.training.sharding import look
@@ -29,7 +29,7 @@ def load_best(run: Path, model: nn.Module, state: TrainState) -> None:
 def write_final(
     run: Path, assembly: Assembly, trained: nn.Module, state: TrainState, ranks: Ranks
 ) -> None:
-    """The weights, the offset chosen for items without events, and every item's content.
+    """The weights, what was chosen for items without events, and every item's content.
 
     Of a sharded model every rank calls it; the first one writes.
 
@@ -42,11 +42,13 @@ def write_final(
     """
     config = assembly.config
     tensors: dict[str, Any] = {}
-    curve: list[dict[str, float]] = []
+    new = NewItems()
     if assembly.validation is not None:
         looked = look(trained, lambda: validate(assembly, precision="fp32"))
-        offset, curve = choose_offset(assembly, looked, max_cost=config.evaluation.warm_cost)
-        assembly.model.offset.fill_(offset)
+        new = choose_for_new(assembly, looked, config.evaluation)
+        assembly.model.offset.fill_(new.offset)
+        if new.expectation is not None:
+            assembly.model.expectation.copy_(new.expectation)
     content = look(trained, assembly.all_content)
     if content is not None:
         tensors["content"] = {"content": content}
@@ -67,7 +69,8 @@ def write_final(
             "seconds": round(state.seconds, 3),
             **peak_memory(assembly.device),
             "offset": float(assembly.model.offset),
-            "offset_curve": curve,
+            "offset_curve": new.curve,
+            "expected_popularity_share": new.share,
             "data_hash": assembly.data.data_hash,
             "split_hash": assembly.split.hash,
             "item_ids": [assembly.data.items.item_ids[i] for i in assembly.item_index_of],

@@ -22,7 +22,8 @@ def take_over(model: RecommenderModel, item_ids: Sequence[str], run: Path) -> No
 
     What LoRA and its like add, here and not there, stays fresh; what they added there and not here
     is refused, as is any other difference of the models, but for what belongs to losses that only
-    one of the runs has. The offset of new items is not taken: it is chosen at the end of a run.
+    one of the runs has. What new items get in place of popularity is not taken: it is chosen at the
+    end of a run.
 
     Args:
         model: of a run that has not begun; before its caches are filled.
@@ -64,9 +65,10 @@ def take_over(model: RecommenderModel, item_ids: Sequence[str], run: Path) -> No
                 f"training.start_from is {run}: its {name} is {tuple(found[name].shape)}, here it "
                 f"is {tuple(own[full].shape)}"
             )
-    offset = model.offset.clone()
+    offset, expectation = model.offset.clone(), model.expectation.clone()
     model.load_state_dict({full: found[name] for name, full in wanted.items()}, strict=False)
     model.offset.copy_(offset)
+    model.expectation.copy_(expectation)
 
 
 def _bare(name: str) -> str:
