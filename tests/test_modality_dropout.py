@@ -95,6 +95,8 @@ def with_and_without_picture(
                 "precision": "fp32",
                 "evaluate_every": 8,
             },
+            # asked is what the fusion tells; a share chosen on thirty items would add its noise
+            "evaluation": {"expected_popularity": False},
         }
     )
     train(config, data, run)

@@ -45,7 +45,7 @@ def write_final(
     new = NewItems()
     if assembly.validation is not None:
         looked = look(trained, lambda: validate(assembly, precision="fp32"))
-        new = choose_for_new(assembly, looked, config.evaluation)
+        new = look(trained, lambda: choose_for_new(assembly, looked, config.evaluation))
         assembly.model.offset.fill_(new.offset)
         if new.expectation is not None:
             assembly.model.expectation.copy_(new.expectation)
