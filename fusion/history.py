@@ -12,19 +12,29 @@ the other.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion.blocks import Dropout, GatedBlock, Packing, PlainBlock, PointwiseBlock
+from fusion.blocks import (
+    Dropout,
+    GatedBlock,
+    Packing,
+    PlainBlock,
+    PointwiseBlock,
+    round_rows,
+)
 from fusion.convolution import ConvolutionBlock
 from fusion.recurrent import RecurrentBlock
 
 Block = Literal["gated", "plain", "pointwise", "gru", "cnn"]
 BOTH_WAYS = ("gated", "plain")
 """Blocks in which an event may see later ones."""
+Ask = Callable[[Tensor], Tensor]
+"""Normed states (n, D) and what is known of n requests -> (n, D)."""
 
 
 class HistoryEncoder(nn.Module):
@@ -41,6 +51,7 @@ class HistoryEncoder(nn.Module):
             (GRU4Rec) or `cnn` (NextItNet).
         num_head_tokens: H, tokens in front of every history; see `forward`.
         both_ways: events see later ones too, and hidden ones can be told; of `gated` and `plain`.
+        start: `start` (D,), a learned event, may stand before a user's first, beside max_length.
 
     Raises:
         ValueError: the heads do not fit the width, or the block cannot read both ways.
@@ -57,6 +68,7 @@ class HistoryEncoder(nn.Module):
         block: Block = "gated",
         num_head_tokens: int = 0,
         both_ways: bool = False,
+        start: bool = False,
     ) -> None:
         super().__init__()
         if both_ways and block not in BOTH_WAYS:
@@ -72,7 +84,7 @@ class HistoryEncoder(nn.Module):
                 block,
                 depth,
                 width=width,
-                max_length=max_length + num_head_tokens,
+                max_length=max_length + num_head_tokens + start,
                 num_heads=num_heads,
                 dropout=dropout,
                 both_ways=both_ways,
@@ -85,6 +97,9 @@ class HistoryEncoder(nn.Module):
         self.mask: nn.Parameter | None = None
         if both_ways:  # about as long as an item
             self.mask = nn.Parameter(torch.randn(width) / math.sqrt(width))
+        self.start: nn.Parameter | None = None
+        if start:
+            self.start = nn.Parameter(torch.randn(width) / math.sqrt(width))
 
     def forward(
         self,
@@ -92,6 +107,8 @@ class HistoryEncoder(nn.Module):
         offsets: Tensor,
         head: Tensor | None = None,
         hidden: Tensor | None = None,
+        ask: Ask | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Encodes packed histories.
 
@@ -99,26 +116,63 @@ class HistoryEncoder(nn.Module):
             items: (P, D) unit item embeddings, histories one after the other, oldest first.
             offsets: (B + 1,) int64, where each history starts; the last is P.
             head: (H, D) tokens of about unit length that stand in front of every history, as if
-                they were its first events, and have no state of their own; None for none.
+                they were its first events, and have no state of their own, or (B, H, D), those of
+                each; None for none.
             hidden: (P,) bool, events whose item is not shown; None for none. Of a model that reads
                 both ways, which takes one of them beside max_length others.
+            ask: turns normed states (n, D) into what is asked for then; None: as they are.
+            wanted: (n,) int64 rows of the events whose states are wanted; None: all P.
 
         Returns:
-            (P, D) unit states in fp32; read forwards, row offsets[b + 1] - 1 is user b's query.
+            (n, D) unit states in fp32; read forwards, row offsets[b + 1] - 1 is user b's query.
 
         Raises:
             ValueError: a history is longer than max_length.
+        """
+        events, rows, num_events = self._read(items, offsets, head, hidden)
+        if ask is None:  # linear layers run on the blocks' rows, which come in few sizes
+            states = _take(self.out(self.norm(events)), rows, num_events)
+            return F.normalize((states if wanted is None else states[wanted]).float(), dim=-1)
+        states = _take(self.norm(events), rows, num_events)
+        asked = ask(states if wanted is None else states[wanted])
+        filled = F.pad(asked, (0, 0, 0, round_rows(asked.shape[0]) - asked.shape[0]))
+        return F.normalize(self.out(filled)[: asked.shape[0]].float(), dim=-1)
+
+    def query(
+        self,
+        items: Tensor,
+        offsets: Tensor,
+        head: Tensor | None = None,
+        ask: Ask | None = None,
+    ) -> Tensor:
+        """What each user meets next: (P, D), (B + 1,) -> (B, D); no history may be empty.
+
+        `ask` takes the normed states (B, D) of the last events alone.
+        """
+        hidden = None
+        if self.both_ways:
+            items, offsets, hidden = _with_one_more(items, offsets)
+        return self(items, offsets, head, hidden, ask, offsets[1:] - 1)
+
+    def _read(
+        self, items: Tensor, offsets: Tensor, head: Tensor | None, hidden: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, int]:
+        """What the blocks make of packed histories.
+
+        Returns:
+            Their rows, (R, D), heads and filling included; (P,) which of them the events are, None
+            for the first ones; and how many rows belong to somebody.
         """
         rows = None
         if hidden is not None:
             assert self.mask is not None
             items = torch.where(hidden[:, None], self.mask.to(items.dtype), items)
         if head is not None:
-            rows, offsets = rows_behind_heads(offsets, head.shape[0])
+            rows, offsets = rows_behind_heads(offsets, head.shape[-2])
             items = _with_heads(items, head, rows, num_rows=int(offsets[-1]))
         packing = Packing(offsets)
-        longest = packing.longest_history - (0 if head is None else head.shape[0])
-        if longest > self.max_length + self.both_ways:
+        longest = packing.longest_history - (0 if head is None else head.shape[-2])
+        if longest > self.max_length + (self.both_ways or self.start is not None):
             raise ValueError(
                 f"history of {longest} events: at most {self.max_length} "
                 "(data.max_history) can be encoded"
@@ -126,23 +180,7 @@ class HistoryEncoder(nn.Module):
         events = packing.fill(self.dropout(items * self.scale))
         for block in self.blocks:
             events = block(events, packing)
-        states = self.out(self.norm(events))[: packing.num_events]
-        if rows is not None:
-            states = states.index_select(0, rows)
-        return F.normalize(states.float(), dim=-1)
-
-    def query(self, items: Tensor, offsets: Tensor, head: Tensor | None = None) -> Tensor:
-        """What each user meets next: (P, D), (B + 1,) -> (B, D); no history may be empty."""
-        if not self.both_ways:
-            return self(items, offsets, head).index_select(0, offsets[1:] - 1)
-        number = torch.arange(offsets.shape[0], device=offsets.device)
-        longer = offsets + number
-        history = torch.repeat_interleave(offsets[1:] - offsets[:-1])
-        shown = torch.arange(items.shape[0], device=offsets.device) + history
-        whole = items.new_zeros(int(longer[-1]), items.shape[1]).index_copy(0, shown, items)
-        hidden = torch.ones(whole.shape[0], dtype=torch.bool, device=offsets.device)
-        hidden[shown] = False
-        return self(whole, longer, head, hidden)[hidden]
+        return events, rows, packing.num_events
 
     def extra_repr(self) -> str:
         """Shown when the module is printed."""
@@ -193,13 +231,31 @@ def rows_behind_heads(offsets: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]
 
 
 def _with_heads(items: Tensor, head: Tensor, rows: Tensor, *, num_rows: int) -> Tensor:
-    """(P, D) events at their rows, and (H, D) tokens in the others: (num_rows, D)."""
+    """(P, D) events at their rows, (H, D) or (B, H, D) tokens in the others: (num_rows, D)."""
     is_head = torch.ones(num_rows, dtype=torch.bool, device=rows.device)
     is_head[rows] = False
     (places,) = is_head.nonzero(as_tuple=True)
-    tokens = head.to(items.dtype).repeat(places.shape[0] // head.shape[0], 1)
+    tokens = head.to(items.dtype).reshape(-1, head.shape[-1])
+    tokens = tokens.repeat(places.shape[0] // tokens.shape[0], 1)
     whole = items.new_zeros(num_rows, items.shape[1])
     return whole.index_copy(0, rows, items).index_copy(0, places, tokens)
+
+
+def _take(states: Tensor, rows: Tensor | None, num_events: int) -> Tensor:
+    """The rows of events among those of the blocks."""
+    states = states[:num_events]
+    return states if rows is None else states.index_select(0, rows)
+
+
+def _with_one_more(items: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Histories with one hidden event behind the last: (P + B, D), (B + 1,), (P + B,) bool."""
+    longer = offsets + torch.arange(offsets.shape[0], device=offsets.device)
+    history = torch.repeat_interleave(offsets[1:] - offsets[:-1])
+    shown = torch.arange(items.shape[0], device=offsets.device) + history
+    whole = items.new_zeros(int(longer[-1]), items.shape[1]).index_copy(0, shown, items)
+    hidden = torch.ones(whole.shape[0], dtype=torch.bool, device=offsets.device)
+    hidden[shown] = False
+    return whole, longer, hidden
 
 
 def truncate(offsets: Tensor, max_length: int) -> tuple[Tensor, Tensor]:
