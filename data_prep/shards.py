@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -203,6 +203,33 @@ def decode_vector(data: bytes) -> NDArray[np.float32]:
     return vector
 
 
+class UserAttributes(Sequence[dict[str, Any]]):
+    """Attributes of users, a mapping each, read from users.parquet when first asked for.
+
+    Args:
+        path: a table with user_id, user_index and a column an attribute.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return UserAttributes, (self._path,)
+
+    @cached_property
+    def _table(self) -> pl.DataFrame:
+        return pl.read_parquet(self._path).drop("user_id", "user_index", strict=False)
+
+    def __len__(self) -> int:
+        return self._table.height
+
+    def __getitem__(self, user_index: Any) -> Any:
+        if not 0 <= user_index < len(self):
+            raise IndexError(f"user_index {user_index} is not in 0..{len(self) - 1}")
+        row = self._table.row(int(user_index), named=True)
+        return {name: value for name, value in row.items() if value is not None}
+
+
 class HistoryIndex:
     """Histories of a split, found by row; a row a user, ascending user_index.
 
@@ -346,6 +373,11 @@ class PreparedData:
         return pl.read_parquet(self.path / "users.parquet", columns=["user_id"])[
             "user_id"
         ].to_list()
+
+    @cached_property
+    def user_attributes(self) -> UserAttributes:
+        """Typed attributes of users by user_index; what is not known is left out."""
+        return UserAttributes(self.path / "users.parquet")
 
     @cached_property
     def _user_index_of(self) -> dict[str, int]:

@@ -28,6 +28,7 @@ from mmrec.data.histories import ChosenHistories, EpochPlan, HistorySource, IntA
 from mmrec.data.items import Broken, ItemInputs
 from mmrec.data.live import live_states
 from mmrec.data.queries import open_queries
+from mmrec.data.signals import SignalSource, describe_signals
 from mmrec.data.stand_ins import StandIns
 from mmrec.data.thinning import open_split
 from mmrec.data.unlabelled import UnlabelledSource, find_unlabelled
@@ -212,8 +213,9 @@ def assemble(
         for modality, encoder in config.encoders.items()
         if _is_in(data, modality)
     }
+    signals = describe_signals(config.model.signals, data, histories)
     torch.manual_seed(config.training.seed)
-    model = make_model(config, parts, counts, ready=made.keys())
+    model = make_model(config, parts, counts, ready=made.keys(), signals=signals)
     if shared is not None:
         shared.tie(model, parts)
     if config.training.start_from is not None:  # before the caches: states depend on what is below
@@ -241,6 +243,14 @@ def assemble(
     if config.training.unlabelled_items and source is not None:
         size, seed = config.training.unlabelled_items, config.training.seed
         unlabelled = UnlabelledSource(find_unlabelled(data, split), source, size=size, seed=seed)
+    told = None
+    if model.reader is not None:
+        told = SignalSource(
+            model.reader,
+            data.user_attributes,
+            dropout=config.model.signals.dropout,
+            seed=config.training.seed,
+        )
     plan = EpochPlan(
         histories.lengths,
         histories.shard_of,
@@ -268,6 +278,9 @@ def assemble(
         queries=queries,
         unlabelled=unlabelled,
         hidden_share=config.training.hidden_share if config.model.history.both_ways else None,
+        signals=told,
+        start=config.model.history.start,
+        event_weights=event_weights(config.training.event_weights, data),
     )
     return Assembly(
         config=config,
@@ -390,6 +403,24 @@ def _vector_width(data: PreparedData, name: str) -> int:
         if vector is not None:
             return int(vector.shape[0])
     raise ConfigError(f"encoders.vector.{name}: no item has this vector")
+
+
+def event_weights(given: Mapping[str, float], data: PreparedData) -> npt.NDArray[np.float32] | None:
+    """(types + 1,) weight of each event type by its code, 1 for those without a type, the last.
+
+    Raises:
+        ConfigError: a name is no type of the log's.
+    """
+    if not given:
+        return None
+    types = list(data.manifest.get("event_types") or [])
+    for name in given:
+        if name not in types:
+            raise ConfigError(
+                f"training.event_weights names '{name}'; the log's event types are "
+                f"{', '.join(types) or 'none'}"
+            )
+    return np.array([*(given.get(name, 1.0) for name in types), 1.0], np.float32)
 
 
 def target_rule(data: PreparedData) -> TargetRule:

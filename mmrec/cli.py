@@ -38,6 +38,7 @@ from mmrec.arguments import (
 )
 from mmrec.errors import MmrecError, UserError
 from mmrec.pretraining.command import pretrain
+from mmrec.request import read_pairs, read_time, typed_attributes
 from mmrec.terminal import (
     machine_fault,
     metric_rows,
@@ -526,19 +527,37 @@ def recommend(
     history: Annotated[
         str | None, typer.Option(help="Item ids, oldest first, comma-separated.")
     ] = None,
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE of a user who is not known; of a set, VALUE,VALUE."),
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option(help="Time of the request: now, Unix seconds or ISO 8601 (UTC).")
+    ] = None,
+    context: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of the request, such as device=phone.")
+    ] = None,
     k: CountOption = 10,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Recommend the next items to a user, known or given by a history."""
-    _exactly_one({"--user": user, "--history": history})
+    """Recommend the next items to a user, known or given by a history or attributes."""
+    if attribute is None or history is None:  # a history may come with attributes
+        _exactly_one({"--user": user, "--history": history, "--attribute": attribute})
     from mmrec.recommender import Recommender
 
+    time, where = read_time(at), read_pairs(context, "--context")
     recommender = Recommender.load(run, data=data, overrides=overrides or ())
+    attributes = None
+    if attribute is not None:
+        users = recommender.retriever.catalogue.users
+        attributes = typed_attributes(read_pairs(attribute, "--attribute"), users)
+    items = None if history is None else _split(history)
     found = recommender.recommend(
-        user_id=user, history=None if history is None else _split(history), k=k
+        user_id=user, history=items, attributes=attributes, time=time, context=where, k=k
     )
-    _print_found({"user_id": user, "history": history and _split(history)}, found, as_json)
+    query = {"user_id": user, "history": items, "attributes": attributes, "time": time}
+    _print_found({**query, "context": where or None}, found, as_json)
 
 
 @app.command()

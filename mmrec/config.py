@@ -145,6 +145,10 @@ class HistoryConfig(Section):
     more behind the last. Of `gated` and `plain`. By itself, or as a start of a run that reads
     forwards (training.start_from)."""
 
+    start: bool = False
+    """A learned event stands before a user's first, which then is a target like the others; users
+    without events can be asked, by what is known of them or of their request."""
+
     @model_validator(mode="after")
     def _reads_both_ways(self) -> HistoryConfig:
         if self.both_ways and self.block not in ("gated", "plain"):
@@ -152,12 +156,41 @@ class HistoryConfig(Section):
                 f"both_ways is true, but block '{self.block}' reads forwards only; set "
                 "block=gated or block=plain"
             )
+        if self.both_ways and self.start:
+            raise ValueError(
+                "both_ways and start are true: read both ways, a first event is a target anyway; "
+                "set start=false"
+            )
         return self
 
     @property
     def has_heads(self) -> bool:
         """Whether the block is one of attention."""
         return self.block not in ("gru", "cnn")
+
+
+class SignalsConfig(Section):
+    """What the user model reads beside the items of a history, each where the log has it."""
+
+    events: bool = False
+    """Types of events: what was bought says more than what was looked at, and a dislike the
+    contrary."""
+    values: bool = False
+    """Numbers of events, such as ratings or the share that was watched."""
+    times: bool = False
+    """Gaps between events, the hour and the weekday (UTC), of events and of requests."""
+    context: bool | tuple[str, ...] = False
+    """Context of events and of requests, such as device and place: all columns, or those named."""
+    users: bool | tuple[str, ...] = False
+    """Attributes of users, a token each in front of the history: all, or those named."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Chance that a training step is not told of the events of a history, of a request, or of a
+    user's attribute: in use they may be unknown."""
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is read."""
+        return bool(self.events or self.values or self.times or self.context or self.users)
 
 
 class ModelConfig(Section):
@@ -182,6 +215,7 @@ class ModelConfig(Section):
     several catalogues has one for each, and needs not be told."""
     fusion: FusionConfig = FusionConfig()
     history: HistoryConfig = HistoryConfig()
+    signals: SignalsConfig = SignalsConfig()
 
 
 class TrainingConfig(Section):
@@ -263,6 +297,9 @@ class TrainingConfig(Section):
     parameters, gradients and optimiser state (FSDP2), for models that are too large for one device.
     A run may be resumed with another value, and by any number of ranks."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    event_weights: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Weight of a target in the loss by the type of its event, such as {purchase: 3}; 1 for others.
+    Which events may be targets at all the catalogue file says (interactions.targets)."""
     hidden_share: float = Field(0.2, gt=0, le=1)
     """Where histories are read both ways: share of the events that a step hides, at least one of
     each history."""
@@ -370,6 +407,11 @@ class Config(Section):
                 f"set training.optimiser to {' or '.join(in_parts)}, or training.sharding=none"
             )
         history = self.model.history
+        if history.both_ways and self.model.signals.any:
+            raise ValueError(
+                "model.history.both_ways is true, but model.signals reads more than items, and "
+                "what is told of a hidden event gives it away: set one of the two to false"
+            )
         if history.has_heads and self.model.width % (2 * history.num_heads):
             raise ValueError(
                 f"model.width {self.model.width} is no multiple of twice model.history.num_heads "

@@ -22,6 +22,7 @@ from mmrec.build import Assembly, assemble
 from mmrec.config import Config, parse_config
 from mmrec.data.corpus import corpus
 from mmrec.data.mix import MixedStream
+from mmrec.data.signals import signals_without
 from mmrec.encoder_parts import EncoderParts
 from mmrec.errors import ConfigError
 from mmrec.mixed_model import MixedModel
@@ -209,6 +210,7 @@ def config_of(config: Config, name: str, data: PreparedData) -> Config:
     document |= {"name": f"{config.name}-{name}", "catalogues": {}}
     document["data"]["split"] = config.catalogues[name].split
     document["model"]["domain"] = True
+    document["model"]["signals"] |= signals_without(config.model.signals, data)
     training = document["training"]
     if len(encoders) < 2:
         training |= {"modality_weight": 0.0, "alignment_weight": 0.0}

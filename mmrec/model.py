@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,8 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from encoders.tokens import Tokens
-from fusion.history import HistoryEncoder, truncate
+from fusion.history import Ask, HistoryEncoder, truncate
+from fusion.signals import SignalEncoder, Signals
 from mmrec.data.batch import ModalityInput
+from mmrec.data.signals import SignalReader
 
 
 class IdPart(nn.Module):
@@ -123,6 +126,8 @@ class RecommenderModel(nn.Module):
         aligned: modalities are drawn together, at a learned temperature that starts at .07.
         queried: texts are drawn to the items they ask for, at another such temperature.
         domain: a token of the catalogue's own stands in front of every history.
+        signals: what is learnt of events, requests and users beside items; None: nothing is read.
+        reader: turns what is told of them into its facts; None with `signals`.
     """
 
     counts: Tensor
@@ -145,6 +150,8 @@ class RecommenderModel(nn.Module):
         aligned: bool = False,
         queried: bool = False,
         domain: bool = False,
+        signals: SignalEncoder | None = None,
+        reader: SignalReader | None = None,
     ) -> None:
         super().__init__()
         # a module's name may hold no dot (`vector.clip`)
@@ -163,6 +170,7 @@ class RecommenderModel(nn.Module):
         self.domain: nn.Parameter | None = None
         if domain:  # as long as an item
             self.domain = nn.Parameter(torch.randn(1, history.width) / math.sqrt(history.width))
+        self.signals, self.reader = signals, reader
         # a dial in use, not of the checkpoint: one run can be asked with several
         self.popularity_share = popularity_share
         self.register_buffer("counts", counts.float())
@@ -247,21 +255,66 @@ class RecommenderModel(nn.Module):
             return self.offset
         return self.offset + content @ self.expectation[:-1] + self.expectation[-1]
 
-    def users(self, items: Tensor, offsets: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def shown(self, items: Tensor, rows: Tensor) -> Tensor:
+        """What stands at the events of histories: (R, D) and (P,) rows, R for a start -> (P, D)."""
+        if self.history.start is None:
+            return items.index_select(0, rows)
+        is_start = rows == items.shape[0]
+        found = items.index_select(0, rows.masked_fill(is_start, 0))
+        return torch.where(is_start[:, None], self.history.start.to(found.dtype), found)
+
+    def users(
+        self,
+        items: Tensor,
+        offsets: Tensor,
+        hidden: Tensor | None = None,
+        signals: Signals | None = None,
+    ) -> Tensor:
         """States of the events of packed histories: (P, D), (B + 1,) -> (P, D) unit vectors.
 
         Args:
             items: (P, D) item embeddings.
             offsets: (B + 1,) int64.
             hidden: (P,) bool, events whose item is not shown, where histories are read both ways.
+            signals: of P events, P requests and B users; None where the model reads none.
         """
-        states: Tensor = self.history(items, offsets, self.domain, hidden)
+        items, head, ask = self._with_signals(items, signals)
+        states: Tensor = self.history(items, offsets, head, hidden, ask)
         return states
 
-    def query(self, items: Tensor, offsets: Tensor) -> Tensor:
-        """The users behind histories of any length, none empty: (P, D), (B + 1,) -> (B, D)."""
-        rows, kept = truncate(offsets, self.history.max_length)
-        return self.history.query(items.index_select(0, rows), kept, self.domain)
+    def query(self, items: Tensor, offsets: Tensor, signals: Signals | None = None) -> Tensor:
+        """The users behind histories of any length, none empty: (P, D), (B + 1,) -> (B, D).
+
+        `signals` are of P events, B requests and B users; None where the model reads none.
+        """
+        longest = self.history.max_length + (self.history.start is not None)
+        rows, kept = truncate(offsets, longest)
+        if signals is not None:
+            signals = signals.part(rows, slice(None), slice(None))
+        items, head, ask = self._with_signals(items.index_select(0, rows), signals)
+        return self.history.query(items, kept, head, ask)
+
+    def _with_signals(
+        self, items: Tensor, signals: Signals | None
+    ) -> tuple[Tensor, Tensor | None, Ask | None]:
+        """Items as their events show them, tokens in front, and what a request does to a state."""
+        if self.signals is None:
+            return items, self.domain, None
+        if signals is None:
+            raise ValueError("the model reads signals, and none were given")
+        learnt = self.signals
+        head: Tensor | None = self.domain
+        ask: Ask | None = None
+        if learnt.events is not None and signals.events is not None:
+            items = learnt.events(items, signals.events)
+        if learnt.users is not None and signals.users is not None:
+            tokens: Tensor = learnt.users(signals.users)  # (B, F, D)
+            head = tokens
+            if self.domain is not None:
+                head = torch.cat([self.domain.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        if learnt.requests is not None and signals.requests is not None:
+            ask = partial(learnt.requests, facts=signals.requests)
+        return items, head, ask
 
     def parameter_counts(self) -> dict[str, dict[Literal["trainable", "frozen"], int]]:
         """Parameters by part of the model."""
@@ -270,6 +323,7 @@ class RecommenderModel(nn.Module):
             "fusion": self.fusion,
             "id": self.id_part,
             "history": self.history,
+            "signals": self.signals,
         }
         return {
             name: {

@@ -11,7 +11,9 @@ from encoders.adapters import adapt
 from encoders.cut import StackedEncoder
 from fusion.history import HistoryEncoder
 from fusion.item import ConcatFusion, GatedFusion, LateFusion, LatentFusion, MeanFusion, Modality
+from fusion.signals import SignalEncoder
 from mmrec.config import Config, EncoderConfig
+from mmrec.data.signals import SignalReader, SignalSpec
 from mmrec.encoder_parts import EncoderParts
 from mmrec.errors import ConfigError
 from mmrec.model import IdPart, Popularity, RecommenderModel
@@ -26,6 +28,7 @@ def make_model(
     counts: Tensor,
     *,
     ready: Container[str] = (),
+    signals: SignalSpec | None = None,
 ) -> RecommenderModel:
     """The network of a run.
 
@@ -34,6 +37,7 @@ def make_model(
         parts: encoders by modality.
         counts: (R,) training events of each row of the id table.
         ready: modalities whose encoder another catalogue's model has been given already.
+        signals: what it reads beside items; None for nothing.
     """
     settings = config.model
     fusion = None
@@ -72,9 +76,19 @@ def make_model(
         num_heads=settings.history.num_heads,
         dropout=settings.history.dropout,
         block=settings.history.block,
-        num_head_tokens=int(settings.domain),
+        num_head_tokens=int(settings.domain) + (len(signals.users) if signals else 0),
         both_ways=settings.history.both_ways,
+        start=settings.history.start,
     )
+    learnt = None
+    if signals is not None:
+        learnt = SignalEncoder(
+            settings.width,
+            event_columns=signals.num_event_columns,
+            request_columns=signals.num_request_columns,
+            user_columns=signals.num_user_columns,
+            user_fields=len(signals.users),
+        )
     return RecommenderModel(
         encoders=encoders,
         cached=cached,
@@ -89,6 +103,8 @@ def make_model(
         aligned=config.training.alignment_weight > 0 and len(parts) > 1,
         queried=config.training.query_weight > 0,
         domain=settings.domain,
+        signals=learnt,
+        reader=None if signals is None else SignalReader(signals),
     )
 
 

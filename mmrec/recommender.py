@@ -9,10 +9,11 @@ recommender.score(recommender.new_items("new.csv", source="media"), users=["42"]
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from mmrec.retrieval.cold import score_frame
 from mmrec.retrieval.content import encode_new, encode_query, new_items
 from mmrec.retrieval.load import load_retriever
 from mmrec.retrieval.recommend import Recommendation, most_similar, recommend_next
-from mmrec.retrieval.retriever import HistoryEvent, Retriever
+from mmrec.retrieval.retriever import HistoryEvent, Request, Retriever
 
 FloatArray = npt.NDArray[np.float32]
 AnyPath = str | PathLike[str]
@@ -88,29 +89,39 @@ class Recommender:
         user_id: str | None = None,
         *,
         history: Sequence[HistoryEvent] | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        time: float | None = None,
+        context: Mapping[str, str] | None = None,
         k: int = 10,
     ) -> list[Recommendation]:
         """The next items of a stored user, or of one who comes with his history.
 
-        Without either, or where the history is empty, the list holds the most popular items and
-        says so in `basis`.
+        Without either, or where the history is empty, a model that reads attributes or requests
+        answers from these (`model.signals`, with `model.history.start`); else the list holds the
+        most popular items. `basis` says which.
 
         Args:
             user_id: of the log the model was trained on.
-            history: ids or (id, event, Unix seconds), oldest first; unknown items are dropped.
+            history: ids or (id, event type, Unix seconds[, value]), oldest first; unknown items are
+                dropped.
+            attributes: of a user who is not stored, by the catalogue's names.
+            time: of the request, Unix seconds; None: not known.
+            context: of the request, by the log's columns, such as device and place.
             k: how many; fewer are returned where no more candidates are left.
 
         Raises:
             ItemNotFound: the user is not known, or no item of the history.
-            UserError: both are given, or k is below 1.
+            UserError: a user is given in two ways, a name is not the catalogue's, or k is below 1.
         """
-        if user_id is not None and history is not None:
-            raise UserError("user_id and history are both given, allowed is one of them")
+        if user_id is not None and (history is not None or attributes is not None):
+            other = "history" if history is not None else "attributes"
+            raise UserError(f"user_id and {other} are both given, allowed is one of them")
+        request = Request(time, context or {})
         if user_id is not None:
             rows, _ = self.retriever.stored_users([user_id])
-            asked = self.retriever.stored_user(rows[0])
+            asked = self.retriever.stored_user(rows[0], request)
         else:
-            asked = self.retriever.given_user(history or ())
+            asked = self.retriever.given_user(history or (), request=request, attributes=attributes)
         return recommend_next(self.retriever, asked, k)
 
     def similar(

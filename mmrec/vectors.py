@@ -14,6 +14,7 @@ from torch import Tensor
 from mmrec.data.batch import ItemSource, media_to
 from mmrec.data.histories import IntArray
 from mmrec.data.ragged import Ragged
+from mmrec.data.told import Told
 from mmrec.model import RecommenderModel
 
 
@@ -88,6 +89,7 @@ def user_vectors(
     model: RecommenderModel,
     embedding: Tensor,
     histories: Ragged,
+    told: Told | None = None,
     *,
     precision: str = "fp32",
     tile: int = 256,
@@ -98,11 +100,14 @@ def user_vectors(
         model: the trained model.
         embedding: (N, D) item embeddings.
         histories: U rows of item_index, oldest first; of long ones the last events count.
+        told: what is known of their events, requests and users, for a model that reads signals;
+            None: nothing.
         precision: `bf16` is autocast.
         tile: histories encoded together, of like length.
 
     Returns:
-        (U, D) unit vectors; zeros for an empty history, whose score is then popularity alone.
+        (U, D) unit vectors; zeros for an empty history, whose score is then popularity alone, where
+        the model knows no start of one.
     """
     was_training = model.training
     model.eval()
@@ -110,19 +115,32 @@ def user_vectors(
     lengths = np.diff(histories.offsets)
     users = torch.zeros(lengths.shape[0], embedding.shape[1], device=device)
     order = np.argsort(lengths, kind="stable")
-    order = order[lengths[order] > 0]
+    starts = model.history.start is not None
+    if not starts:
+        order = order[lengths[order] > 0]
     longest = model.history.max_length
-    for start in range(0, order.shape[0], tile):
-        chosen = order[start : start + tile]
-        ends = histories.offsets[chosen + 1]
-        kept = np.minimum(lengths[chosen], longest)
-        events = np.concatenate(
-            [histories.values[end - n : end] for end, n in zip(ends, kept, strict=True)]
-        )
+    for begin in range(0, order.shape[0], tile):
+        chosen = order[begin : begin + tile]
+        places = []
+        for at, n in zip(histories.offsets[chosen], lengths[chosen], strict=True):
+            # -1 stands for the start, which is shown where the whole history is
+            first = np.full(int(starts and n <= longest), -1)
+            places.append(np.concatenate([first, np.arange(at + max(n - longest, 0), at + n)]))
+        kept = np.array([len(each) for each in places])
+        events = np.concatenate(places)
         offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(kept)])).to(device)
-        items = embedding.index_select(0, torch.from_numpy(events).to(device))
+        rows = np.full(len(events), len(embedding))
+        rows[events >= 0] = histories.values[events[events >= 0]]
+        items = model.shown(embedding, torch.from_numpy(rows).to(device))
+        signals = None
+        if model.reader is not None:
+            signals = (
+                model.reader.unknown(num_events=len(events), num_users=len(chosen))
+                if told is None
+                else model.reader.signals(told.take(chosen, events))
+            ).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            users[torch.from_numpy(chosen).to(device)] = model.query(items, offsets)
+            users[torch.from_numpy(chosen).to(device)] = model.query(items, offsets, signals)
     model.train(was_training)
     return users
 

@@ -68,7 +68,7 @@ def test_few_rows_give_what_all_give(
     few = gradients(assembly, batch, bank)
     assembly.model.load_state_dict(kept, strict=False)  # the fusion's running mean
     everything = torch.arange(assembly.num_rows)
-    monkeypatch.setattr(objective, "number_needed", lambda batch: (batch, everything))
+    monkeypatch.setattr(objective, "number_needed", lambda batch, num_items: (batch, everything))
     whole = gradients(assembly, batch, bank)
     assert few.keys() == whole.keys() and "model.id_part.table.weight" in few
     for name, each in few.items():

@@ -43,6 +43,7 @@ def test_sections_are_found() -> None:
         "model.",
         "model.fusion.",
         "model.history.",
+        "model.signals.",
         "training.",
         "evaluation.",
     ]

@@ -81,7 +81,8 @@ def _data(
     """Data whose catalogue says from and until when items are available, where spans are given."""
     items = SimpleNamespace(available=None if spans is None else "columns")
     catalogue = SimpleNamespace(repeats=repeats, items=items)
-    return SimpleNamespace(catalogue=catalogue, items=_Items(spans or {}))
+    users: list[dict[str, Any]] = [{}] * 10
+    return SimpleNamespace(catalogue=catalogue, items=_Items(spans or {}), user_attributes=users)
 
 
 LEAVE_ONE_OUT = _targets((7, 3, 3, "cold"), (5, 6, 6, "warm"), (5, 3, 1, "cold"), (7, 6, 4, "warm"))

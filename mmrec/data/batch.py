@@ -20,11 +20,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from encoders.tokens import Tokens
+from fusion.signals import Signals
 from mmrec.data.histories import EpochPlan, HistorySource, IntArray, Samples
 from mmrec.data.queries import Queries, QuerySource
+from mmrec.data.told import columns_of, join_columns, unknown_events
 
 if TYPE_CHECKING:
     from mmrec.data.mix import MixedStream
+    from mmrec.data.signals import SignalSource
     from mmrec.data.unlabelled import Unlabelled, UnlabelledSource
 
 ModalityInput = Tokens | dict[str, Tensor]
@@ -43,7 +46,8 @@ class ItemSource(Protocol):
 class Batch:
     """What one step needs.
 
-    inputs: (P,) int64 rows of the items met, histories one after the other, oldest first.
+    inputs: (P,) int64 rows of the items met, histories one after the other, oldest first; N, one
+        past the last, for the event that stands before a user's first.
     targets: (P,) int64 row of the item met next.
     counted: (P,) bool, True where the next event is a target, which reading both ways hides.
     offsets: (B + 1,) int64 into inputs.
@@ -54,10 +58,14 @@ class Batch:
     log_inclusion: log of the probability that each is one.
     queries: drawn from texts of this rank's fresh items, then of its unlabelled ones; None where no
         loss asks for them.
+    signals: what is told of the P events, the P requests behind them, and the users; None where
+        the model reads none.
     catalogue: which of several it is of; None for one alone.
     unlabelled: items without events that are encoded beside the fresh ones; None for none.
     own: range of `fresh` that this rank encodes.
     num_counted: positions that count, over all ranks.
+    weights: (P,) of the positions in the loss, by the event that is their target; None: 1 each.
+    total_weight: of the positions that count, over all ranks, where there are weights.
     rank: of the process it was made for.
     world: number of processes that share the global batch.
     """
@@ -73,12 +81,15 @@ class Batch:
     media: dict[str, ModalityInput]
     own: tuple[int, int]
     num_counted: int
+    weights: Tensor | None = None
+    total_weight: float = 0.0
     rank: int = 0
     world: int = 1
     candidates: Tensor | None = None
     log_inclusion: Tensor | None = None
     queries: Queries | None = None
     unlabelled: Unlabelled | None = None
+    signals: Signals | None = None
     catalogue: str | None = None
 
     @property
@@ -102,6 +113,8 @@ class Batch:
             log_inclusion=None if self.log_inclusion is None else self.log_inclusion.to(device),
             queries=None if self.queries is None else self.queries.to(device),
             unlabelled=None if self.unlabelled is None else self.unlabelled.to(device),
+            weights=None if self.weights is None else self.weights.to(device),
+            signals=None if self.signals is None else self.signals.to(device),
         )
 
 
@@ -224,6 +237,10 @@ class BatchStream(IterableDataset[Batch]):
         queries: draws some for the items of a step; None where no loss asks for them.
         unlabelled: draws items without events; None for none.
         hidden_share: share of the events that are targets, where they are hidden; None: all are.
+        signals: draws what is told of histories; None where the model reads none.
+        start: an event stands before each user's first.
+        event_weights: (types + 1,) of a target in the loss, by the code of its event, the last for
+            events without a type; None: 1 each.
     """
 
     def __init__(
@@ -245,7 +262,12 @@ class BatchStream(IterableDataset[Batch]):
         queries: QuerySource | None = None,
         unlabelled: UnlabelledSource | None = None,
         hidden_share: float | None = None,
+        signals: SignalSource | None = None,
+        start: bool = False,
+        event_weights: npt.NDArray[np.float32] | None = None,
     ) -> None:
+        self.event_weights = event_weights
+        self.signals, self.start = signals, start
         self.hidden_share = hidden_share
         self.candidates, self.counts = candidates, counts
         self.queries, self.unlabelled = queries, unlabelled
@@ -274,11 +296,23 @@ class BatchStream(IterableDataset[Batch]):
         The histories of the whole batch are read in any case: which items are fresh depends on all
         of its targets.
         """
-        rows, counted = [], []
+        rows, counted, weighed, told, users = [], [], [], [], []
         for history, start, stop in zip(samples.history, samples.start, samples.stop, strict=True):
             record = self.histories.read(int(history))
-            rows.append(self.row_of[record.item_index[start:stop]])
-            counted.append(self.targets.allowed(record.event, record.value, start, stop)[1:])
+            items = self.row_of[record.item_index[start:stop]]
+            allowed = self.targets.allowed(record.event, record.value, start, stop)
+            begins = self.start and start == 0
+            rows.append(np.concatenate([[len(self.item_index_of)], items]) if begins else items)
+            counted.append(allowed if begins else allowed[1:])
+            if self.event_weights is not None:
+                weights = self._weights(record.event, int(start), int(stop))
+                weighed.append(weights if begins else weights[1:])
+            if self.signals is not None:
+                columns = columns_of(record).take(slice(int(start), int(stop)))
+                if begins:
+                    columns = join_columns([unknown_events(1, list(columns.context)), columns])
+                told.append(columns)
+                users.append(record.user_index)
         targets = np.concatenate([each[1:] for each in rows])
         if min(each.min(initial=0) for each in rows) < 0:
             raise AssertionError("a training history holds an item that is not in training")
@@ -286,10 +320,22 @@ class BatchStream(IterableDataset[Batch]):
             random = np.random.default_rng((self.seed, self.epoch, 11, index))
             counted = [hide_some(each, self.hidden_share, random) for each in counted]
         num_counted = sum(int(each.sum()) for each in counted)
+        total_weight = 0.0
+        if self.event_weights is not None:
+            pairs = zip(counted, weighed, strict=True)
+            total_weight = float(sum(weights[each].sum() for each, weights in pairs))
         # histories stand by length: every world-th gives each rank short ones and long ones
-        rows, counted = rows[self.rank :: self.world], counted[self.rank :: self.world]
+        part = slice(self.rank, None, self.world)
+        places = list(range(len(rows)))[part]
+        rows, counted, told, users = rows[part], counted[part], told[part], users[part]
+        weighed = weighed[part]
         if not rows:  # fewer histories than ranks: one that counts nothing, so that all take part
             rows, counted = [np.zeros(2, np.int64)], [np.zeros(1, np.bool_)]
+            told, users, places = [unknown_events(2)], [-1], [self.rank]
+            weighed = [np.zeros(1, np.float32)]
+        signals = None
+        if self.signals is not None:
+            signals = self.signals.draw(told, users, epoch=self.epoch, batch=index, places=places)
         media: dict[str, ModalityInput] = {}
         fresh = np.zeros(0, np.int64)
         weight = np.zeros(0, np.float32)
@@ -332,13 +378,25 @@ class BatchStream(IterableDataset[Batch]):
             media=media,
             own=own,
             num_counted=num_counted,
+            total_weight=total_weight,
+            weights=None
+            if self.event_weights is None
+            else torch.from_numpy(np.concatenate(weighed)),
             rank=self.rank,
             world=self.world,
             candidates=None if compared is None else torch.from_numpy(compared),
             log_inclusion=None if log_inclusion is None else torch.from_numpy(log_inclusion),
             queries=queries,
             unlabelled=unlabelled,
+            signals=signals,
         )
+
+    def _weights(self, event: Any, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """(stop - start,) weights of the events start..stop of a history."""
+        assert self.event_weights is not None
+        if event is None:
+            return np.full(stop - start, self.event_weights[-1])
+        return self.event_weights[event[start:stop]]  # -1, no type, is the last
 
     def _draw_queries(
         self, fresh: IntArray, own: tuple[int, int], unlabelled: Unlabelled | None, index: int

@@ -20,6 +20,7 @@ import polars as pl
 from data_prep.shards import UNKNOWN_TIME
 from mmrec.data.ragged import IntArray, Ragged
 from mmrec.data.thinning import ThinnedSplit
+from mmrec.data.told import Told, columns_of, join_columns, request_behind, times_before
 from mmrec.evaluation.metrics import KS
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class Cases:
         history_event: U rows of event types beside `history`, -1 where not known; None where the
             log has none.
         availability: None where the catalogue or the log says nothing of it.
+        told: what is known of the events of `history`, of each case's request (that of its target)
+            and user, for a model that reads it; None where cases were made of items alone.
     """
 
     user_index: IntArray
@@ -88,6 +91,7 @@ class Cases:
     history_time: Ragged | None = None
     history_event: Ragged | None = None
     availability: Availability | None = None
+    told: Told | None = None
 
     def __post_init__(self) -> None:
         rows = {len(self.history), len(self.seen), len(self.targets), len(self.slice)}
@@ -118,7 +122,13 @@ class Cases:
             availability=None
             if self.availability is None
             else replace(self.availability, asked=self.availability.asked[rows]),
+            told=None if self.told is None else self.told.take(rows, self._places(rows)),
         )
+
+    def _places(self, rows: IntArray) -> IntArray:
+        """Places of the events of some cases among those of all."""
+        everything = np.arange(len(self.history.values), dtype=np.int64)
+        return Ragged(everything, self.history.offsets).take(rows).values
 
     def unavailable(self, rows: IntArray, first: int, last: int) -> BoolArray | None:
         """Candidates that could not be shown when a case is asked.
@@ -183,6 +193,7 @@ def cases_of(data: PreparedData, split: Split, targets_table: pl.DataFrame, whic
 
     inputs: dict[str, list[IntArray]] = {"item": [], "time": [], "event": [], "seen": []}
     asked: list[int] = []
+    events, requests = [], []
     history: History | None = None
     for user_index, position in table.select("user_index", "position").iter_rows():
         if history is None or history.user_index != user_index:
@@ -190,11 +201,15 @@ def cases_of(data: PreparedData, split: Split, targets_table: pl.DataFrame, whic
             usable = ~is_cold[history.item_index]
             if isinstance(split, ThinnedSplit):
                 usable &= split.knows(history)
+            columns = columns_of(history)
         before, wanted = history.item_index[:position], usable[:position]
         inputs["seen"].append(before)
         inputs["item"].append(before[wanted])
         inputs["time"].append(_part(history.time, wanted))
         inputs["event"].append(_part(history.event, wanted))
+        known = columns.take(np.flatnonzero(wanted))
+        events.append(replace(known, before=times_before(known.time)))
+        requests.append(request_behind(known, columns.take(np.array([position]))))
         asked.append(UNKNOWN_TIME if history.time is None else int(history.time[position]))
 
     targets = Ragged.from_rows(table["item_index"].to_list())
@@ -202,7 +217,7 @@ def cases_of(data: PreparedData, split: Split, targets_table: pl.DataFrame, whic
     if data.catalogue.repeats != "forbid":
         seen = seen.keep(np.zeros(len(seen.values), dtype=bool))
     history_items = Ragged.from_rows(inputs["item"])
-    times, events = Ragged.from_rows(inputs["time"]), Ragged.from_rows(inputs["event"])
+    times, types = Ragged.from_rows(inputs["time"]), Ragged.from_rows(inputs["event"])
     num_events = len(history_items.values)
     candidates = np.flatnonzero(roles != "no_events").astype(np.int64)
     return Cases(
@@ -215,8 +230,13 @@ def cases_of(data: PreparedData, split: Split, targets_table: pl.DataFrame, whic
         candidate_is_cold=roles[candidates] == f"cold_{which}",
         num_items=len(data.items),
         history_time=times if len(times.values) == num_events else None,
-        history_event=events if len(events.values) == num_events else None,
+        history_event=types if len(types.values) == num_events else None,
         availability=_availability(data, candidates, np.array(asked, dtype=np.int64)),
+        told=Told(
+            join_columns(events),
+            join_columns(requests),
+            [data.user_attributes[int(user)] for user in table["user_index"]],
+        ),
     )
 
 

@@ -5,8 +5,10 @@
                               LoRA and its like are folded into the weights
     model.safetensors content.safetensors
     items.parquet             item_id, title, modalities and what may be recommended, by item_index
-    users.parquet             user_id by user_index
+    users.parquet             user_id and the attributes that the model reads, by user_index
     history-items.npy history-offsets.npy      complete histories, memory-mapped when read
+    history-COLUMN.npy        event, value, time, context.NAME of each event, where the model reads
+                              them; contexts as places in the model's own lists
 
 It is written into a folder that its caller renames once whole.
 """
@@ -17,25 +19,29 @@ import copy
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import torch
 from safetensors.torch import load_file, save_file
 
 from data_prep.catalogue import parse_catalogue
+from data_prep.shards import History
 from encoders.adapters import MERGEABLE, merge
 from encoders.cut import StackedEncoder
 from mmrec.build import pick_device
 from mmrec.config import Config, change, dump_config, load_trained_config
-from mmrec.data.ragged import IntArray
+from mmrec.data.signals import SignalSpec, spec_of
+from mmrec.data.told import columns_of
 from mmrec.encoder_parts import rebuild_encoder
 from mmrec.errors import CheckpointMismatch
 from mmrec.network import make_model
-from mmrec.retrieval.retriever import Items, Retriever, Users
+from mmrec.retrieval.retriever import Items, Retriever
 from mmrec.training.checkpoint import load_model
 
 BUNDLE_FILE = "bundle.json"
@@ -68,11 +74,8 @@ def write_bundle(retriever: Retriever, folder: Path) -> None:
         },
         schema_overrides={"title": pl.String, "modalities": pl.List(pl.String)},
     ).write_parquet(folder / "items.parquet")
-    user_ids = list(retriever.users.user_ids)
-    pl.DataFrame({"user_id": user_ids}, schema={"user_id": pl.String}).write_parquet(
-        folder / "users.parquet"
-    )
-    _write_histories(retriever.users, len(user_ids), folder)
+    _user_table(retriever).write_parquet(folder / "users.parquet")
+    _write_histories(retriever, folder)
     document = {
         "schema": SCHEMA,
         "model_hash": retriever.model_hash,
@@ -137,7 +140,9 @@ def load_bundle(folder: Path, overrides: Sequence[str] = ()) -> Retriever:
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     device = pick_device()
     parts = {name: rebuild_encoder(each) for name, each in state["encoders"].items()}
-    model = make_model(config, parts, torch.zeros(len(state["item_ids"]))).to(device)
+    signals = spec_of(state.get("signals"))
+    counts = torch.zeros(len(state["item_ids"]))
+    model = make_model(config, parts, counts, signals=signals).to(device)
     load_model(folder, model)
     model.eval()
     content = None
@@ -163,7 +168,7 @@ def load_bundle(folder: Path, overrides: Sequence[str] = ()) -> Retriever:
         catalogue=parse_catalogue(document["catalogue"]),
         image_side=int(document["image_side"]),
         items=items,
-        users=_BundledUsers(folder),
+        users=_BundledUsers(folder, signals),
         content=content,
         item_index_of=item_index_of,
         source=document["source"],
@@ -195,10 +200,14 @@ def check_files(folder: Path, files: dict[str, dict[str, str | int]]) -> None:
 class _BundledUsers:
     """Users of a bundle; histories stay on disk."""
 
-    def __init__(self, folder: Path) -> None:
-        self._ids = pl.read_parquet(folder / "users.parquet")["user_id"]
-        self._values = np.load(folder / "history-items.npy", mmap_mode="r", allow_pickle=False)
-        self._offsets = np.load(folder / "history-offsets.npy", mmap_mode="r", allow_pickle=False)
+    def __init__(self, folder: Path, signals: SignalSpec | None) -> None:
+        table = pl.read_parquet(folder / "users.parquet")
+        self._ids, self._attributes = table["user_id"], table.drop("user_id")
+        self._values = _mapped(folder, "items")
+        self._offsets = _mapped(folder, "offsets")
+        spec = signals or SignalSpec()
+        self._columns = {name: _mapped(folder, name) for name in _columns_read(spec)}
+        self._contexts = {field.name: field.values for field in spec.context}
 
     @cached_property
     def user_ids(self) -> Sequence[str]:
@@ -211,26 +220,100 @@ class _BundledUsers:
     def index_of(self, user_id: str) -> int | None:
         return self._rows.get(user_id)
 
-    def complete(self, user_index: int) -> IntArray:
+    def complete(self, user_index: int) -> History:
         start, stop = self._offsets[user_index : user_index + 2]
-        return np.array(self._values[start:stop], dtype=np.int64)
+        found = {name: np.array(each[start:stop]) for name, each in self._columns.items()}
+        contexts = {
+            name: [_word(values, code) for code in found[f"context.{name}"].tolist()]
+            for name, values in self._contexts.items()
+        }
+        return History(
+            user_index=user_index,
+            item_index=np.array(self._values[start:stop], dtype=np.int64),
+            time=found.get("time"),
+            event=found.get("event"),
+            value=found.get("value"),
+            context=contexts or None,
+        )
+
+    def attributes(self, user_index: int) -> Mapping[str, Any]:
+        if not self._attributes.width:
+            return {}
+        row = self._attributes.row(user_index, named=True)
+        return {name: value for name, value in row.items() if value is not None}
 
 
-def _write_histories(users: Users, num_users: int, folder: Path) -> None:
+def _word(values: Sequence[str], code: int) -> str | None:
+    """The word of a context's code: behind the known ones another's, then none."""
+    if code < len(values):
+        return values[code]
+    return None if code > len(values) else ""
+
+
+def _mapped(folder: Path, name: str) -> npt.NDArray[Any]:
+    found: npt.NDArray[Any] = np.load(
+        folder / f"history-{name}.npy", mmap_mode="r", allow_pickle=False
+    )
+    return found
+
+
+def _columns_read(spec: SignalSpec) -> dict[str, npt.DTypeLike]:
+    """The columns of events that a model reads, beside the items."""
+    columns: dict[str, npt.DTypeLike] = {}
+    if spec.event_types:
+        columns["event"] = np.int16
+    if spec.value_knots:
+        columns["value"] = np.float32
+    if spec.gap_knots:
+        columns["time"] = np.int64
+    return {**columns, **{f"context.{field.name}": np.int32 for field in spec.context}}
+
+
+def _user_table(retriever: Retriever) -> pl.DataFrame:
+    """user_id, and the attributes that the model reads."""
+    user_ids = list(retriever.users.user_ids)
+    spec = SignalSpec() if retriever.model.reader is None else retriever.model.reader.spec
+    kinds = {"number": pl.Float64(), "category": pl.String(), "set": pl.List(pl.String)}
+    types = {field.name: kinds[field.type] for field in spec.users}
+    known = [retriever.users.attributes(row) for row in range(len(user_ids))] if types else []
+    columns = {name: [each.get(name) for each in known] for name in types}
+    return pl.DataFrame({"user_id": user_ids, **columns}, schema={"user_id": pl.String(), **types})
+
+
+def _write_histories(retriever: Retriever, folder: Path) -> None:
     """Two passes over the users, so that all histories are never in memory at once."""
+    users, reader = retriever.users, retriever.model.reader
+    num_users = len(users.user_ids)
     offsets = np.zeros(num_users + 1, np.int64)
     for row in range(num_users):
-        offsets[row + 1] = offsets[row] + len(users.complete(row))
+        offsets[row + 1] = offsets[row] + len(users.complete(row).item_index)
     np.save(folder / "history-offsets.npy", offsets, allow_pickle=False)
-    if offsets[-1] == 0:  # an empty file cannot be mapped
-        np.save(folder / "history-items.npy", np.zeros(0, np.int64), allow_pickle=False)
+    columns = _columns_read(SignalSpec() if reader is None else reader.spec)
+    num_events = int(offsets[-1])
+    types = {"items": np.dtype(np.int64), **columns}
+    if not num_events:  # an empty file cannot be mapped
+        for name, dtype in types.items():
+            np.save(folder / f"history-{name}.npy", np.zeros(0, dtype), allow_pickle=False)
         return
-    values = np.lib.format.open_memmap(
-        folder / "history-items.npy", mode="w+", dtype=np.int64, shape=(int(offsets[-1]),)
-    )
+    files = {
+        name: np.lib.format.open_memmap(
+            folder / f"history-{name}.npy", mode="w+", dtype=dtype, shape=(num_events,)
+        )
+        for name, dtype in types.items()
+    }
     for row in range(num_users):
-        values[offsets[row] : offsets[row + 1]] = users.complete(row)
-    values.flush()
+        history = users.complete(row)
+        own = slice(int(offsets[row]), int(offsets[row + 1]))
+        files["items"][own] = history.item_index
+        told = columns_of(history)
+        for name in columns:
+            if name.startswith("context."):
+                assert reader is not None
+                files[name][own] = reader.context_codes(told, name.removeprefix("context."))
+            else:
+                files[name][own] = getattr(told, name)
+    for file in files.values():
+        file.flush()
 
 
 def _is_model_file(name: str) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.shards import PreparedData, Split
-from mmrec.data.ragged import IntArray
+from data_prep.shards import History, PreparedData, Split
 from mmrec.loaded import LoadedRun, load_run
 from mmrec.retrieval.bundle import BUNDLE_FILE, load_bundle
 from mmrec.retrieval.retriever import MODEL_FILES, Items, Retriever
@@ -83,11 +82,15 @@ class _PreparedUsers:
     def index_of(self, user_id: str) -> int | None:
         return self._data.user_index_of(user_id)
 
-    def complete(self, user_index: int) -> IntArray:
+    def complete(self, user_index: int) -> History:
         row = int(np.searchsorted(self._full.user_index, user_index))
         if row == len(self._full) or self._full.user_index[row] != user_index:
-            return np.zeros(0, np.int64)
-        return self._full.read(row).item_index
+            return History(user_index, np.zeros(0, np.int64), None, None, None, None)
+        return self._full.read(row)
+
+    def attributes(self, user_index: int) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self._data.user_attributes[user_index]
+        return found
 
 
 class _Titles(Sequence[str | None]):

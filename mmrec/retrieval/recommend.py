@@ -18,7 +18,7 @@ from mmrec.retrieval.retriever import Asked, Retriever
 
 logger = logging.getLogger(__name__)
 
-Basis = Literal["history", "popularity", "content"]
+Basis = Literal["history", "attributes", "request", "popularity", "content"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Recommendation:
         item_id: external id.
         score: in units of cosine; training events of the item where the basis is popularity.
         title: the item's first text, None where it has none.
-        basis: what the score was made from. `popularity` is the answer to an empty history.
+        basis: what the score was made from. Without a history it is what is known of the user or,
+            beside that, of the request, as far as the model reads such things, or `popularity`.
     """
 
     rank: int
@@ -43,21 +44,22 @@ class Recommendation:
 def recommend_next(retriever: Retriever, asked: Asked, k: int) -> list[Recommendation]:
     """The K best candidates of a user, without what he has met where repeats are forbidden.
 
-    A user without a usable history is given the items with most training events, and is told so.
+    A user without a usable history, of whom the model knows nothing either, is given the items with
+    most training events, and is told so.
 
     Raises:
         UserError: k is below 1.
     """
     _check_k(k)
     candidates = retriever.items.candidates
-    if len(asked.history):
+    basis = _basis(retriever, asked)
+    if basis != "popularity":
         user = retriever.user_vectors([asked])[0]
         scores = retriever.candidate_side @ torch.cat([user, user.new_ones(1)])
-        basis: Basis = "history"
     else:
         logger.warning("no usable history: the most popular items are listed")
         counts = torch.from_numpy(retriever.counts[candidates])
-        scores, basis = counts.float().to(retriever.device), "popularity"
+        scores = counts.float().to(retriever.device)
     if retriever.repeats_forbidden:
         seen = torch.zeros(len(retriever.counts), dtype=torch.bool)
         seen[torch.from_numpy(asked.seen)] = True
@@ -65,6 +67,20 @@ def recommend_next(retriever: Retriever, asked: Asked, k: int) -> list[Recommend
             seen[torch.from_numpy(candidates)].to(scores.device), -torch.inf
         )
     return _listed(retriever, candidates, scores, k, basis)
+
+
+def _basis(retriever: Retriever, asked: Asked) -> Basis:
+    """What a user's list can be made from."""
+    model = retriever.model
+    if len(asked.history):
+        return "history"
+    if model.reader is None or model.history.start is None:
+        return "popularity"
+    if any(asked.attributes.get(field.name) is not None for field in model.reader.spec.users):
+        return "attributes"
+    if not model.reader.knows_nothing_of(asked.request):
+        return "request"
+    return "popularity"
 
 
 def most_similar(

@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,9 +26,20 @@ import torch
 from torch import Tensor
 
 from data_prep.catalogue import Catalogue
+from data_prep.shards import History
 from encoders.encoder import Transform
 from mmrec.config import Config
 from mmrec.data.ragged import IntArray, Ragged
+from mmrec.data.told import (
+    EventColumns,
+    Told,
+    a_request,
+    columns_of,
+    join_columns,
+    request_behind,
+    times_before,
+    unknown_events,
+)
 from mmrec.errors import ItemNotFound, UserError
 from mmrec.model import RecommenderModel
 from mmrec.vectors import ItemVectors, item_vectors, score_vectors, user_vectors
@@ -36,8 +47,13 @@ from mmrec.vectors import ItemVectors, item_vectors, score_vectors, user_vectors
 logger = logging.getLogger(__name__)
 
 BoolArray = npt.NDArray[np.bool_]
-HistoryEvent = str | int | tuple[str | int, str | None, float | None]
-"""An item id, or (item id, event type, Unix seconds); the last two may be None."""
+HistoryEvent = (
+    str
+    | int
+    | tuple[str | int, str | None, float | None]
+    | tuple[str | int, str | None, float | None, float | None]
+)
+"""An item id, or (item id, event type, Unix seconds[, value]); all but the id may be None."""
 
 MODEL_FILES = ("state.json", "model.safetensors", "content.safetensors")
 
@@ -52,8 +68,11 @@ class Users(Protocol):
     def index_of(self, user_id: str) -> int | None:
         """Row of an id, None where it is not known."""
 
-    def complete(self, user_index: int) -> IntArray:
-        """Every event of a user as item_index (n,), oldest first; empty where there is none."""
+    def complete(self, user_index: int) -> History:
+        """Every event of a user, oldest first; of a bundle, what its model reads of them."""
+
+    def attributes(self, user_index: int) -> Mapping[str, Any]:
+        """What is known of a user; of a bundle, what its model reads."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +126,32 @@ class Asked:
         user_id: his id, or the place of a history that was given.
         history: (n,) item_index, the model's input, oldest first; may be empty.
         seen: (s,) item_index that no list may show again where repeats are forbidden.
+        events: (n) what is known of each event of the history.
+        request: (1) what is known of the question: when and where it is asked.
+        attributes: what is known of the user.
         num_unknown: events dropped because their item is not known.
     """
 
     user_id: str
     history: IntArray
     seen: IntArray
+    events: EventColumns
+    request: EventColumns
+    attributes: Mapping[str, Any]
     num_unknown: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """When and where a question is asked; a model that reads no such thing does not look.
+
+    Attributes:
+        time: Unix seconds, None for not known.
+        context: by column of the log, such as device and place.
+    """
+
+    time: float | None = None
+    context: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -215,13 +253,59 @@ class Retriever:
     def user_vectors(self, asked: Sequence[Asked]) -> Tensor:
         """(U, D) unit vectors; zeros for an empty history."""
         histories = Ragged.from_rows([each.history for each in asked])
-        return user_vectors(self.model, self.vectors.embedding, histories)
+        told = None
+        if self.model.reader is not None:
+            told = Told(
+                join_columns([each.events for each in asked]),
+                join_columns([each.request for each in asked]),
+                [each.attributes for each in asked],
+            )
+        return user_vectors(self.model, self.vectors.embedding, histories, told)
 
-    def stored_user(self, user_index: int) -> Asked:
+    def stored_user(self, user_index: int, request: Request | None = None) -> Asked:
         """A stored user: his complete history, without the items the split holds out."""
         complete = self.users.complete(user_index)
-        kept = self.has_vector[complete] & ~self.items.held_out[complete]
-        return Asked(self.users.user_ids[user_index], complete[kept], np.unique(complete))
+        items = complete.item_index
+        kept = np.flatnonzero(self.has_vector[items] & ~self.items.held_out[items])
+        return self._asked(
+            self.users.user_ids[user_index],
+            items[kept],
+            seen=np.unique(items),
+            events=columns_of(complete).take(kept),
+            request=request,
+            attributes=self.users.attributes(user_index),
+        )
+
+    def _asked(
+        self,
+        user_id: str,
+        history: IntArray,
+        *,
+        seen: IntArray,
+        events: EventColumns,
+        request: Request | None,
+        attributes: Mapping[str, Any],
+        num_unknown: int = 0,
+    ) -> Asked:
+        """A user with his events as they follow each other in what the model is shown."""
+        request = request or Request()
+        context: dict[str, str | None] = dict.fromkeys(self.catalogue.interactions.context)
+        stray = sorted(request.context.keys() - context.keys())
+        if stray:
+            raise UserError(
+                f"context '{stray[0]}' is no column of the log; the catalogue has "
+                f"{', '.join(context) or 'none'}"
+            )
+        asked = a_request(time=request.time, context={**context, **request.context})
+        return Asked(
+            user_id,
+            history,
+            seen,
+            events=replace(events, before=times_before(events.time)),
+            request=request_behind(events, asked),
+            attributes=attributes,
+            num_unknown=num_unknown,
+        )
 
     def stored_users(self, user_ids: Iterable[str]) -> tuple[list[int], list[str]]:
         """Rows of known users in the order given, once each, and the ids that are not known.
@@ -239,27 +323,82 @@ class Retriever:
             )
         return known, unknown
 
-    def given_user(self, history: Sequence[HistoryEvent], user_id: str = "") -> Asked:
+    def given_user(
+        self,
+        history: Sequence[HistoryEvent],
+        user_id: str = "",
+        *,
+        request: Request | None = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> Asked:
         """A history that comes with the question; no stored user is needed.
 
         Unknown items are dropped and counted. Events come oldest first; where every one carries
         a time they are put in its order, ties as given. Items that a split held out are used like
         any other, since their content is known.
 
+        Args:
+            history: oldest first.
+            user_id: that the answer carries.
+            request: when and where it is asked.
+            attributes: of the user, by the catalogue's names.
+
         Raises:
             ItemNotFound: items were given and none is known.
+            UserError: a type of event, a context or an attribute is not the catalogue's.
         """
-        rows = [self.items.rows.get(item_id) for item_id in _in_order(history)]
-        known = np.array([row for row in rows if row is not None], np.int64)
-        if len(rows) and not len(known):
+        events = _in_order(history)
+        ids = [event.item_id for event in events]
+        known = [event for event in events if event.item_id in self.items.rows]
+        if ids and not known:
             raise ItemNotFound(
-                f"no known item among {_some(_in_order(history))}; ids are those of "
+                f"no known item among {_some(ids)}; ids are those of "
                 f"the catalogue, such as {_some(self.items.item_ids[:3])}"
             )
-        num_unknown = len(rows) - len(known)
+        num_unknown = len(events) - len(known)
         if num_unknown:
-            logger.warning("%d of %d items of the history are not known", num_unknown, len(rows))
-        return Asked(user_id, known[self.has_vector[known]], np.unique(known), num_unknown)
+            logger.warning("%d of %d items of the history are not known", num_unknown, len(events))
+        items = np.array([self.items.rows[event.item_id] for event in known], np.int64)
+        kept = np.flatnonzero(self.has_vector[items])
+        return self._asked(
+            user_id,
+            items[kept],
+            seen=np.unique(items),
+            events=self._columns(known).take(kept),
+            request=request,
+            attributes=self._checked_attributes(attributes or {}),
+            num_unknown=num_unknown,
+        )
+
+    def _columns(self, events: Sequence[_Event]) -> EventColumns:
+        """What a given history says of its events."""
+        columns = unknown_events(len(events), self.catalogue.interactions.context)
+        types = () if self.model.reader is None else self.model.reader.spec.event_types
+        codes = {name: code for code, name in enumerate(types)}
+        for row, event in enumerate(events):
+            if event.time is not None:
+                columns.time[row] = int(event.time)
+            if event.value is not None:
+                columns.value[row] = event.value
+            if event.type is not None and types:
+                if event.type not in codes:
+                    raise UserError(
+                        f"event type '{event.type}' is none of the log's: {', '.join(types)}"
+                    )
+                columns.event[row] = codes[event.type]
+        return columns
+
+    def _checked_attributes(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Attributes whose names the catalogue knows."""
+        users = self.catalogue.users
+        names = [] if users is None else list(users.attributes)
+        stray = sorted(set(attributes) - set(names))
+        if stray:
+            raise UserError(
+                f"attribute '{stray[0]}' is none of the users': the catalogue has "
+                f"{', '.join(names) or 'none'}"
+            )
+        return attributes
 
     def item_index(self, item_id: str) -> int:
         """Row of an item.
@@ -288,14 +427,26 @@ class Retriever:
             )
 
 
-def _in_order(history: Sequence[HistoryEvent]) -> list[str]:
-    """Item ids, oldest first."""
-    times = [event[2] if isinstance(event, tuple) else None for event in history]
-    ids = [str(event[0] if isinstance(event, tuple) else event) for event in history]
-    known = [time for time in times if time is not None]
-    if len(known) < len(times):
-        return ids
-    return [ids[row] for row in np.argsort(np.array(known), kind="stable")]
+@dataclass(frozen=True)
+class _Event:
+    """An event of a history that came with the question; what was not said is None."""
+
+    item_id: str
+    type: str | None = None
+    time: float | None = None
+    value: float | None = None
+
+
+def _in_order(history: Sequence[HistoryEvent]) -> list[_Event]:
+    """Events, oldest first."""
+    events = [
+        _Event(str(event[0]), *event[1:]) if isinstance(event, tuple) else _Event(str(event))
+        for event in history
+    ]
+    times = [event.time for event in events if event.time is not None]
+    if len(times) < len(events):
+        return events
+    return [events[row] for row in np.argsort(np.array(times), kind="stable")]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -77,6 +77,7 @@ def write_final(
             "parameters": assembly.model.parameter_counts(),
             "encoders": assembly.encoder_documents,
             "cache_dtypes": assembly.cache_dtypes,
+            "signals": assembly.model.reader and assembly.model.reader.spec.document(),
         },
     )
 

@@ -41,7 +41,12 @@ class ExcludedPairs:
 
 
 def met_before(
-    items: Tensor, offsets: Tensor, *, everything: bool = False, counted: Tensor | None = None
+    items: Tensor,
+    offsets: Tensor,
+    *,
+    everything: bool = False,
+    counted: Tensor | None = None,
+    num_items: int | None = None,
 ) -> ExcludedPairs:
     """Pairs that rule out, at each position, the other items of the same history.
 
@@ -53,6 +58,7 @@ def met_before(
         offsets: (B + 1,) int64.
         everything: also rule out the items met later, except the next one (the target).
         counted: (P,) bool, the positions that enter the loss; None: all.
+        num_items: rows from here on stand for no item, but for the start of a history; None: none.
 
     Returns:
         Pairs of (position among those counted, item) with positions ascending.
@@ -67,6 +73,9 @@ def met_before(
     starts = counts.cumsum(0) - counts
     met = torch.arange(rows.shape[0], device=items.device) - starts[rows]  # position within history
     pairs = items[offsets[history][rows] + met]
+    if num_items is not None:
+        kept = pairs < num_items
+        rows, pairs = rows[kept], pairs[kept]
     return ExcludedPairs(rows, pairs, num_rows=counts.shape[0])
 
 
@@ -76,13 +85,14 @@ def catalogue_softmax(
     bias: Tensor,
     targets: Tensor,
     *,
+    weights: Tensor | None = None,
     excluded: ExcludedPairs | None = None,
     label_smoothing: float = 0.0,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> Tensor:
-    """Mean cross-entropy of the next item among all N.
+    """Mean cross-entropy of the next item among all N, each position by its weight.
 
-        loss = mean_p [ logsumexp_n z_pn - (1 - s) z_p,target - s * mean_n z_pn ]
+        loss = sum_p w_p / sum w [ logsumexp_n z_pn - (1 - s) z_p,target - s * mean_n z_pn ]
         z_pn = <users_p, items_n> + bias_n,   z = -inf where (p, n) is excluded (never a target)
 
     The target is positive, every other item not excluded is negative; no correction is needed
@@ -95,6 +105,7 @@ def catalogue_softmax(
         items: (N, D).
         bias: (N,) fp32.
         targets: (P,) int64 rows of items.
+        weights: (P,) w, fp32; None: 1 each.
         excluded: pairs that are no candidates; a target stays one in any case.
         label_smoothing: s in [0, 1).
         chunk_elements: logits held at a time.
@@ -108,7 +119,7 @@ def catalogue_softmax(
         else users.dtype
     )
     loss: Tensor = _ChunkedSoftmax.apply(
-        users, items, bias, targets, excluded, label_smoothing, chunk_elements, dtype
+        users, items, bias, targets, weights, excluded, label_smoothing, chunk_elements, dtype
     )
     return loss
 
@@ -121,6 +132,7 @@ def sampled_softmax(
     *,
     candidates: Tensor,
     log_inclusion: Tensor,
+    weights: Tensor | None = None,
     excluded: ExcludedPairs | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
@@ -141,6 +153,7 @@ def sampled_softmax(
         targets: (P,) int64 rows of items, all among the candidates.
         candidates: (C,) int64 ascending rows of items, none twice.
         log_inclusion: (C,) log pi of each.
+        weights: (P,) of positions; None: 1 each.
         excluded: pairs that are no candidates.
         label_smoothing: s in [0, 1), over the candidates.
 
@@ -159,6 +172,7 @@ def sampled_softmax(
         items.index_select(0, candidates),
         bias.index_select(0, candidates) - log_inclusion,
         place[targets],
+        weights=weights,
         excluded=left,
         label_smoothing=label_smoothing,
     )
@@ -205,6 +219,7 @@ class _ChunkedSoftmax(torch.autograd.Function):
         items: Tensor,
         bias: Tensor,
         targets: Tensor,
+        weights: Tensor | None,
         excluded: ExcludedPairs | None,
         smoothing: float,
         chunk_elements: int,
@@ -228,6 +243,7 @@ class _ChunkedSoftmax(torch.autograd.Function):
                 logits = (part_users @ table.T)[: stop - start].to(users.dtype).add_(bias)
                 target = targets[start:stop, None]
                 positive = logits.gather(1, target)
+                weight = None if weights is None else weights[start:stop, None].to(users.dtype)
                 if excluded is not None:
                     pairs = excluded.within(start, stop, N)
                     logits.view(-1).index_fill_(0, pairs, float("-inf"))
@@ -236,23 +252,27 @@ class _ChunkedSoftmax(torch.autograd.Function):
                 if smoothing:
                     finite = logits > float("-inf")
                     share = smoothing / finite.sum(1, keepdim=True)
-                    loss = loss - (logits.masked_fill(~finite, 0) * share).sum()
+                    spread = share if weight is None else share * weight
+                    loss = loss - (logits.masked_fill(~finite, 0) * spread).sum()
                 # one exponential serves the sum and the gradient, which is divided by the sum
                 # where it is narrow: in its factors of width D, not in N columns
                 gradient = logits.sub_(peak).exp_()
                 total = gradient.sum(1, keepdim=True)
-                loss = loss + (total.log() + peak - (1 - smoothing) * positive).sum()
+                terms = total.log() + peak - (1 - smoothing) * positive
+                loss = loss + (terms if weight is None else terms * weight).sum()
                 if smoothing:
                     gradient.sub_(finite * (share * total))
                 gradient.scatter_add_(1, target, (smoothing - 1) * total)
                 inverse = total.reciprocal()
+                if weight is not None:
+                    inverse.mul_(weight)
                 low = F.pad(gradient.to(dtype), (0, 0, 0, spare))
                 grad_users[start:stop] = (low @ table)[: stop - start] * inverse
                 scaled = (part_users[: stop - start] * inverse).to(dtype)
                 # fp32 sums: thousands of chunks added in bf16 would lose the small ones
                 grad_items += (low.T @ F.pad(scaled, (0, 0, 0, spare))).to(items.dtype)
                 grad_bias += (inverse.T @ gradient)[0]
-        scale = 1.0 / max(P, 1)
+        scale = 1.0 / max(P if weights is None else float(weights.sum()), 1e-12 if P else 1.0)
         ctx.save_for_backward(grad_users, grad_items, grad_bias)
         ctx.scale = scale
         return loss * scale
@@ -265,6 +285,7 @@ class _ChunkedSoftmax(torch.autograd.Function):
             grad_users * factor,
             grad_items * factor,
             grad_bias * factor,
+            None,
             None,
             None,
             None,

@@ -86,7 +86,7 @@ def compute_losses(
     """
     rows, counts = None, model.counts
     if batch.candidates is not None:  # what a step costs must not grow with R then
-        batch, rows = number_needed(batch)
+        batch, rows = number_needed(batch, counts.shape[0])
         counts = counts.index_select(0, rows)
         bank = None if bank is None else bank.index_select(0, rows)
     content, as_new, fresh = bank, None, None
@@ -163,7 +163,8 @@ def _losses_of_histories(
     if both_ways:
         states = _states_of_hidden(model, batch, items)
     else:
-        states = model.users(items.index_select(0, batch.inputs), batch.offsets)
+        shown = model.shown(items, batch.inputs)
+        states = model.users(shown, batch.offsets, signals=batch.signals)
     excluded = None
     if repeats_forbidden and config.mask_seen != "none":
         excluded = met_before(
@@ -172,13 +173,18 @@ def _losses_of_histories(
             # what is met later is shown there, so it is no candidate either
             everything=both_ways or config.mask_seen == "all",
             counted=counted,
+            num_items=None if model.history.start is None else items.shape[0],
         )
-    targets = batch.targets
+    targets, weights = batch.targets, batch.weights
     if counted is not None:
         states, targets = states[counted], targets[counted]
+        weights = None if weights is None else weights[counted]
     queries = states / model.temperature
     # a mean over all ranks' positions, times their number: gradients are averaged over ranks
-    share = targets.shape[0] * batch.world / max(batch.num_counted, 1)
+    if weights is None:
+        share = targets.shape[0] * batch.world / max(batch.num_counted, 1)
+    else:
+        share = float(weights.sum()) * batch.world / max(batch.total_weight, 1e-12)
     softmax: Callable[..., Tensor] = catalogue_softmax
     if batch.candidates is not None:
         assert batch.log_inclusion is not None
@@ -192,6 +198,7 @@ def _losses_of_histories(
             table,
             bias,
             targets,
+            weights=weights,
             excluded=excluded,
             label_smoothing=config.label_smoothing,
         )
@@ -215,8 +222,12 @@ def _states_of_hidden(model: RecommenderModel, batch: Batch, items: Tensor) -> T
     return states.index_select(0, places)
 
 
-def number_needed(batch: Batch) -> tuple[Batch, Tensor]:
+def number_needed(batch: Batch, num_items: int) -> tuple[Batch, Tensor]:
     """The batch with its rows numbered among those that its losses look at.
+
+    Args:
+        batch: with candidates.
+        num_items: R.
 
     Returns:
         The batch, and (n,) ascending rows: the candidates (targets and fresh items are among them)
@@ -224,6 +235,7 @@ def number_needed(batch: Batch) -> tuple[Batch, Tensor]:
     """
     assert batch.candidates is not None
     rows = torch.cat([batch.candidates, batch.inputs]).unique()
+    rows = rows[rows < num_items]  # the start of a history stands one past the last
 
     def place(found: Tensor) -> Tensor:
         return torch.searchsorted(rows, found)
@@ -249,13 +261,20 @@ def split_histories(batch: Batch, num_parts: int) -> list[Batch]:
         first, last = share_of(num_histories, rank=number, world=num_parts)
         offsets = batch.offsets[first : last + 1]
         start, stop = int(offsets[0]), int(offsets[-1])
+        signals = batch.signals
+        if signals is not None:
+            fields = 0 if signals.users is None else len(signals.users) // num_histories
+            own = slice(start, stop)
+            signals = signals.part(own, own, slice(first * fields, last * fields))
         parts.append(
             replace(
                 batch,
                 inputs=batch.inputs[start:stop],
                 targets=batch.targets[start:stop],
                 counted=batch.counted[start:stop],
+                weights=None if batch.weights is None else batch.weights[start:stop],
                 offsets=offsets - start,
+                signals=signals,
             )
         )
     return parts

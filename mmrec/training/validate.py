@@ -77,7 +77,7 @@ def case_vectors(
 ) -> tuple[Tensor, Tensor]:
     """Users (U, D + 1) of cases and vectors (C, D + 1) of their candidates."""
     items = item_vectors(model, content, item_index_of, num_items=cases.num_items)
-    users = user_vectors(model, items.embedding, cases.history, precision=precision)
+    users = user_vectors(model, items.embedding, cases.history, cases.told, precision=precision)
     user_side, item_side = score_vectors(model, users, items)
     return user_side, item_side[torch.from_numpy(cases.candidates).to(item_side.device)]
 
