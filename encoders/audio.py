@@ -70,17 +70,12 @@ class AudioTransform:
         Raises:
             ValueError: another shape, or a sample that is not finite.
         """
-        samples, sample_rate_hz = medium
-        if samples.ndim != 2:
-            raise ValueError(f"a sound is (samples, channels), got {samples.shape}")
-        mono = torch.from_numpy(np.ascontiguousarray(samples, np.float32)).mean(dim=1)
-        if not bool(mono.isfinite().all()):
-            raise ValueError("a sound with a sample that is not finite")
-        if len(mono) == 0:
+        windows = resampled_windows(
+            medium, window_s=self.max_seconds / NUM_WINDOWS, max_windows=NUM_WINDOWS
+        )
+        if not windows:
             return None
-        # Windows are cut before resampling: an hour of sound costs no more than ten seconds.
-        windows = [self._frames(part, sample_rate_hz) for part in self._cut(mono, sample_rate_hz)]
-        return torch.cat(windows)
+        return torch.cat([self._frames(window) for window in windows])
 
     @property
     def max_frames(self) -> int:
@@ -88,16 +83,7 @@ class AudioTransform:
         longest = self.max_seconds * SAMPLE_RATE_HZ
         return max(_most_frames(longest), NUM_WINDOWS * _most_frames(longest / NUM_WINDOWS))
 
-    def _cut(self, mono: Tensor, sample_rate_hz: int) -> list[Tensor]:
-        longest = round(self.max_seconds * sample_rate_hz)
-        if len(mono) <= longest:
-            return [mono]
-        length = longest // NUM_WINDOWS
-        starts = [i * (len(mono) - length) // (NUM_WINDOWS - 1) for i in range(NUM_WINDOWS)]
-        return [mono[start : start + length] for start in starts]
-
-    def _frames(self, mono: Tensor, sample_rate_hz: int) -> Tensor:
-        mono = sound.resample(mono, sample_rate_hz, SAMPLE_RATE_HZ)
+    def _frames(self, mono: Tensor) -> Tensor:
         missing = self._mel.n_fft - len(mono)
         if missing > 0:  # shorter than a frame: silence fills it
             mono = nn.functional.pad(mono, (0, missing))
@@ -131,6 +117,42 @@ class AudioTransform:
                 "max_seconds": self.max_seconds,
             }
         )
+
+
+def resampled_windows(
+    medium: tuple[NDArray[np.float32], int], *, window_s: float, max_windows: int
+) -> list[Tensor]:
+    """Stretches of a sound, mono at 16 kHz.
+
+    Args:
+        medium: samples (samples, channels) in [-1, 1], and their rate in Hz.
+        window_s: seconds of a window.
+        max_windows: of a sound longer than so many windows, these are taken at even distances from
+            its start to its end; a shorter one is one stretch.
+
+    Returns:
+        (samples,) each; none for a sound without a sample.
+
+    Raises:
+        ValueError: another shape, or a sample that is not finite.
+    """
+    samples, rate_hz = medium
+    if samples.ndim != 2:
+        raise ValueError(f"a sound is (samples, channels), got {samples.shape}")
+    mono = torch.from_numpy(np.ascontiguousarray(samples, np.float32)).mean(dim=1)
+    if not bool(mono.isfinite().all()):
+        raise ValueError("a sound with a sample that is not finite")
+    if len(mono) == 0:
+        return []
+    longest = round(window_s * max_windows * rate_hz)
+    windows = [mono]
+    if len(mono) > longest:
+        length = longest // max_windows
+        last = max(max_windows - 1, 1)
+        starts = [place * (len(mono) - length) // last for place in range(max_windows)]
+        windows = [mono[start : start + length] for start in starts]
+    # windows are cut before resampling: an hour of sound costs no more than what is heard of it
+    return [sound.resample(window, rate_hz, SAMPLE_RATE_HZ) for window in windows]
 
 
 def _most_frames(samples: float) -> int:

@@ -60,10 +60,10 @@ class EncoderConfig(Section):
     """One modality's encoder."""
 
     kind: Literal[
-        "small", "transformers", "timm", "torchvision", "open_clip", "vector", "fields"
+        "small", "transformers", "timm", "torchvision", "open_clip", "musicnn", "vector", "fields"
     ] = "small"
     """`small` trains from scratch; `vector` and `fields` (of attributes) have no weights; the
-    others are families of pretrained models."""
+    others are families of pretrained models (musicnn hears music)."""
     weights: str | None = None
     """An installed name (`mmrec weights list`), a folder, or a hub name; null: random weights."""
     architecture: str | None = None

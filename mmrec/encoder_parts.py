@@ -117,7 +117,7 @@ def rebuild_encoder(document: Document) -> EncoderParts:
 ALLOWED_KINDS: Mapping[str, tuple[str, ...]] = {
     "text": ("small", "transformers"),
     "image": ("small", "timm", "torchvision", "open_clip"),
-    "audio": ("small",),
+    "audio": ("small", "musicnn"),
     "vector": ("vector",),
     "attributes": ("fields",),
 }
@@ -197,7 +197,7 @@ def _build(document: Document, folder: Path | None) -> EncoderParts:
     if modality == "text":
         return (_build_small_text if kind == "small" else _build_transformers)(document, folder)
     if modality == "audio":
-        return _build_small_audio(document)
+        return (_build_small_audio if kind == "small" else _build_musicnn)(document, folder)
     return _build_small_image(document) if kind == "small" else _build_tower(document, folder)
 
 
@@ -291,7 +291,23 @@ def _build_tower(document: Document, folder: Path | None) -> EncoderParts:
     return EncoderParts(encoder.transform, encoder, document)
 
 
-def _build_small_audio(document: Document) -> EncoderParts:
+def _build_musicnn(document: Document, folder: Path | None) -> EncoderParts:
+    from safetensors.torch import load_file
+
+    from encoders.musicnn import MusicEncoder, MusicTransform
+
+    options = dict(document["options"])
+    transform = MusicTransform(max_seconds=float(options.pop("max_seconds", 60.0)))
+    _refuse(options)
+    encoder = MusicEncoder(
+        max_patches=transform.max_patches,
+        num_tokens=document["num_tokens"],
+        weights=load_file(folder / "model.safetensors") if folder else None,
+    )
+    return EncoderParts(transform, encoder, document)
+
+
+def _build_small_audio(document: Document, _folder: Path | None) -> EncoderParts:
     from encoders.audio import AudioEncoder, AudioTransform
 
     options = dict(document["options"])

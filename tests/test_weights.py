@@ -18,6 +18,8 @@ MODEL = b"not really tensors"
 KNOWN_MODEL_SHA256 = {
     "minilm": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "efficientnet-lite0": "2b4a5f7e9a1870e2c41efd811c5b04f7e5843b32900a338e3f181204a324f9c6",
+    "musicnn": "9906d79d3ff7e674a0f7889996fd00ef811b82724f643365d61061489dbb0a2f",
+    "musicnn-mtt": "9cae04773443fb9dc93602c6a0f00131e63f6a8a2bd3129c165a5902439a8595",
 }
 
 
