@@ -19,7 +19,7 @@ STAMP := $(VENV)/.mmrec-$(shell cat pyproject.toml constraints.txt | cksum | cut
 # Whatever clone an environment was installed from, the code of this one is used.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: install demo test check bench bench-peers bench-speed ablation cut sparsity few-shot format
+.PHONY: install demo test check bench bench-peers bench-speed ablation cut sparsity few-shot signals format
 
 install: $(STAMP)
 
@@ -62,6 +62,9 @@ sparsity: install
 
 few-shot: install
 	$(BIN)/python -m benchmarks.few_shot.run --data "$(DATA)" $(ARGS)
+
+signals: install
+	$(BIN)/python -m benchmarks.signals.run $(ARGS)
 
 format: install
 	$(BIN)/ruff check --fix .

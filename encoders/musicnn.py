@@ -138,8 +138,9 @@ class FrontEnd(nn.Module):
             norm(F.relu(convolution(maps)))
             for convolution, norm in zip(self.timbre, self.timbre_norms, strict=True)
         ]
-        for convolution, norm in zip(self.rhythm, self.rhythm_norms, strict=True):
-            missing = convolution.kernel_size[0] - 1  # as many frames out as in
+        rhythm = zip(RHYTHM_FRAMES, self.rhythm, self.rhythm_norms, strict=True)
+        for frames, convolution, norm in rhythm:
+            missing = frames - 1  # as many frames out as in
             padded = F.pad(maps, (0, 0, missing // 2, missing - missing // 2))
             found.append(norm(F.relu(convolution(padded))))
         return torch.cat([each.amax(dim=3) for each in found], dim=1).transpose(1, 2)
