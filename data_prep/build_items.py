@@ -21,6 +21,7 @@ import polars as pl
 from data_prep.catalogue import AttributeSpec, Catalogue
 from data_prep.duplicates import DuplicateFinder, text_digest
 from data_prep.errors import DataError
+from data_prep.media import NO_SOUND
 from data_prep.media_pool import LoadedMedium, MediumJob, load_media
 from data_prep.quarantine import Quarantine
 from data_prep.shard_format import ITEMS_SCHEMA, sample_key
@@ -74,6 +75,14 @@ def media_slots(catalogue: Catalogue, row: Mapping[str, Any]) -> list[_Slot]:
         for number, column in enumerate(getattr(catalogue.items, kind))
         if row[column]
     ]
+
+
+def is_silent_clip(catalogue: Catalogue, kind: str, column: str, reason: str) -> bool:
+    """Whether a column of clips that is also one of sounds names a clip without a sound track.
+
+    Such a clip lacks a medium, as any item may; nothing about it is broken.
+    """
+    return kind == "audio" and column in catalogue.items.video and reason == NO_SOUND
 
 
 def resolve_medium(source: str, path: str) -> Path | None:
@@ -139,6 +148,8 @@ def build_items(
                 result = _OUTSIDE if outside else next(loaded)
                 media_digest.update(slot.path.encode() + b"\0")
                 media_digest.update(result.source_sha256 or MISSING_DIGEST)
+                if is_silent_clip(catalogue, slot.kind, slot.column, result.reason):
+                    continue
                 summary.num_media += 1
                 summary.num_missing_files += not result.source_sha256
                 if result.medium is None:

@@ -97,7 +97,7 @@ class ItemsSpec(_Section):
     image: Columns = ()
     """Columns of paths to pictures."""
     audio: Columns = ()
-    """Columns of paths to sounds."""
+    """Columns of paths to sounds; one that names clips stands for their sound tracks."""
     video: Columns = ()
     """Columns of paths to clips."""
     vectors: dict[Annotated[str, Field(pattern=WORD)], str] = {}

@@ -21,6 +21,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from data_prep.errors import BrokenMedium
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 MediumKind = Literal["image", "audio", "video"]
@@ -32,8 +34,13 @@ MIN_IMAGE_SIDE = 4
 MAX_PIXELS = 100_000_000
 """A header that claims more is an attack or damage: it is refused before anything is decoded."""
 JPEG_QUALITY = 90
+NO_SOUND = "broken audio: there is no sound in the file"
+_BLOCK_SAMPLES = 2**18
 _EXIF_ORIENTATION = 0x0112
-_VIDEO_EXTENSIONS = {"mp4": "mp4", "mov": "mp4", "webm": "webm", "matroska": "mkv", "avi": "avi"}
+_VIDEO_EXTENSIONS = {
+    "mp4": "mp4", "mov": "mp4", "webm": "webm", "matroska": "mkv", "avi": "avi", "gif": "gif",
+    "jpeg_pipe": "jpg", "png_pipe": "png", "webp_pipe": "webp",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,10 @@ def decode_audio(data: bytes) -> tuple[NDArray[np.float32], int]:
     try:
         samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError):
-        samples, rate = _decode_audio_with_av(data)
+        blocks = list(_blocks_of_av(data))
+        rate = blocks[0][0] if blocks else 0
+        silence = np.empty((0, 1), np.float32)
+        samples = np.concatenate([piece for _, piece in blocks]) if blocks else silence
     if samples.shape[0] == 0:
         raise BrokenMedium("broken audio: it holds no samples")
     if not np.isfinite(samples).all():
@@ -198,42 +208,83 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _to_flac(data: bytes) -> bytes:
-    """FLAC with 16 bits a sample: an Ogg stream carries a random serial, FLAC is reproducible."""
+    """FLAC with 16 bits a sample: an Ogg stream carries a random serial, FLAC is reproducible.
+
+    Block by block: an hour of sound is never in memory as samples.
+    """
     import soundfile
 
-    samples, rate = decode_audio(data)
-    if samples.shape[1] > 2:
-        samples = samples.mean(axis=1, keepdims=True)
-    if data[:4] == b"fLaC" and samples.shape[1] <= 2:
-        return data
-    buffer = io.BytesIO()
     try:
-        soundfile.write(buffer, np.clip(samples, -1, 1), rate, format="FLAC", subtype="PCM_16")
-    except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
-        raise BrokenMedium(f"broken audio: {_one_line(error)}") from error
+        return _encode_flac(data, _blocks_of_soundfile(data))
+    except (soundfile.SoundFileError, RuntimeError):
+        return _encode_flac(data, _blocks_of_av(data))
+
+
+def _encode_flac(data: bytes, blocks: Iterator[tuple[int, NDArray[np.float32]]]) -> bytes:
+    """Blocks of samples as FLAC; the bytes themselves where they are FLAC already."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    file, kept = None, False
+    try:
+        for rate, block in blocks:
+            if not np.isfinite(block).all():
+                raise BrokenMedium("broken audio: samples that are not numbers")
+            if len(block) == 0:
+                continue
+            kept = kept or (data[:4] == b"fLaC" and block.shape[1] <= 2)
+            if kept:
+                continue  # only looked through
+            if block.shape[1] > 2:
+                block = block.mean(axis=1, keepdims=True)
+            if file is None:
+                channels = block.shape[1]
+                file = soundfile.SoundFile(
+                    buffer, "w", rate, channels, format="FLAC", subtype="PCM_16"
+                )
+            file.write(np.clip(block, -1, 1))
+    finally:
+        if file is not None:
+            file.close()
+    if kept:
+        return data
+    if file is None:
+        raise BrokenMedium("broken audio: it holds no samples")
     return buffer.getvalue()
 
 
-def _decode_audio_with_av(data: bytes) -> tuple[NDArray[np.float32], int]:
+def _blocks_of_soundfile(data: bytes) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Rate and samples (n, channels), block by block."""
+    import soundfile
+
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+        for block in file.blocks(_BLOCK_SAMPLES, dtype="float32", always_2d=True):
+            yield file.samplerate, block
+
+
+def _blocks_of_av(data: bytes) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """The same of whatever FFmpeg decodes.
+
+    Raises:
+        BrokenMedium: there is no sound in the bytes, or it does not decode.
+    """
     import av
 
-    pieces: list[NDArray[np.float32]] = []
     try:
         with av.open(io.BytesIO(data), mode="r") as container:
             if not container.streams.audio:
-                raise BrokenMedium("broken audio: there is no sound in the file")
+                raise BrokenMedium(NO_SOUND)
             rate = int(container.streams.audio[0].rate)
             resampler = av.AudioResampler(format="fltp", rate=rate)
             for frame in container.decode(audio=0):
-                pieces.extend(_planes(resampler.resample(frame)))
-            pieces.extend(_planes(resampler.resample(None)))
+                for piece in _planes(resampler.resample(frame)):
+                    yield rate, piece
+            for piece in _planes(resampler.resample(None)):
+                yield rate, piece
     except (av.FFmpegError, OSError, ValueError, EOFError) as error:
         if isinstance(error, BrokenMedium):
             raise
         raise BrokenMedium(f"broken audio: {_one_line(error)}") from error
-    if not pieces:
-        raise BrokenMedium("broken audio: it holds no samples")
-    return np.concatenate(pieces), rate
 
 
 def _planes(frames: list[Any]) -> list[NDArray[np.float32]]:

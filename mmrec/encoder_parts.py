@@ -118,6 +118,7 @@ ALLOWED_KINDS: Mapping[str, tuple[str, ...]] = {
     "text": ("small", "transformers"),
     "image": ("small", "timm", "torchvision", "open_clip"),
     "audio": ("small", "musicnn"),
+    "video": ("small", "timm", "torchvision", "open_clip"),
     "vector": ("vector",),
     "attributes": ("fields",),
 }
@@ -155,7 +156,7 @@ def _describe(
             )
         document["tokenizer"] = _read(folder, "tokenizer.json")
         document["config"] = json.loads(_read(folder, "config.json"))
-    elif modality == "image" and config.kind != "small":
+    elif modality in ("image", "video") and config.kind != "small":
         described = json.loads(_read(folder, "config.json")) if folder else {}
         library = described.get("library", config.kind)
         if library != config.kind:
@@ -196,9 +197,11 @@ def _build(document: Document, folder: Path | None) -> EncoderParts:
         return _build_fields(document)
     if modality == "text":
         return (_build_small_text if kind == "small" else _build_transformers)(document, folder)
+    if modality == "video":
+        return _build_video(document, folder)
     if modality == "audio":
         return (_build_small_audio if kind == "small" else _build_musicnn)(document, folder)
-    return _build_small_image(document) if kind == "small" else _build_tower(document, folder)
+    return (_build_small_image if kind == "small" else _build_tower)(document, folder)
 
 
 def _build_vector(document: Document) -> EncoderParts:
@@ -264,7 +267,7 @@ def _build_transformers(document: Document, folder: Path | None) -> EncoderParts
     return EncoderParts(transform, encoder, document)
 
 
-def _build_small_image(document: Document) -> EncoderParts:
+def _build_small_image(document: Document, _folder: Path | None) -> EncoderParts:
     from encoders.image import SmallImageEncoder
 
     encoder = SmallImageEncoder(grid_side=_grid_side(document["num_tokens"]), **document["options"])
@@ -289,6 +292,22 @@ def _build_tower(document: Document, folder: Path | None) -> EncoderParts:
         grid_side=_grid_side(document["num_tokens"]),
     )
     return EncoderParts(encoder.transform, encoder, document)
+
+
+def _build_video(document: Document, folder: Path | None) -> EncoderParts:
+    from encoders.image import ImageTransform
+    from encoders.video import VideoEncoder, VideoTransform
+
+    options = dict(document["options"])
+    frames, rule = int(options.pop("frames", 8)), options.pop("rule", "uniform")
+    of_a_frame = int(options.pop("tokens_per_frame", 1))
+    inner = {**document, "options": options, "num_tokens": of_a_frame}
+    build = _build_small_image if document["kind"] == "small" else _build_tower
+    image = build(inner, folder)
+    assert isinstance(image.transform, ImageTransform)
+    encoder = VideoEncoder(image.encoder, num_frames=frames, num_tokens=document["num_tokens"])
+    transform = VideoTransform(image.transform, num_frames=frames, rule=rule)
+    return EncoderParts(transform, encoder, document)
 
 
 def _build_musicnn(document: Document, folder: Path | None) -> EncoderParts:

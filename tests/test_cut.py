@@ -23,6 +23,7 @@ from encoders.encoder import Inputs
 from encoders.musicnn import NUM_MELS, PATCH_FRAMES, MusicEncoder
 from encoders.text import TextTransform, train_vocabulary
 from encoders.tokens import Tokens
+from encoders.video import VideoEncoder, VideoTransform
 
 Case = Callable[[], tuple[StackedEncoder, Inputs]]
 
@@ -64,6 +65,18 @@ def music_case() -> tuple[StackedEncoder, Inputs]:
     return encoder.eval(), {"mel": mel, "mask": mask, "present": mask.any(1)}
 
 
+def video_case(name: str) -> Case:
+    def case() -> tuple[StackedEncoder, Inputs]:
+        image = build(MAKERS[name])
+        encoder = VideoEncoder(image, num_frames=3, num_tokens=4)
+        transform = VideoTransform(image.transform, num_frames=3)
+        first, second, third = (each for each in pictures(image, 3) if each is not None)
+        frames = [torch.stack([first, second, third]), None, second.unsqueeze(0)]
+        return encoder.eval(), transform.collate(frames)
+
+    return case
+
+
 CASES: dict[str, Case] = {
     "bert": text_case(make_bert),
     "roberta": text_case(make_roberta),
@@ -72,6 +85,9 @@ CASES: dict[str, Case] = {
     **{name: image_case(name) for name in MAKERS if "whole" not in name},
     "audio": audio_case,
     "musicnn": music_case,
+    "video-resnet": video_case("torchvision-resnet"),
+    "video-vit": video_case("open_clip-vit"),
+    "video-small": video_case("small"),
 }
 families = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 

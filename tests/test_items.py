@@ -238,5 +238,5 @@ def test_bad_table_is_one_line(
 
 
 def test_modality_without_a_decoder_is_refused(data: PreparedData) -> None:
-    with pytest.raises(UserError, match="encoders.video: there is no decoder"):
-        ItemInputs(data, {"video": Recorder()})
+    with pytest.raises(UserError, match="encoders.smell: there is no decoder"):
+        ItemInputs(data, {"smell": Recorder()})

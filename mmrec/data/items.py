@@ -24,11 +24,17 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from data_prep.build_items import convert_attributes, media_slots, resolve_medium
+from data_prep.build_items import (
+    convert_attributes,
+    is_silent_clip,
+    media_slots,
+    resolve_medium,
+)
 from data_prep.errors import BrokenMedium, DataError
 from data_prep.interactions import read_items
 from data_prep.media import IMAGE_SIDE, MediumKind, decode_audio, decode_image, normalise
 from data_prep.shards import PreparedData, decode_attributes, decode_text, decode_vector
+from data_prep.video import Clip
 from encoders.encoder import Inputs, Transform
 from mmrec.errors import UserError
 
@@ -38,7 +44,11 @@ if TYPE_CHECKING:
 
 VECTOR_PREFIX = "vector."
 
-_DECODERS: dict[str, Callable[[bytes], Any]] = {"image": decode_image, "audio": decode_audio}
+_DECODERS: dict[str, Callable[[bytes], Any]] = {
+    "image": decode_image,
+    "audio": decode_audio,
+    "video": Clip,  # whose frames are decoded when the transform asks for them
+}
 MEDIA: dict[str, MediumKind] = {"image": "image", "audio": "audio", "video": "video"}
 
 
@@ -236,7 +246,8 @@ class NewItems:
             except OSError as error:
                 reason = reason or f"{slot.path}: {error.strerror}"
             except BrokenMedium as error:
-                reason = reason or f"{slot.path}: {error}"
+                if not is_silent_clip(self._catalogue, slot.kind, slot.column, str(error)):
+                    reason = reason or f"{slot.path}: {error}"
         if reason is not None:
             raise BrokenMedium(reason)
         return None
@@ -296,12 +307,12 @@ class ItemInputs:
         """One item's transformed sample; None is a missing medium, `Broken` one of no use."""
         try:
             medium = self.media.load(item_index, modality)
+            return None if medium is None else self.transforms[modality](medium)
         except BrokenMedium as error:
             item_id = self.media.item_id(item_index)
             broken = Broken(item_index, item_id, modality, str(error))
             self._broken[item_index, modality] = broken
             return broken
-        return None if medium is None else self.transforms[modality](medium)
 
 
 def _media_columns(catalogue: Catalogue) -> list[str]:
