@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from encoders.cut import StackedEncoder
 from encoders.encoder import Inputs, fingerprint
 from encoders.image import ImageTransform
-from encoders.tokens import Tokens, masked, pool_tokens
+from encoders.pictures import PicturesEncoder, collate_pictures
 
 NUM_WAVES = 4
 PLACE_CHANNELS = 2 * NUM_WAVES
@@ -72,15 +71,7 @@ class VideoTransform:
         Returns:
             images (M, F, 3, S, S) float32, mask (M, F) bool, present (M,) bool.
         """
-        most = max((len(sample) for sample in samples if sample is not None), default=1)
-        side = self.image.size
-        images = torch.zeros(len(samples), most, 3, side, side)
-        mask = torch.zeros(len(samples), most, dtype=torch.bool)
-        for row, sample in enumerate(samples):
-            if sample is not None:
-                images[row, : len(sample)] = sample
-                mask[row, : len(sample)] = True
-        return {"images": images, "mask": mask, "present": mask.any(dim=1)}
+        return collate_pictures(samples, self.image.size)
 
     def fingerprint(self) -> str:
         """Return the sha256 of all settings."""
@@ -105,105 +96,18 @@ def waves(place: Tensor) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
-VideoStates = tuple[Any, Tensor]
-"""States of the image encoder for all real frames, and which frames are real (M, F) bool."""
-
-
-class VideoEncoder(StackedEncoder):
-    """An image encoder over the frames of clips, cut where the image encoder can be.
+class VideoEncoder(PicturesEncoder):
+    """An image encoder over the frames of clips, each with its place in time.
 
     Args:
         image: the image encoder; its grid is pooled to few tokens a frame.
-        num_frames: F, most frames of a clip.
+        most: F, most frames of a clip.
         num_tokens: tokens kept of a clip, means of neighbours in time where there are more.
     """
 
     modality = "video"
+    extra_channels = PLACE_CHANNELS
 
-    def __init__(self, image: StackedEncoder, *, num_frames: int, num_tokens: int = 32) -> None:
-        super().__init__()
-        self.image = image
-        self.num_frames, self.num_tokens = num_frames, num_tokens
-        self.last_width = image.last_width + PLACE_CHANNELS
-        self.width = image.width + PLACE_CHANNELS
-        self.is_transformer = image.is_transformer
-
-    @property
-    def stack(self) -> list[nn.Module]:
-        """The blocks of the image encoder."""
-        return self.image.stack
-
-    @property
-    def end(self) -> list[nn.Module]:
-        """The end of the image encoder."""
-        return self.image.end
-
-    def begin(self, inputs: Inputs) -> VideoStates:
-        """Pass the real frames into the image encoder."""
-        mask = inputs["mask"]
-        images = inputs["images"][mask]  # (n, 3, S, S)
-        present = torch.ones(len(images), dtype=torch.bool, device=images.device)
-        return self.image.begin({"images": images, "present": present}), mask
-
-    def run(self, states: VideoStates, start: int, stop: int) -> VideoStates:
-        """Pass the states of all frames through the blocks [start, stop)."""
-        return self.image.run(states[0], start, stop), states[1]
-
-    def pool(self, states: VideoStates) -> Tokens:
-        """Pool each frame's grid, say where the frame lies, and pool the clip."""
-        of_frames, mask = states
-        tokens = self.image.pool(of_frames)  # (n, T, Ws)
-        where = waves(places(mask)).to(tokens.values.dtype)
-        where = where[:, None, :].expand(-1, tokens.values.shape[1], -1)
-        whole = _by_item(torch.cat([tokens.values, where], dim=2), mask)
-        real = _by_item(tokens.mask, mask)
-        return pool_tokens(masked(whole, real), self.num_tokens)
-
-    def finish(self, values: Tensor) -> Tensor:
-        """Apply the image encoder's end to its own channels."""
-        own, where = values.split([values.shape[-1] - PLACE_CHANNELS, PLACE_CHANNELS], dim=-1)
-        return torch.cat([self.image.finish(own), where], dim=-1)
-
-    def pack(self, states: VideoStates) -> Tokens:
-        """Lay the states of an item's frames one behind the other."""
-        of_frames, mask = states
-        packed = self.image.pack(of_frames)
-        return masked(_by_item(packed.values, mask), _by_item(packed.mask, mask))
-
-    def unpack(self, states: Tokens) -> VideoStates:
-        """Return the states of the real frames."""
-        M, _, W = states.values.shape
-        of_a_frame = self.state_tokens // self.num_frames
-        values = states.values.view(M, -1, of_a_frame, W)
-        real = states.mask.view(M, -1, of_a_frame)
-        mask = real[..., 0]
-        return self.image.unpack(Tokens(values[mask], real[mask])), mask
-
-    def extend(self, states: VideoStates, extra: Tensor) -> VideoStates:
-        """Put tokens (P, W) behind those of each frame."""
-        return self.image.extend(states[0], extra), states[1]
-
-    def shorten(self, states: VideoStates, num_tokens: int) -> VideoStates:
-        """Take the last tokens of each frame away again."""
-        return self.image.shorten(states[0], num_tokens), states[1]
-
-    def largest_inputs(self) -> Inputs:
-        """Return an empty clip of num_frames."""
-        images = self.image.largest_inputs()["images"]
-        mask = torch.ones(1, self.num_frames, dtype=torch.bool)
-        frames = images.expand(self.num_frames, -1, -1, -1).unsqueeze(0)
-        return {"images": frames, "mask": mask, "present": torch.tensor([True])}
-
-    def pooled(self, tokens: Tokens) -> Tensor:
-        """Return the mean over tokens, (M, width)."""
-        return tokens.pooled()
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the image encoder's, and how many tokens are kept."""
-        return {"encoder": "video", "image": self.image.arguments(), "tokens": self.num_tokens}
-
-
-def _by_item(of_frames: Tensor, mask: Tensor) -> Tensor:
-    """Rows of real frames (n, T, …) to their items' (M, F * T, …), zeros for frames not there."""
-    whole = of_frames.new_zeros(*mask.shape, *of_frames.shape[1:])
-    return whole.index_put((mask,), of_frames).flatten(1, 2)
+    def describe(self, mask: Tensor) -> Tensor:
+        """Return waves of each frame's place: (M, F) bool -> (n, 8)."""
+        return waves(places(mask))

@@ -169,6 +169,8 @@ def _describe(
                 f"encoders.{modality}.architecture is null: name one of {config.kind}'s models"
             )
         document["described"] = described
+    if modality == "image" and document["options"].get("pictures") == 1:
+        del document["options"]["pictures"]  # one is what an image encoder reads anyway
     return document, folder
 
 
@@ -201,6 +203,8 @@ def _build(document: Document, folder: Path | None) -> EncoderParts:
         return _build_video(document, folder)
     if modality == "audio":
         return (_build_small_audio if kind == "small" else _build_musicnn)(document, folder)
+    if "pictures" in document["options"]:
+        return _build_pictures(document, folder)
     return (_build_small_image if kind == "small" else _build_tower)(document, folder)
 
 
@@ -294,19 +298,35 @@ def _build_tower(document: Document, folder: Path | None) -> EncoderParts:
     return EncoderParts(encoder.transform, encoder, document)
 
 
-def _build_video(document: Document, folder: Path | None) -> EncoderParts:
-    from encoders.image import ImageTransform
-    from encoders.video import VideoEncoder, VideoTransform
+def _build_pictures(document: Document, folder: Path | None) -> EncoderParts:
+    from encoders.pictures import PicturesEncoder, PicturesTransform
 
     options = dict(document["options"])
-    frames, rule = int(options.pop("frames", 8)), options.pop("rule", "uniform")
-    of_a_frame = int(options.pop("tokens_per_frame", 1))
-    inner = {**document, "options": options, "num_tokens": of_a_frame}
+    most = int(options.pop("pictures"))
+    side = max(math.isqrt(document["num_tokens"] // max(most, 1)), 1)
+    image = _image_of_several(document, options, folder, tokens=side * side)
+    encoder = PicturesEncoder(image.encoder, most=most, num_tokens=document["num_tokens"])
+    return EncoderParts(PicturesTransform(image.encoder.transform, most=most), encoder, document)
+
+
+def _image_of_several(
+    document: Document, options: dict[str, Any], folder: Path | None, *, tokens: int = 1
+) -> EncoderParts:
+    """The image encoder of one picture or frame among several, with its tokens unless told."""
+    of_one = int(options.pop("tokens_per_picture", tokens))
+    inner = {**document, "options": options, "num_tokens": of_one}
     build = _build_small_image if document["kind"] == "small" else _build_tower
-    image = build(inner, folder)
-    assert isinstance(image.transform, ImageTransform)
-    encoder = VideoEncoder(image.encoder, num_frames=frames, num_tokens=document["num_tokens"])
-    transform = VideoTransform(image.transform, num_frames=frames, rule=rule)
+    return build(inner, folder)
+
+
+def _build_video(document: Document, folder: Path | None) -> EncoderParts:
+    from encoders.video import VideoEncoder, VideoTransform
+
+    options: dict[str, Any] = dict(document["options"])
+    frames, rule = int(options.pop("frames", 8)), options.pop("rule", "uniform")
+    image = _image_of_several(document, options, folder)
+    encoder = VideoEncoder(image.encoder, most=frames, num_tokens=document["num_tokens"])
+    transform = VideoTransform(image.encoder.transform, num_frames=frames, rule=rule)
     return EncoderParts(transform, encoder, document)
 
 

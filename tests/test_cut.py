@@ -21,6 +21,7 @@ from encoders.audio import AudioEncoder, AudioTransform
 from encoders.cut import StackedEncoder
 from encoders.encoder import Inputs
 from encoders.musicnn import NUM_MELS, PATCH_FRAMES, MusicEncoder
+from encoders.pictures import PicturesEncoder, PicturesTransform
 from encoders.text import TextTransform, train_vocabulary
 from encoders.tokens import Tokens
 from encoders.video import VideoEncoder, VideoTransform
@@ -68,11 +69,23 @@ def music_case() -> tuple[StackedEncoder, Inputs]:
 def video_case(name: str) -> Case:
     def case() -> tuple[StackedEncoder, Inputs]:
         image = build(MAKERS[name])
-        encoder = VideoEncoder(image, num_frames=3, num_tokens=4)
+        encoder = VideoEncoder(image, most=3, num_tokens=4)
         transform = VideoTransform(image.transform, num_frames=3)
         first, second, third = (each for each in pictures(image, 3) if each is not None)
         frames = [torch.stack([first, second, third]), None, second.unsqueeze(0)]
         return encoder.eval(), transform.collate(frames)
+
+    return case
+
+
+def pictures_case(name: str) -> Case:
+    def case() -> tuple[StackedEncoder, Inputs]:
+        image = build(MAKERS[name])
+        encoder = PicturesEncoder(image, most=2, num_tokens=8)
+        first, second = (each for each in pictures(image, 2) if each is not None)
+        transform = PicturesTransform(image.transform, most=2)
+        items = [torch.stack([first, second]), None, second.unsqueeze(0)]
+        return encoder.eval(), transform.collate(items)
 
     return case
 
@@ -85,6 +98,8 @@ CASES: dict[str, Case] = {
     **{name: image_case(name) for name in MAKERS if "whole" not in name},
     "audio": audio_case,
     "musicnn": music_case,
+    "pictures-resnet": pictures_case("torchvision-resnet"),
+    "pictures-vit": pictures_case("timm-vit"),
     "video-resnet": video_case("torchvision-resnet"),
     "video-vit": video_case("open_clip-vit"),
     "video-small": video_case("small"),

@@ -27,7 +27,7 @@ def some_clip(num_frames: int, seed: int = 0) -> np.ndarray:
 
 def make(num_tokens: int = 32, num_frames: int = 6) -> tuple[VideoEncoder, VideoTransform]:
     image = build(MAKERS["small"])
-    encoder = VideoEncoder(image, num_frames=num_frames, num_tokens=num_tokens)
+    encoder = VideoEncoder(image, most=num_frames, num_tokens=num_tokens)
     return encoder.eval(), VideoTransform(image.transform, num_frames=num_frames)
 
 

@@ -202,7 +202,7 @@ def _wanted(spec: CacheSpec, inputs: ItemInputs) -> tuple[NDArray[np.uint8], NDA
     keys = np.zeros((len(inputs), 32), np.uint8)
     has_medium = np.zeros(len(inputs), np.bool_)
     for row in range(len(inputs)):
-        digest = inputs.media.digest(row, spec.modality)
+        digest = inputs.digest(row, spec.modality)
         keys[row] = np.frombuffer(row_key(fingerprint, digest), np.uint8)
         has_medium[row] = digest is not None
     return keys, has_medium

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,11 +69,21 @@ class Media(Protocol):
         """sha256 of the medium as the decoder would get it; None where the item has none."""
 
     def load(self, item_index: int, modality: str) -> Any | None:
-        """The decoded medium; None where the item has none.
+        """The decoded medium, of several the first of use; None where the item has none.
 
         Raises:
             BrokenMedium: it is there and cannot be used.
         """
+
+    def load_all(self, item_index: int, modality: str) -> list[Any]:
+        """All media of a modality that are of use, in order; empty where the item has none.
+
+        Raises:
+            BrokenMedium: there are some and none can be used.
+        """
+
+    def digest_all(self, item_index: int, modality: str) -> str | None:
+        """sha256 over all of them; None where the item has none."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +128,23 @@ class PreparedMedia:
             ShardError: the shard does not hold what its index says.
         """
         member = self._member(item_index, modality)
-        if member is None:
-            return None
+        return None if member is None else self._decode(member, modality)
+
+    def load_all(self, item_index: int, modality: str) -> list[Any]:
+        """All media of a modality, in the order of the catalogue's columns.
+
+        Raises:
+            BrokenMedium: the bytes of one do not decode.
+            ShardError: the shard does not hold what its index says.
+        """
+        return [self._decode(each, modality) for each in self._members(item_index, modality)]
+
+    def digest_all(self, item_index: int, modality: str) -> str | None:
+        """sha256 over all of them, from the index; None where there is none."""
+        digests = [each.sha256 for each in self._members(item_index, modality)]
+        return hashlib.sha256(b"".join(digests)).hexdigest() if digests else None
+
+    def _decode(self, member: Member, modality: str) -> Any:
         data = self._items.read(member)
         if modality == "text":
             return decode_text(data)
@@ -131,14 +156,18 @@ class PreparedMedia:
 
     def _member(self, item_index: int, modality: str) -> Member | None:
         """The file that stands for the modality; of several pictures or sounds the first."""
+        return next(iter(self._members(item_index, modality)), None)
+
+    def _members(self, item_index: int, modality: str) -> list[Member]:
+        """Its files of a modality; none of an item that was withdrawn."""
         if self._items.is_deleted(item_index):
-            return None
+            return []
         members = self._items.members(item_index)
         if modality in MEDIA:
-            return next((m for m in members if m.name.startswith(modality)), None)
+            return [each for each in members if each.name.startswith(modality)]
         names = {"text": "text.json", "attributes": "json"}
         name = names.get(modality, f"{modality}.npy")
-        return next((m for m in members if m.name == name), None)
+        return [each for each in members if each.name == name]
 
 
 class NewItems:
@@ -229,9 +258,26 @@ class NewItems:
             raise BrokenMedium("broken vector: not a list of finite numbers")
         return vector
 
+    def load_all(self, item_index: int, modality: str) -> list[Any]:
+        """All media of a modality that pass the door, in the order of the catalogue's columns.
+
+        Raises:
+            BrokenMedium: there are some and none does.
+        """
+        return [_DECODERS[modality](data) for data in self._all_bytes(item_index, modality)]
+
+    def digest_all(self, item_index: int, modality: str) -> str | None:
+        """sha256 over all of them; None where there is none."""
+        digests = [hashlib.sha256(data).digest() for data in self._all_bytes(item_index, modality)]
+        return hashlib.sha256(b"".join(digests)).hexdigest() if digests else None
+
     def _bytes(self, item_index: int, modality: str) -> bytes | None:
         """Bytes as a shard would hold them; a second picture stands in for a broken first."""
-        reason = None
+        return next(self._all_bytes(item_index, modality), None)
+
+    def _all_bytes(self, item_index: int, modality: str) -> Iterator[bytes]:
+        """Bytes of each medium that can be used; refuses where there are some and none can."""
+        reason, found = None, False
         for slot in media_slots(self._catalogue, self._table.row(item_index, named=True)):
             if slot.kind != modality:
                 continue
@@ -240,17 +286,16 @@ class NewItems:
                 reason = reason or f"{slot.path}: path outside the source folder"
                 continue
             try:
-                return normalise(
-                    path.read_bytes(), kind=slot.kind, image_side=self._image_side
-                ).data
+                data = path.read_bytes()
+                yield normalise(data, kind=slot.kind, image_side=self._image_side).data
+                found = True
             except OSError as error:
                 reason = reason or f"{slot.path}: {error.strerror}"
             except BrokenMedium as error:
                 if not is_silent_clip(self._catalogue, slot.kind, slot.column, str(error)):
                     reason = reason or f"{slot.path}: {error}"
-        if reason is not None:
+        if reason is not None and not found:
             raise BrokenMedium(reason)
-        return None
 
 
 class ItemInputs:
@@ -284,6 +329,12 @@ class ItemInputs:
     def __len__(self) -> int:
         return len(self.media)
 
+    def digest(self, item_index: int, modality: str) -> str | None:
+        """sha256 of what a sample is made of; None where the item has no such medium."""
+        if _takes_several(self.transforms[modality]):
+            return self.media.digest_all(item_index, modality)
+        return self.media.digest(item_index, modality)
+
     def collate(self, item_index: NDArray[np.int64]) -> dict[str, Inputs]:
         """Inputs of every modality for M items; `present` (M,) says which have the medium.
 
@@ -305,14 +356,23 @@ class ItemInputs:
 
     def sample(self, item_index: int, modality: str) -> Any | Broken | None:
         """One item's transformed sample; None is a missing medium, `Broken` one of no use."""
+        transform = self.transforms[modality]
         try:
+            if _takes_several(transform):
+                media = self.media.load_all(item_index, modality)
+                return transform(media) if media else None
             medium = self.media.load(item_index, modality)
-            return None if medium is None else self.transforms[modality](medium)
+            return None if medium is None else transform(medium)
         except BrokenMedium as error:
             item_id = self.media.item_id(item_index)
             broken = Broken(item_index, item_id, modality, str(error))
             self._broken[item_index, modality] = broken
             return broken
+
+
+def _takes_several(transform: Transform) -> bool:
+    """Whether a transform is given all media of an item's modality, not the first."""
+    return getattr(transform, "most", 1) > 1
 
 
 def _media_columns(catalogue: Catalogue) -> list[str]:

@@ -172,6 +172,25 @@ class PerturbedMedia:
         medium = self._media.load(item_index, modality)
         if medium is None or modality != self._perturbation.modality:
             return medium
+        return self._perturbation.change(medium, self._random(item_index))
+
+    def load_all(self, item_index: int, modality: str) -> list[Any]:
+        """The changed media; empty where the item has none.
+
+        Raises:
+            BrokenMedium: there are some and none can be used.
+            ShardError: the shard does not hold what its index says.
+        """
+        media = self._media.load_all(item_index, modality)
+        if modality != self._perturbation.modality:
+            return media
+        random = self._random(item_index)
+        return [self._perturbation.change(medium, random) for medium in media]
+
+    def digest_all(self, item_index: int, modality: str) -> str | None:
+        """None: what is changed is not cached."""
+        return None
+
+    def _random(self, item_index: int) -> np.random.Generator:
         digest = hashlib.sha256(self.item_id(item_index).encode()).digest()
-        random = np.random.default_rng([*self._seed, int.from_bytes(digest[:8], "big")])
-        return self._perturbation.change(medium, random)
+        return np.random.default_rng([*self._seed, int.from_bytes(digest[:8], "big")])

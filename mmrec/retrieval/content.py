@@ -73,6 +73,14 @@ class QueryMedium:
         """The medium, where its modality is asked for."""
         return self.medium if modality == self.modality else None
 
+    def load_all(self, item_index: int, modality: str) -> list[Any]:
+        """The same in a list."""
+        return [self.medium] if modality == self.modality else []
+
+    def digest_all(self, item_index: int, modality: str) -> str | None:
+        """None: a question is not cached."""
+        return None
+
 
 def new_items(retriever: Retriever, table: Path, source: Path) -> NewItems:
     """Opens a table of new items with the columns of the run's catalogue; a subset will do.
