@@ -527,6 +527,9 @@ def recommend(
     history: Annotated[
         str | None, typer.Option(help="Item ids, oldest first, comma-separated.")
     ] = None,
+    taste: Annotated[
+        str | None, typer.Option(help="What the user says he likes, in his words.")
+    ] = None,
     attribute: Annotated[
         list[str] | None,
         typer.Option(help="NAME=VALUE of a user who is not known; of a set, VALUE,VALUE."),
@@ -541,9 +544,11 @@ def recommend(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Recommend the next items to a user, known or given by a history or attributes."""
-    if attribute is None or history is None:  # a history may come with attributes
-        _exactly_one({"--user": user, "--history": history, "--attribute": attribute})
+    """Recommend the next items to a user: known, or given by what he met, likes and is."""
+    whom = {"--user": user, "--history": history, "--attribute": attribute}
+    asked_by_request = taste is not None or at is not None or context is not None
+    if user is not None or not (history or attribute or asked_by_request):
+        _exactly_one(whom)  # whoever is known brings a history and attributes of his own
     from mmrec.recommender import Recommender
 
     time, where = read_time(at), read_pairs(context, "--context")
@@ -554,10 +559,16 @@ def recommend(
         attributes = typed_attributes(read_pairs(attribute, "--attribute"), users)
     items = None if history is None else _split(history)
     found = recommender.recommend(
-        user_id=user, history=items, attributes=attributes, time=time, context=where, k=k
+        user_id=user,
+        history=items,
+        taste=taste,
+        attributes=attributes,
+        time=time,
+        context=where,
+        k=k,
     )
-    query = {"user_id": user, "history": items, "attributes": attributes, "time": time}
-    _print_found({**query, "context": where or None}, found, as_json)
+    query = {"user_id": user, "history": items, "taste": taste, "attributes": attributes}
+    _print_found({**query, "time": time, "context": where or None}, found, as_json)
 
 
 @app.command()

@@ -10,7 +10,7 @@ recommender.score(recommender.new_items("new.csv", source="media"), users=["42"]
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ class Recommender:
         user_id: str | None = None,
         *,
         history: Sequence[HistoryEvent] | None = None,
+        taste: str | None = None,
         attributes: Mapping[str, Any] | None = None,
         time: float | None = None,
         context: Mapping[str, str] | None = None,
@@ -104,6 +105,8 @@ class Recommender:
             user_id: of the log the model was trained on.
             history: ids or (id, event type, Unix seconds[, value]), oldest first; unknown items are
                 dropped.
+            taste: what the user says he likes, such as "quiet films about the sea"; it is read like
+                an item he met last, so it goes with a history or without one.
             attributes: of a user who is not stored, by the catalogue's names.
             time: of the request, Unix seconds; None: not known.
             context: of the request, by the log's columns, such as device and place.
@@ -111,7 +114,8 @@ class Recommender:
 
         Raises:
             ItemNotFound: the user is not known, or no item of the history.
-            UserError: a user is given in two ways, a name is not the catalogue's, or k is below 1.
+            UserError: a user is given in two ways, a name is not the catalogue's, the model reads
+                no text to take a taste from, or k is below 1.
         """
         if user_id is not None and (history is not None or attributes is not None):
             other = "history" if history is not None else "attributes"
@@ -122,6 +126,8 @@ class Recommender:
             asked = self.retriever.stored_user(rows[0], request)
         else:
             asked = self.retriever.given_user(history or (), request=request, attributes=attributes)
+        if taste is not None:
+            asked = replace(asked, taste=encode_query(self.retriever, "text", taste))
         return recommend_next(self.retriever, asked, k)
 
     def similar(

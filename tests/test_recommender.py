@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from data_prep.errors import BrokenMedium
 from data_prep.shards import PreparedData
 from mmrec.errors import CheckpointMismatch, ItemNotFound, UserError
 from mmrec.recommender import Recommender
+from mmrec.retrieval.content import encode_query
 
 pytest_plugins = ["tiny_run"]
 USERS = ("u0", "u7", "u29")
@@ -179,3 +181,26 @@ def test_model_of_ids_refuses_questions_about_content(
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointMismatch, match="holds no finished model"):
         Recommender.load(tmp_path)
+
+
+def test_what_a_user_says_he_likes_is_read_like_an_item(tiny_run: Path) -> None:
+    recommender = Recommender.load(tiny_run)
+    found = recommender.recommend(taste="quiet red river", k=5)
+    assert found[0].basis == "taste" and len(found) == 5
+    other = recommender.recommend(taste="old machine letter", k=5)
+    assert [each.score for each in found] != [each.score for each in other]
+    # an item's own text in the place of the item; with a history it is what came last
+    retriever = recommender.retriever
+    asked = retriever.given_user(["i1", "i2"])
+    content = encode_query(retriever, "text", "quiet red river")
+    user = retriever.user_vectors([asked, replace(asked, taste=content), asked])
+    assert torch.equal(user[0], user[2]) and not torch.allclose(user[0], user[1])
+    items = torch.cat([retriever.vectors.embedding[asked.history], content[None]])
+    direct = retriever.model.query(items, torch.tensor([0, 3]))[0]
+    torch.testing.assert_close(user[1], direct)
+    assert recommender.recommend(history=["i1"], taste="sea", k=1)[0].basis == "history"
+
+
+def test_a_taste_needs_a_model_that_reads_text(tiny_run_id: Path) -> None:
+    with pytest.raises(UserError, match="a query by text"):
+        Recommender.load(tiny_run_id).recommend(taste="anything")

@@ -18,7 +18,7 @@ from mmrec.retrieval.retriever import Asked, Retriever
 
 logger = logging.getLogger(__name__)
 
-Basis = Literal["history", "attributes", "request", "popularity", "content"]
+Basis = Literal["history", "taste", "attributes", "request", "popularity", "content"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ class Recommendation:
         item_id: external id.
         score: in units of cosine; training events of the item where the basis is popularity.
         title: the item's first text, None where it has none.
-        basis: what the score was made from. Without a history it is what is known of the user or,
-            beside that, of the request, as far as the model reads such things, or `popularity`.
+        basis: what the score was made from. Without a history it is what the user says he likes,
+            what is known of him, or of the request, as far as the model reads such things, or
+            `popularity`.
     """
 
     rank: int
@@ -74,6 +75,8 @@ def _basis(retriever: Retriever, asked: Asked) -> Basis:
     model = retriever.model
     if len(asked.history):
         return "history"
+    if asked.taste is not None:
+        return "taste"
     if model.reader is None or model.history.start is None:
         return "popularity"
     if any(asked.attributes.get(field.name) is not None for field in model.reader.spec.users):

@@ -130,6 +130,8 @@ class Asked:
         request: (1) what is known of the question: when and where it is asked.
         attributes: what is known of the user.
         num_unknown: events dropped because their item is not known.
+        taste: (D,) unit content of what the user says he likes, None where he says nothing. It is
+            read like an item met last, of which nothing else is known.
     """
 
     user_id: str
@@ -139,6 +141,7 @@ class Asked:
     request: EventColumns
     attributes: Mapping[str, Any]
     num_unknown: int = 0
+    taste: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -252,15 +255,23 @@ class Retriever:
 
     def user_vectors(self, asked: Sequence[Asked]) -> Tensor:
         """(U, D) unit vectors; zeros for an empty history."""
-        histories = Ragged.from_rows([each.history for each in asked])
+        embedding, rows, events = self.vectors.embedding, [], []
+        for each in asked:
+            rows.append(each.history)
+            events.append(each.events)
+            if each.taste is not None:
+                rows[-1] = np.append(each.history, len(embedding))
+                events.append(unknown_events(1, list(each.events.context)))
+                embedding = torch.cat([embedding, each.taste[None]])
+        histories = Ragged.from_rows(rows)
         told = None
         if self.model.reader is not None:
             told = Told(
-                join_columns([each.events for each in asked]),
+                join_columns(events),
                 join_columns([each.request for each in asked]),
                 [each.attributes for each in asked],
             )
-        return user_vectors(self.model, self.vectors.embedding, histories, told)
+        return user_vectors(self.model, embedding, histories, told)
 
     def stored_user(self, user_index: int, request: Request | None = None) -> Asked:
         """A stored user: his complete history, without the items the split holds out."""
