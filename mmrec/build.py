@@ -32,6 +32,7 @@ from mmrec.data.signals import SignalSource, describe_signals
 from mmrec.data.stand_ins import StandIns
 from mmrec.data.thinning import open_split
 from mmrec.data.unlabelled import UnlabelledSource, find_unlabelled
+from mmrec.data.vocabulary import warn_of_unknown
 from mmrec.encoder_parts import (
     AttributeFields,
     Document,
@@ -213,6 +214,9 @@ def assemble(
         for modality, encoder in config.encoders.items()
         if _is_in(data, modality)
     }
+    if "text" in parts and rank == 0:
+        transform: Any = parts["text"].transform
+        warn_of_unknown(data, transform, config.encoders["text"].weights)
     signals = describe_signals(config.model.signals, data, histories)
     torch.manual_seed(config.training.seed)
     model = make_model(config, parts, counts, ready=made.keys(), signals=signals)
