@@ -26,6 +26,7 @@ from mmrec.data.corpus import corpus, never_cold
 from mmrec.data.fill import fill_cache
 from mmrec.data.histories import ChosenHistories, EpochPlan, HistorySource, IntArray
 from mmrec.data.items import Broken, ItemInputs
+from mmrec.data.labels import LabelSource, describe_heads
 from mmrec.data.live import live_states
 from mmrec.data.queries import open_queries
 from mmrec.data.signals import SignalSource, describe_signals
@@ -218,8 +219,15 @@ def assemble(
         transform: Any = parts["text"].transform
         warn_of_unknown(data, transform, config.encoders["text"].weights)
     signals = describe_signals(config.model.signals, data, histories)
+    row_of = np.full(len(data.items), -1, np.int64)
+    row_of[item_index_of] = np.arange(item_index_of.shape[0])
+    heads, item_means = describe_heads(
+        config.model.heads, data, histories, row_of, num_rows=item_index_of.shape[0]
+    )
     torch.manual_seed(config.training.seed)
-    model = make_model(config, parts, counts, ready=made.keys(), signals=signals)
+    model = make_model(config, parts, counts, ready=made.keys(), signals=signals, heads=heads)
+    for name, means in item_means.items():
+        model.value_offsets[name].copy_(torch.from_numpy(means.offsets))
     if shared is not None:
         shared.tie(model, parts)
     if config.training.start_from is not None:  # before the caches: states depend on what is below
@@ -230,8 +238,6 @@ def assemble(
     dtypes: dict[str, str] = {}
     if parts:
         source, dtypes = (make_source or filled_source)(config, data, parts, model, device)
-    row_of = np.full(len(data.items), -1, np.int64)
-    row_of[item_index_of] = np.arange(item_index_of.shape[0])
     queries = None
     if config.training.query_weight:
         dtype: Any = dtypes.get("text", "float16") if "text" in model.cached else None
@@ -285,6 +291,7 @@ def assemble(
         signals=told,
         start=config.model.history.start,
         event_weights=event_weights(config.training.event_weights, data),
+        heads=LabelSource(heads, item_means, row_of) if heads else None,
     )
     return Assembly(
         config=config,

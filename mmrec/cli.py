@@ -364,6 +364,7 @@ def evaluate(
 ) -> None:
     """Rank every target among the whole catalogue, beside the baselines; write a report."""
     from mmrec.evaluation.command import evaluate_run
+    from mmrec.evaluation.heads import heads_lines
 
     with progress_bar() as report:
         metrics = evaluate_run(
@@ -377,6 +378,8 @@ def evaluate(
         print_json(metrics)
     else:
         print_table(metric_rows(metrics))
+        for line in heads_lines(metrics.get("heads", {})):
+            print(line)
 
 
 @app.command()
@@ -569,6 +572,30 @@ def recommend(
     )
     query = {"user_id": user, "history": items, "taste": taste, "attributes": attributes}
     _print_found({**query, "time": time, "context": where or None}, found, as_json)
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    items: Annotated[str, typer.Option(help="Item ids, comma-separated.")],
+    user: Annotated[str | None, typer.Option(help="Id of a known user.")] = None,
+    history: Annotated[
+        str | None, typer.Option(help="Item ids, oldest first, comma-separated.")
+    ] = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what a user would do with items, by the heads the model was trained with."""
+    _exactly_one({"--user": user, "--history": history})
+    from mmrec.recommender import Recommender
+
+    recommender = Recommender.load(run, data=data)
+    met = None if history is None else _split(history)
+    found = recommender.predict(_split(items), user, history=met)
+    if as_json:
+        print_json({"query": {"user_id": user, "history": met}, "items": found})
+    else:
+        print_table(found)
 
 
 @app.command()

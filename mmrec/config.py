@@ -193,6 +193,32 @@ class SignalsConfig(Section):
         return bool(self.events or self.values or self.times or self.context or self.users)
 
 
+class HeadConfig(Section):
+    """One thing more that the model tells of a user and an item, beside what comes next."""
+
+    kind: Literal["binary", "value"]
+    """`binary`: whether an event is of one of the types in `positive` (a click, a purchase);
+    `value`: the number of an event, such as a rating."""
+    positive: tuple[str, ...] = ()
+    """Of `binary`: event types that count as yes; those of the others are no."""
+    among: tuple[str, ...] = ()
+    """Event types that are examples; empty: all."""
+    scorer: Literal["cosine", "bilinear", "mlp"] = "mlp"
+    """How user and item are compared. An index can serve the first two."""
+    weight: float = Field(0.2, gt=0)
+    """Of its loss beside that of the next item: cross-entropy, or squared error in units of the
+    values' variance."""
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> HeadConfig:
+        if (self.kind == "binary") != bool(self.positive):
+            raise ValueError(
+                f"kind is '{self.kind}', positive names {', '.join(self.positive) or 'nothing'}: "
+                "a binary head needs the event types that count as yes, a value has none"
+            )
+        return self
+
+
 class ModelConfig(Section):
     """Item embedding, user model and score."""
 
@@ -216,6 +242,9 @@ class ModelConfig(Section):
     fusion: FusionConfig = FusionConfig()
     history: HistoryConfig = HistoryConfig()
     signals: SignalsConfig = SignalsConfig()
+    heads: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], HeadConfig] = {}
+    """Further tasks by name, which share all of the model; each has a loss and figures of its own.
+    """
 
 
 class TrainingConfig(Section):
@@ -407,6 +436,11 @@ class Config(Section):
                 f"set training.optimiser to {' or '.join(in_parts)}, or training.sharding=none"
             )
         history = self.model.history
+        if history.both_ways and self.model.heads:
+            raise ValueError(
+                "model.history.both_ways is true, but model.heads asks what a user does next, "
+                "and a model that reads both ways has seen it: set both_ways=false, or drop them"
+            )
         if history.both_ways and self.model.signals.any:
             raise ValueError(
                 "model.history.both_ways is true, but model.signals reads more than items, and "

@@ -16,6 +16,7 @@ from data_prep.shards import PreparedData, Split
 from mmrec.build import ModelInputs, filled_source, pick_device
 from mmrec.config import Config, load_trained_config
 from mmrec.data.histories import IntArray
+from mmrec.data.labels import heads_of
 from mmrec.data.signals import spec_of
 from mmrec.data.thinning import open_split
 from mmrec.encoder_parts import EncoderParts, rebuild_encoder
@@ -94,7 +95,8 @@ def load_run(
     parts = {name: rebuild_encoder(each) for name, each in state["encoders"].items()}
     signals = spec_of(state.get("signals"))
     counts = torch.zeros(len(state["item_ids"]))
-    model = make_model(config, parts, counts, signals=signals).to(device)
+    heads = heads_of(state.get("heads"))
+    model = make_model(config, parts, counts, signals=signals, heads=heads).to(device)
     load_model(final, model)
     model.eval()
     index_of = data.items.index_of

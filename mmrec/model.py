@@ -20,9 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from encoders.tokens import Tokens
+from fusion.heads import Head
 from fusion.history import Ask, HistoryEncoder, truncate
 from fusion.signals import SignalEncoder, Signals
 from mmrec.data.batch import ModalityInput
+from mmrec.data.labels import HeadSpec
 from mmrec.data.signals import SignalReader
 
 
@@ -128,6 +130,9 @@ class RecommenderModel(nn.Module):
         domain: a token of the catalogue's own stands in front of every history.
         signals: what is learnt of events, requests and users beside items; None: nothing is read.
         reader: turns what is told of them into its facts; None with `signals`.
+        heads: what is told beside the next item, by name.
+        head_specs: how their labels are made.
+        head_weights: of their losses.
     """
 
     counts: Tensor
@@ -152,6 +157,9 @@ class RecommenderModel(nn.Module):
         domain: bool = False,
         signals: SignalEncoder | None = None,
         reader: SignalReader | None = None,
+        heads: Mapping[str, Head] | None = None,
+        head_specs: Mapping[str, HeadSpec] | None = None,
+        head_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         # a module's name may hold no dot (`vector.clip`)
@@ -171,6 +179,11 @@ class RecommenderModel(nn.Module):
         if domain:  # as long as an item
             self.domain = nn.Parameter(torch.randn(1, history.width) / math.sqrt(history.width))
         self.signals, self.reader = signals, reader
+        self.heads = nn.ModuleDict(dict(heads or {}))
+        self.head_specs, self.head_weights = dict(head_specs or {}), dict(head_weights or {})
+        for name, spec in self.head_specs.items():
+            if spec.kind == "value":  # how far each item's values lie from the mean of all
+                self.register_buffer(f"value_offsets_{name}", torch.zeros(counts.shape[0]))
         # a dial in use, not of the checkpoint: one run can be asked with several
         self.popularity_share = popularity_share
         self.register_buffer("counts", counts.float())
@@ -183,6 +196,15 @@ class RecommenderModel(nn.Module):
     def width(self) -> int:
         """D."""
         return self.history.width
+
+    @property
+    def value_offsets(self) -> dict[str, Tensor]:
+        """(R,) of each head of values: how far an item's values lie from the mean of all."""
+        return {
+            name: self.get_buffer(f"value_offsets_{name}")
+            for name, spec in self.head_specs.items()
+            if spec.kind == "value"
+        }
 
     @property
     def temperature(self) -> Tensor:
@@ -324,6 +346,7 @@ class RecommenderModel(nn.Module):
             "id": self.id_part,
             "history": self.history,
             "signals": self.signals,
+            "heads": self.heads if len(self.heads) else None,
         }
         return {
             name: {

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from encoders.adapters import adapt
 from encoders.cut import StackedEncoder
+from fusion.heads import Head
 from fusion.history import HistoryEncoder
 from fusion.item import ConcatFusion, GatedFusion, LateFusion, LatentFusion, MeanFusion, Modality
 from fusion.signals import SignalEncoder
 from mmrec.config import Config, EncoderConfig
+from mmrec.data.labels import HeadSpec
 from mmrec.data.signals import SignalReader, SignalSpec
 from mmrec.encoder_parts import EncoderParts
 from mmrec.errors import ConfigError
@@ -29,6 +31,7 @@ def make_model(
     *,
     ready: Container[str] = (),
     signals: SignalSpec | None = None,
+    heads: Mapping[str, HeadSpec] | None = None,
 ) -> RecommenderModel:
     """The network of a run.
 
@@ -38,6 +41,7 @@ def make_model(
         counts: (R,) training events of each row of the id table.
         ready: modalities whose encoder another catalogue's model has been given already.
         signals: what it reads beside items; None for nothing.
+        heads: what it tells beside the next item, by name.
     """
     settings = config.model
     fusion = None
@@ -105,6 +109,17 @@ def make_model(
         domain=settings.domain,
         signals=learnt,
         reader=None if signals is None else SignalReader(signals),
+        heads={
+            name: Head(
+                settings.width,
+                scorer=settings.heads[name].scorer,
+                base=spec.base,
+                spread=spec.spread,
+            )
+            for name, spec in (heads or {}).items()
+        },
+        head_specs=heads,
+        head_weights={name: each.weight for name, each in settings.heads.items()},
     )
 
 

@@ -26,8 +26,9 @@ from mmrec.errors import UserError
 from mmrec.retrieval.cold import score_frame
 from mmrec.retrieval.content import encode_new, encode_query, new_items
 from mmrec.retrieval.load import load_retriever
+from mmrec.retrieval.predict import predict
 from mmrec.retrieval.recommend import Recommendation, most_similar, recommend_next
-from mmrec.retrieval.retriever import HistoryEvent, Request, Retriever
+from mmrec.retrieval.retriever import Asked, HistoryEvent, Request, Retriever
 
 FloatArray = npt.NDArray[np.float32]
 AnyPath = str | PathLike[str]
@@ -117,18 +118,66 @@ class Recommender:
             UserError: a user is given in two ways, a name is not the catalogue's, the model reads
                 no text to take a taste from, or k is below 1.
         """
-        if user_id is not None and (history is not None or attributes is not None):
-            other = "history" if history is not None else "attributes"
-            raise UserError(f"user_id and {other} are both given, allowed is one of them")
-        request = Request(time, context or {})
-        if user_id is not None:
-            rows, _ = self.retriever.stored_users([user_id])
-            asked = self.retriever.stored_user(rows[0], request)
-        else:
-            asked = self.retriever.given_user(history or (), request=request, attributes=attributes)
+        asked = self._asked(user_id, history, attributes, Request(time, context or {}))
         if taste is not None:
             asked = replace(asked, taste=encode_query(self.retriever, "text", taste))
         return recommend_next(self.retriever, asked, k)
+
+    def predict(
+        self,
+        items: Sequence[str],
+        user_id: str | None = None,
+        *,
+        history: Sequence[HistoryEvent] | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        time: float | None = None,
+        context: Mapping[str, str] | None = None,
+    ) -> list[dict[str, Any]]:
+        """What the model's heads tell of a user and some items.
+
+        Args:
+            items: ids.
+            user_id: of the log the model was trained on; or the user comes with a history.
+            history: as in `recommend`; values in it count for heads of values.
+            attributes: of a user who is not stored.
+            time: of the request, Unix seconds.
+            context: of the request.
+
+        Returns:
+            For each item item_id and, by head, a probability among the events that are its
+            examples, or a value.
+
+        Raises:
+            ItemNotFound: the user, an item, or every item of the history is not known.
+            UserError: the model has no heads, or a user is given in two ways.
+        """
+        if not len(self.retriever.model.heads):
+            raise UserError(
+                f"{self.retriever.path}: the model has no heads; train one with model.heads"
+            )
+        asked = self._asked(user_id, history, attributes, Request(time, context or {}))
+        rows = [self.retriever.item_index(item_id) for item_id in items]
+        told = predict(self.retriever, asked, rows)
+        return [
+            {"item_id": str(item_id), **{name: values[place] for name, values in told.items()}}
+            for place, item_id in enumerate(items)
+        ]
+
+    def _asked(
+        self,
+        user_id: str | None,
+        history: Sequence[HistoryEvent] | None,
+        attributes: Mapping[str, Any] | None,
+        request: Request,
+    ) -> Asked:
+        """A stored user, or one who comes with his history."""
+        if user_id is not None and (history is not None or attributes is not None):
+            other = "history" if history is not None else "attributes"
+            raise UserError(f"user_id and {other} are both given, allowed is one of them")
+        if user_id is not None:
+            rows, _ = self.retriever.stored_users([user_id])
+            return self.retriever.stored_user(rows[0], request)
+        return self.retriever.given_user(history or (), request=request, attributes=attributes)
 
     def similar(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from encoders.tokens import Tokens
 from fusion.signals import Signals
 from mmrec.data.histories import EpochPlan, HistorySource, IntArray, Samples
+from mmrec.data.labels import HeadLabels, LabelSource
 from mmrec.data.queries import Queries, QuerySource
 from mmrec.data.told import columns_of, join_columns, unknown_events
 
@@ -60,6 +61,7 @@ class Batch:
         loss asks for them.
     signals: what is told of the P events, the P requests behind them, and the users; None where
         the model reads none.
+    heads: labels of each head at the P positions.
     catalogue: which of several it is of; None for one alone.
     unlabelled: items without events that are encoded beside the fresh ones; None for none.
     own: range of `fresh` that this rank encodes.
@@ -90,6 +92,7 @@ class Batch:
     queries: Queries | None = None
     unlabelled: Unlabelled | None = None
     signals: Signals | None = None
+    heads: dict[str, HeadLabels] = field(default_factory=dict)
     catalogue: str | None = None
 
     @property
@@ -115,6 +118,7 @@ class Batch:
             unlabelled=None if self.unlabelled is None else self.unlabelled.to(device),
             weights=None if self.weights is None else self.weights.to(device),
             signals=None if self.signals is None else self.signals.to(device),
+            heads={name: each.to(device) for name, each in self.heads.items()},
         )
 
 
@@ -241,6 +245,7 @@ class BatchStream(IterableDataset[Batch]):
         start: an event stands before each user's first.
         event_weights: (types + 1,) of a target in the loss, by the code of its event, the last for
             events without a type; None: 1 each.
+        heads: labels of what the model tells beside the next item; None for nothing.
     """
 
     def __init__(
@@ -265,7 +270,9 @@ class BatchStream(IterableDataset[Batch]):
         signals: SignalSource | None = None,
         start: bool = False,
         event_weights: npt.NDArray[np.float32] | None = None,
+        heads: LabelSource | None = None,
     ) -> None:
+        self.heads = heads
         self.event_weights = event_weights
         self.signals, self.start = signals, start
         self.hidden_share = hidden_share
@@ -296,7 +303,7 @@ class BatchStream(IterableDataset[Batch]):
         The histories of the whole batch are read in any case: which items are fresh depends on all
         of its targets.
         """
-        rows, counted, weighed, told, users = [], [], [], [], []
+        rows, counted, weighed, told, users, labels = [], [], [], [], [], []
         for history, start, stop in zip(samples.history, samples.start, samples.stop, strict=True):
             record = self.histories.read(int(history))
             items = self.row_of[record.item_index[start:stop]]
@@ -307,6 +314,9 @@ class BatchStream(IterableDataset[Batch]):
             if self.event_weights is not None:
                 weights = self._weights(record.event, int(start), int(stop))
                 weighed.append(weights if begins else weights[1:])
+            if self.heads is not None:
+                first = int(start) + (not begins)
+                labels.append(self.heads.of_stretch(record, first, int(stop)))
             if self.signals is not None:
                 columns = columns_of(record).take(slice(int(start), int(stop)))
                 if begins:
@@ -329,6 +339,10 @@ class BatchStream(IterableDataset[Batch]):
         places = list(range(len(rows)))[part]
         rows, counted, told, users = rows[part], counted[part], told[part], users[part]
         weighed = weighed[part]
+        of_heads: dict[str, HeadLabels] = {}
+        if self.heads is not None:
+            own_labels = labels[part] or [self.heads.nothing(1)]
+            of_heads = self.heads.join(own_labels, self.heads.count(labels))
         if not rows:  # fewer histories than ranks: one that counts nothing, so that all take part
             rows, counted = [np.zeros(2, np.int64)], [np.zeros(1, np.bool_)]
             told, users, places = [unknown_events(2)], [-1], [self.rank]
@@ -389,6 +403,7 @@ class BatchStream(IterableDataset[Batch]):
             queries=queries,
             unlabelled=unlabelled,
             signals=signals,
+            heads=of_heads,
         )
 
     def _weights(self, event: Any, start: int, stop: int) -> npt.NDArray[np.float32]:

@@ -35,6 +35,7 @@ from mmrec.evaluation.evaluate import (
 )
 from mmrec.evaluation.findings import Findings, OffsetPoint
 from mmrec.evaluation.gap import training_gap
+from mmrec.evaluation.heads import evaluate_heads
 from mmrec.evaluation.initial import initial_content
 from mmrec.evaluation.lists import ItemTraits, category_shares
 from mmrec.evaluation.protocol import (
@@ -136,6 +137,7 @@ def evaluate_run(
         document["event_share"] = loaded.config.data.event_share
     if loaded.config.evaluation.popularity_share < 1:
         document["popularity_share"] = loaded.config.evaluation.popularity_share
+    document |= {"heads": evaluate_heads(loaded, split)} if loaded.model.heads else {}
     write_evaluation(
         run,
         split,

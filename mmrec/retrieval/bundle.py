@@ -36,6 +36,7 @@ from encoders.adapters import MERGEABLE, merge
 from encoders.cut import StackedEncoder
 from mmrec.build import pick_device
 from mmrec.config import Config, change, dump_config, load_trained_config
+from mmrec.data.labels import heads_of
 from mmrec.data.signals import SignalSpec, spec_of
 from mmrec.data.told import columns_of
 from mmrec.encoder_parts import rebuild_encoder
@@ -142,7 +143,8 @@ def load_bundle(folder: Path, overrides: Sequence[str] = ()) -> Retriever:
     parts = {name: rebuild_encoder(each) for name, each in state["encoders"].items()}
     signals = spec_of(state.get("signals"))
     counts = torch.zeros(len(state["item_ids"]))
-    model = make_model(config, parts, counts, signals=signals).to(device)
+    heads = heads_of(state.get("heads"))
+    model = make_model(config, parts, counts, signals=signals, heads=heads).to(device)
     load_model(folder, model)
     model.eval()
     content = None

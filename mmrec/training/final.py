@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def write_final(
             "parameters": assembly.model.parameter_counts(),
             "encoders": assembly.encoder_documents,
             "cache_dtypes": assembly.cache_dtypes,
+            "heads": {name: asdict(each) for name, each in assembly.model.head_specs.items()},
             "signals": assembly.model.reader and assembly.model.reader.spec.document(),
         },
     )

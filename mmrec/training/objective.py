@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -42,6 +43,7 @@ class Losses:
         modality_loss: of fresh items as if never met and by one modality alone, the mean over
             modalities; None where it has no weight.
         query_loss: of pieces of their texts that find the fresh items; None where there are none.
+        heads: of each head.
     """
 
     loss: Tensor
@@ -51,6 +53,7 @@ class Losses:
     alignment: Tensor | None
     modality_loss: Tensor | None
     query_loss: Tensor | None
+    heads: dict[str, Tensor]
 
 
 def compute_losses(
@@ -120,6 +123,8 @@ def compute_losses(
         found = [checkpoint(losses_of, part, use_reentrant=False) for part in parts]
         sums = [torch.stack(terms).sum() for terms in zip(*found, strict=True)]
     loss, *others = sums
+    of_heads = dict(zip(model.heads, others[len(others) - len(model.heads) :], strict=True))
+    others = others[: len(others) - len(model.heads)]
     cold_loss = others.pop(0) if as_new is not None else None
     alignment, query = None, None
     if one_modality is not None and config.alignment_weight:
@@ -136,6 +141,7 @@ def compute_losses(
         alignment=alignment,
         modality_loss=torch.stack(others).mean() if others else None,
         query_loss=query,
+        heads=of_heads,
     )
 
 
@@ -148,7 +154,7 @@ def _losses_of_histories(
     *,
     repeats_forbidden: bool,
 ) -> tuple[Tensor, ...]:
-    """The share of some histories in the mean loss over each table.
+    """The share of some histories in the mean loss over each table, then in that of each head.
 
     Args:
         model: in training mode.
@@ -175,6 +181,7 @@ def _losses_of_histories(
             counted=counted,
             num_items=None if model.history.start is None else items.shape[0],
         )
+    of_heads = head_losses(model, batch, states, items)
     targets, weights = batch.targets, batch.weights
     if counted is not None:
         states, targets = states[counted], targets[counted]
@@ -191,7 +198,7 @@ def _losses_of_histories(
         softmax = partial(
             sampled_softmax, candidates=batch.candidates, log_inclusion=batch.log_inclusion
         )
-    return tuple(
+    of_tables = tuple(
         share
         * softmax(
             queries,
@@ -204,6 +211,35 @@ def _losses_of_histories(
         )
         for table, bias in tables
     )
+    return (*of_tables, *of_heads)
+
+
+def head_losses(
+    model: RecommenderModel, batch: Batch, states: Tensor, items: Tensor
+) -> list[Tensor]:
+    """The share of some positions in the mean loss of each head over its labels.
+
+    Cross-entropy of a binary head; squared error in units of the values' variance of one of values.
+
+    Args:
+        model: in training mode.
+        batch: with labels (P,).
+        states: (P, D).
+        items: (R, D) embeddings.
+    """
+    found = []
+    for name, head in model.heads.items():
+        labels = batch.heads[name]
+        known = ~labels.labels.isnan()
+        targets = items.index_select(0, batch.targets[known])
+        told = head(states[known], targets, labels.offsets[known])
+        wanted = labels.labels[known]
+        if model.head_specs[name].kind == "binary":
+            terms = F.binary_cross_entropy_with_logits(told, wanted, reduction="sum")
+        else:
+            terms = ((told - wanted) / head.spread).square().sum()
+        found.append(terms * batch.world / max(labels.total, 1))
+    return found
 
 
 def _states_of_hidden(model: RecommenderModel, batch: Batch, items: Tensor) -> Tensor:
@@ -275,6 +311,7 @@ def split_histories(batch: Batch, num_parts: int) -> list[Batch]:
                 weights=None if batch.weights is None else batch.weights[start:stop],
                 offsets=offsets - start,
                 signals=signals,
+                heads={name: each.part(slice(start, stop)) for name, each in batch.heads.items()},
             )
         )
     return parts

@@ -91,6 +91,8 @@ class TrainedModel(nn.Module):
         ):
             if loss is not None:
                 total = total + weight * loss
+        for name, loss in losses.heads.items():
+            total = total + self.model.head_weights[name] * loss
         extra = budget.penalty(self.model)
         return total if extra is None else total + extra, losses
 
@@ -172,6 +174,7 @@ def train_step(
 def _others(losses: Losses, ranks: Ranks) -> dict[str, Tensor]:
     """The losses beside the first; those of positions are shares of a mean over the ranks."""
     shares = {"cold_loss": losses.cold_loss, "modality_loss": losses.modality_loss}
+    shares |= {f"{name}_loss": each for name, each in losses.heads.items()}
     whole = {"alignment": losses.alignment, "query_loss": losses.query_loss}
     return {
         **{name: ranks.mean(each.detach()) for name, each in shares.items() if each is not None},
