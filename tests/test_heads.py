@@ -24,6 +24,7 @@ from mmrec.data.labels import ITEM_PRIOR, USER_PRIOR, HeadSpec, ItemMeans, expec
 from mmrec.errors import ConfigError, ItemNotFound, UserError
 from mmrec.evaluation.command import evaluate_run
 from mmrec.evaluation.heads import binary_figures, calibration_error, heads_lines, value_figures
+from mmrec.evaluation.schemas import ReportDocument
 from mmrec.recommender import Recommender
 from mmrec.retrieval.export import export_run
 from mmrec.training.objective import compute_losses, head_losses, split_histories
@@ -255,6 +256,10 @@ def test_heads_learn_and_their_figures_beat_what_is_expected_of_anybody(shop_run
     assert buys["auc"] > 0.9 and buys["log_loss"] < buys["log_loss_of_rate"]
     assert stars["rmse"] < 0.7 * stars["rmse_of_item_and_user_means"]
     assert json.loads((shop_run / "metrics-test.json").read_text())["heads"] == metrics["heads"]
+    page = (shop_run / "report.html").read_text()
+    assert "What users do with items" in page and "RMSE of the means of item and user" in page
+    report = ReportDocument.model_validate_json((shop_run / "report.json").read_text())
+    assert report.heads["stars"]["rmse"] == stars["rmse"]
     logged = [json.loads(line) for line in (shop_run / "metrics.jsonl").read_text().splitlines()]
     losses = [line["buys_loss"] for line in logged if "buys_loss" in line]
     assert losses[-1] < losses[0] and any("stars_loss" in line for line in logged)

@@ -40,6 +40,7 @@ from mmrec.evaluation.report_tables import (
     cost_table,
     costs_in,
     data_rows,
+    head_rows,
     in_order,
     metrics_table,
     ours_first,
@@ -153,6 +154,7 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
         "tail_columns": TAIL_COLUMNS,
         "reliability": findings.reliability,
         "reliability_plot": reliability_plot(findings.reliability),
+        "heads": head_rows(document.get("heads", {})),
         "strips": [_strip(data, strip) for strip in findings.strips],
         "extremes": [
             (title, [_strip(data, strip) for strip in strips])

@@ -234,6 +234,44 @@ def cost_rows(costs: Costs) -> list[tuple[str, str]]:
     return rows
 
 
+HEAD_FIGURES = {
+    "num": "events",
+    "positive_share": "share of yes",
+    "auc": "AUC",
+    "log_loss": "log-loss",
+    "log_loss_of_rate": "log-loss of training's rate",
+    "accuracy": "accuracy at .5",
+    "accuracy_of_majority": "accuracy of the commoner answer",
+    "calibration_error": "calibration error",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "rmse_of_item_and_user_means": "RMSE of the means of item and user",
+    "rmse_of_mean": "RMSE of the mean",
+}
+
+
+def head_rows(
+    figures: Mapping[str, Mapping[str, Any]],
+) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Each head with its figures in words; nothing of a model without heads."""
+    return [(name, _head_rows(found)) for name, found in figures.items()]
+
+
+def _head_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for key, label in HEAD_FIGURES.items():
+        if found.get(key) is not None:
+            value = found[key]
+            rows.append((label, f"{value:,}" if isinstance(value, int) else f"{value:.4f}"))
+    if "confusion" in found:
+        (no, false_yes), (false_no, yes) = found["confusion"]
+        rows.append(("no: told no, told yes", f"{no:,}, {false_yes:,}"))
+        rows.append(("yes: told no, told yes", f"{false_no:,}, {yes:,}"))
+        for name in ("precision", "recall", "f1"):
+            rows.append((f"{name} of no, of yes", ", ".join(f"{v:.4f}" for v in found[name])))
+    return rows
+
+
 def data_rows(data: PreparedData) -> list[tuple[str, str]]:
     """Sizes of the catalogue."""
     counts = data.manifest["counts"]

@@ -110,6 +110,7 @@ class ReportDocument(Document):
     at_costs: list[AtCost]
     tail: Tail
     reliability: list[Reliability]
+    heads: dict[str, dict[str, Any]]
     costs: Costs | None
     facts: DataFacts | None
     stability: Stability | None
