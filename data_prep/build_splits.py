@@ -7,7 +7,7 @@ read_interactions ─► index_events (ids -> rows, unknown ones set aside) ─�
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +143,9 @@ def build_split(
     """
     spec = catalogue.split
     items = data.items
+    met, shown = part_shown(log.events, catalogue.interactions.shown)
     with Quarantine(folder / "quarantine.jsonl") as quarantine:
-        events = _drop_short_users(log, spec.min_events, quarantine)
+        events = _drop_short_users(replace(log, events=met), spec.min_events, quarantine)
     tables = make_split(
         events,
         spec,
@@ -158,6 +159,9 @@ def build_split(
     for name, frame in (("train", tables.train), ("full", events)):
         frame = frame.sort("user_index", maintain_order=True)
         histories = _iter_histories(frame, codes)
+        if len(shown):
+            hidden = None if name == "full" else _cold_items(tables.items)
+            histories = _with_shown(histories, _Shown(shown, frame, hidden=hidden))
         total = frame["user_index"].n_unique()
         write_histories(
             folder, f"histories-{name}", _counted(histories, f"histories {name}", total, progress)
@@ -244,6 +248,70 @@ def _iter_histories(
             if context:
                 arrays["context"] = {n.removeprefix(_CONTEXT): columns[n][rows] for n in context}
             yield int(users[start]), arrays
+
+
+def part_shown(events: pl.DataFrame, types: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Parts events from what was only shown.
+
+    Args:
+        events: users ascending, each in his order.
+        types: event types that mean shown.
+
+    Returns:
+        The others, and of those shown user_index, item_index and before: how many of the user's
+        others came before.
+    """
+    nothing = pl.DataFrame(schema=dict.fromkeys(("user_index", "item_index", "before"), pl.Int64))
+    if not types:
+        return events, nothing
+    is_shown = pl.col("event").is_in(list(types)).fill_null(False)
+    numbered = events.with_columns(before=(~is_shown).cast(pl.Int64).cum_sum().over("user_index"))
+    shown = numbered.filter(is_shown).select("user_index", "item_index", "before")
+    return events.filter(~is_shown), shown.cast(pl.Int64)
+
+
+class _Shown:
+    """What each user was shown, by the places of the events of some histories.
+
+    Args:
+        shown: as `part_shown` gives it.
+        frame: events of the histories; `position` says their places where some are left out.
+        hidden: items that must not be told; None: none.
+    """
+
+    def __init__(
+        self, shown: pl.DataFrame, frame: pl.DataFrame, *, hidden: set[int] | None
+    ) -> None:
+        if hidden:
+            shown = shown.filter(~pl.col("item_index").is_in(list(hidden)))
+        groups = shown.group_by("user_index", maintain_order=True).agg("item_index", "before")
+        self._shown = {user: (items, before) for user, items, before in groups.iter_rows()}
+        self._places: dict[int, list[int]] = {}
+        if "position" in frame.columns:
+            kept = frame.group_by("user_index", maintain_order=True).agg("position")
+            self._places = dict(kept.iter_rows())
+
+    def of(self, user: int, length: int) -> dict[str, list[int]]:
+        """Items and the number of events before each; of what came before the last event."""
+        items, before = self._shown.get(user, ([], []))
+        places = np.array(self._places.get(user, range(length)), np.int64)
+        # an event at place p has p others before it: as many of the kept ones as lie below
+        found = np.searchsorted(places, np.array(before, np.int64), side="left")
+        kept = [(item, int(n)) for item, n in zip(items, found, strict=True) if n < length]
+        return {"item_index": [item for item, _ in kept], "before": [n for _, n in kept]}
+
+
+def _with_shown(
+    histories: Iterator[tuple[int, dict[str, Any]]], shown: _Shown
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """KEY.json with what the user was shown between his events."""
+    for user, arrays in histories:
+        yield user, {**arrays, "shown": shown.of(user, len(arrays["item_index"]))}
+
+
+def _cold_items(items: pl.DataFrame) -> set[int]:
+    cold = items.filter(pl.col("role").str.starts_with("cold"))
+    return set(cold["item_index"].to_list())
 
 
 def _counted(

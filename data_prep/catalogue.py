@@ -181,6 +181,9 @@ class InteractionsSpec(_Section):
     """Columns that describe the request (device, place), kept as strings."""
     targets: TargetsSpec = TargetsSpec()
     """Which events can be targets."""
+    shown: Columns = ()
+    """Event types in which an item was shown and nothing more (impressions). They are no events of
+    a history: not counted, not seen, no targets. What was shown and not met is kept beside it."""
 
     @model_validator(mode="after")
     def _fields_agree(self) -> InteractionsSpec:
@@ -188,6 +191,13 @@ class InteractionsSpec(_Section):
             raise ValueError("needs order or time: a log has no sequence without one")
         if self.targets.events is not None and self.event is None:
             raise ValueError("targets.events needs event, the column of event types")
+        if self.shown and self.event is None:
+            raise ValueError("shown needs event, the column of event types")
+        both = sorted(set(self.shown) & set(self.targets.events or ()))
+        if both:
+            raise ValueError(
+                f"targets.events and shown both name '{both[0]}': what was shown is no target"
+            )
         if self.targets.min_value is not None and self.value is None:
             raise ValueError("targets.min_value needs value, the column of numbers")
         stray = sorted(set(self.missing) - set(self.columns()))

@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -66,6 +66,8 @@ class History:
     `item_index` (n,) int64; `time` (n,) int64 Unix seconds, `UNKNOWN_TIME` where not known;
     `event` (n,) int16, index into the manifest's `event_types`, -1 where not known; `value` (n,)
     float32, NaN where not known; `context` a list a column. None where the log has no such column.
+    `shown_items` (m,) int64 and `shown_before` (m,) int64: what was shown and nothing more, and how
+    many of the events came before; empty where the catalogue names no such type.
     """
 
     user_index: int
@@ -74,6 +76,8 @@ class History:
     event: NDArray[np.int16] | None
     value: NDArray[np.float32] | None
     context: dict[str, list[Any]] | None
+    shown_items: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    shown_before: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 class ItemTable:
@@ -280,6 +284,8 @@ class HistoryIndex:
             event=_optional(arrays.get("event"), -1, np.int16),
             value=_optional(arrays.get("value"), np.nan, np.float32),
             context=arrays.get("context"),
+            shown_items=np.array(arrays.get("shown", {}).get("item_index", []), np.int64),
+            shown_before=np.array(arrays.get("shown", {}).get("before", []), np.int64),
         )
 
 

@@ -203,6 +203,9 @@ class HeadConfig(Section):
     """Of `binary`: event types that count as yes; those of the others are no."""
     among: tuple[str, ...] = ()
     """Event types that are examples; empty: all."""
+    shown: bool = True
+    """Of `binary`: items that were shown and not met later are examples of no, where the catalogue
+    file names such event types (interactions.shown)."""
     scorer: Literal["cosine", "bilinear", "mlp"] = "mlp"
     """How user and item are compared. An index can serve the first two."""
     weight: float = Field(0.2, gt=0)
@@ -289,6 +292,9 @@ class TrainingConfig(Section):
     unlabelled_items: int = Field(0, ge=0)
     """U: items that no event names, and that are cold in no split, which join each step's fresh
     ones for the losses that need no labels: alignment_weight and query_weight."""
+    shown_weight: float = Field(0.0, ge=0)
+    """Weight of a loss (BPR) in which the item met next scores above each that was shown before it
+    and not met; of catalogues that name such event types (interactions.shown)."""
     content_gradient: float = Field(1.0, ge=0, le=1)
     """Share of the first loss's gradient that reaches contents. Encoders that still have to learn
     what to look at learn the items of training by heart with all of it; cached ones do not."""

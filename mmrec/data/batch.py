@@ -9,7 +9,7 @@ Legend: B histories · P targets of all histories · M fresh items · N items in
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,11 +22,12 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from encoders.tokens import Tokens
 from fusion.signals import Signals
 from mmrec.data.histories import EpochPlan, HistorySource, IntArray, Samples
-from mmrec.data.labels import HeadLabels, LabelSource
+from mmrec.data.labels import HeadLabels, LabelSource, not_met
 from mmrec.data.queries import Queries, QuerySource
 from mmrec.data.told import columns_of, join_columns, unknown_events
 
 if TYPE_CHECKING:
+    from data_prep.shards import History
     from mmrec.data.mix import MixedStream
     from mmrec.data.signals import SignalSource
     from mmrec.data.unlabelled import Unlabelled, UnlabelledSource
@@ -62,6 +63,9 @@ class Batch:
     signals: what is told of the P events, the P requests behind them, and the users; None where
         the model reads none.
     heads: labels of each head at the P positions.
+    shown: (2, E) int64, what users were shown between their events and did not meet: the position
+        behind which, and the row of the item.
+    num_shown: E of the whole batch, over all ranks.
     catalogue: which of several it is of; None for one alone.
     unlabelled: items without events that are encoded beside the fresh ones; None for none.
     own: range of `fresh` that this rank encodes.
@@ -93,6 +97,8 @@ class Batch:
     unlabelled: Unlabelled | None = None
     signals: Signals | None = None
     heads: dict[str, HeadLabels] = field(default_factory=dict)
+    shown: Tensor = field(default_factory=lambda: torch.zeros(2, 0, dtype=torch.int64))
+    num_shown: int = 0
     catalogue: str | None = None
 
     @property
@@ -119,6 +125,7 @@ class Batch:
             weights=None if self.weights is None else self.weights.to(device),
             signals=None if self.signals is None else self.signals.to(device),
             heads={name: each.to(device) for name, each in self.heads.items()},
+            shown=self.shown.to(device),
         )
 
 
@@ -304,6 +311,7 @@ class BatchStream(IterableDataset[Batch]):
         of its targets.
         """
         rows, counted, weighed, told, users, labels = [], [], [], [], [], []
+        shown: list[IntArray] = []
         for history, start, stop in zip(samples.history, samples.start, samples.stop, strict=True):
             record = self.histories.read(int(history))
             items = self.row_of[record.item_index[start:stop]]
@@ -314,6 +322,7 @@ class BatchStream(IterableDataset[Batch]):
             if self.event_weights is not None:
                 weights = self._weights(record.event, int(start), int(stop))
                 weighed.append(weights if begins else weights[1:])
+            shown.append(self._shown(record, int(start), int(stop), begins=begins))
             if self.heads is not None:
                 first = int(start) + (not begins)
                 labels.append(self.heads.of_stretch(record, first, int(stop)))
@@ -339,6 +348,7 @@ class BatchStream(IterableDataset[Batch]):
         places = list(range(len(rows)))[part]
         rows, counted, told, users = rows[part], counted[part], told[part], users[part]
         weighed = weighed[part]
+        num_shown = sum(each.shape[1] for each in shown)
         of_heads: dict[str, HeadLabels] = {}
         if self.heads is not None:
             own_labels = labels[part] or [self.heads.nothing(1)]
@@ -404,7 +414,18 @@ class BatchStream(IterableDataset[Batch]):
             unlabelled=unlabelled,
             signals=signals,
             heads=of_heads,
+            shown=torch.from_numpy(_join_shown(shown[part], lengths)),
+            num_shown=num_shown,
         )
+
+    def _shown(self, record: History, start: int, stop: int, *, begins: bool) -> IntArray:
+        """(2, e) positions among a stretch's inputs, and rows of what was shown behind them."""
+        if not len(record.shown_items):
+            return np.zeros((2, 0), np.int64)
+        place = record.shown_before - 1 - start + begins
+        rows = self.row_of[record.shown_items]
+        kept = not_met(record) & (place >= 0) & (record.shown_before < stop) & (rows >= 0)
+        return np.stack([place[kept], rows[kept]])
 
     def _weights(self, event: Any, start: int, stop: int) -> npt.NDArray[np.float32]:
         """(stop - start,) weights of the events start..stop of a history."""
@@ -428,6 +449,13 @@ class BatchStream(IterableDataset[Batch]):
             )
         # of a rank that encodes nothing the first stands in, as it does among the media
         return self.queries.draw(items, places or [0], epoch=self.epoch, batch=index)
+
+
+def _join_shown(parts: Sequence[IntArray], lengths: IntArray) -> IntArray:
+    """(2, E) of all stretches, their positions among those of the batch."""
+    first = np.cumsum(lengths) - lengths
+    moved = [each + np.array([[at], [0]]) for each, at in zip(parts, first.tolist(), strict=False)]
+    return np.concatenate([np.zeros((2, 0), np.int64), *moved], axis=1)
 
 
 def share_of(num: int, *, rank: int, world: int) -> tuple[int, int]:

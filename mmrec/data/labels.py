@@ -43,6 +43,7 @@ class HeadSpec:
         among: codes of the types that are examples; empty: all.
         base: logit of the share of yes, or mean value.
         spread: 1, or the standard deviation of values.
+        shown: whether items that were shown and not met are examples of no.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class HeadSpec:
     among: tuple[int, ...]
     base: float
     spread: float
+    shown: bool = False
 
     def labels(self, history: History) -> Floats:
         """(n,) 1 and 0, or values; NaN for events that are no example."""
@@ -68,7 +70,16 @@ class HeadSpec:
         """The spec in a checkpoint's state."""
         lists = {name: tuple(document[name]) for name in ("positive", "among")}
         return cls(document["kind"], lists["positive"], lists["among"], document["base"],
-                   document["spread"])  # fmt: skip
+                   document["spread"], document["shown"])  # fmt: skip
+
+
+def not_met(history: History) -> npt.NDArray[np.bool_]:
+    """(m,) of the items shown: True where the user met none of them afterwards."""
+    last: dict[int, int] = {}
+    for place, item in enumerate(history.item_index.tolist()):
+        last[item] = place
+    shown = zip(history.shown_items.tolist(), history.shown_before.tolist(), strict=True)
+    return np.array([last.get(item, -1) < before for item, before in shown], np.bool_)
 
 
 def heads_of(document: Mapping[str, Any] | None) -> dict[str, HeadSpec]:
@@ -172,7 +183,8 @@ def describe_heads(
             for field in ("positive", "among")
         }
         spec = HeadSpec(head.kind, codes["positive"], codes["among"], 0.0, 1.0)
-        total, squares, count = 0.0, 0.0, 0
+        total, squares, count, num_shown = 0.0, 0.0, 0, 0
+        reads_shown = head.kind == "binary" and head.shown
         sums, counts = np.zeros(num_rows), np.zeros(num_rows)
         for place in range(len(histories.lengths)):
             history = histories.read(place)
@@ -184,6 +196,9 @@ def describe_heads(
             total += float(labels[known].sum())
             squares += float((labels[known] ** 2).sum())
             count += int(known.sum())
+            if reads_shown and len(history.shown_items):
+                num_shown += int(not_met(history).sum())
+        count += num_shown
         mean = total / max(count, 1)
         spread = math.sqrt(max(squares / max(count, 1) - mean**2, 0.0))
         if spread == 0.0:
@@ -196,7 +211,9 @@ def describe_heads(
             offsets[name] = ItemMeans(sums - mean * counts, counts)
         else:
             logit = math.log(mean / (1 - mean))
-            specs[name] = HeadSpec(head.kind, codes["positive"], codes["among"], logit, 1.0)
+            specs[name] = HeadSpec(
+                head.kind, codes["positive"], codes["among"], logit, 1.0, num_shown > 0
+            )
     return specs, offsets
 
 

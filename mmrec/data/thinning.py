@@ -149,4 +149,6 @@ def _some_events(history: History, kept: IntArray) -> History:
         event=some(history.event),
         value=some(history.value),
         context=context and {k: [own[row] for row in kept.tolist()] for k, own in context.items()},
+        shown_items=history.shown_items,
+        shown_before=np.searchsorted(kept, history.shown_before, side="left").astype(np.int64),
     )

@@ -28,7 +28,7 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
-from mmrec.data.labels import expected
+from mmrec.data.labels import expected, not_met
 from mmrec.data.ragged import IntArray, Ragged
 from mmrec.data.thinning import ThinnedSplit
 from mmrec.data.told import Told, columns_of, join_columns, request_behind, times_before
@@ -51,12 +51,17 @@ class _Window:
     Attributes:
         history: complete.
         usable: (n,) bool, events that a model is shown.
-        places: of the events that are told, ascending.
+        places: of the events that are told, ascending, then those before which something was
+            shown that he did not meet afterwards.
+        items: of both.
+        num_events: how many places are of events.
     """
 
     history: History
     usable: npt.NDArray[np.bool_]
     places: IntArray
+    items: IntArray
+    num_events: int
 
     def before(self, place: int) -> IntArray:
         """Places of what is shown before an event."""
@@ -85,7 +90,7 @@ def evaluate_heads(loaded: LoadedRun, which: Which) -> dict[str, dict[str, Any]]
         model, loaded.content, loaded.item_index_of, num_items=len(loaded.item_ids)
     ).embedding
     users = _states(loaded, items, windows)
-    targets = np.concatenate([each.history.item_index[each.places] for each in windows])
+    targets = np.concatenate([each.items for each in windows])
     found = {}
     for name, head in model.heads.items():
         spec = model.head_specs[name]
@@ -225,7 +230,11 @@ def _windows(split: Split, which: Which) -> list[_Window]:
         usable = ~is_cold[history.item_index]
         if isinstance(split, ThinnedSplit):
             usable &= split.knows(history)
-        found.append(_Window(history, usable, np.arange(start, stop)))
+        events, before = np.arange(start, stop), history.shown_before
+        of_shown = not_met(history) & (before >= start) & (before < stop)
+        places = np.concatenate([events, before[of_shown]])
+        items = np.concatenate([history.item_index[events], history.shown_items[of_shown]])
+        found.append(_Window(history, usable, places, items, len(events)))
     return found
 
 
@@ -255,8 +264,10 @@ def _labels(
     labels, offsets = [], []
     for each in windows:
         own = spec.labels(each.history)
-        labels.append(own[each.places])
+        events = each.places[: each.num_events]
+        nothing = np.zeros(len(each.places) - len(events), np.float32)
+        labels.append(np.concatenate([own[events], nothing if spec.shown else nothing * np.nan]))
         items = of_items[each.history.item_index]
         told = np.where(each.usable, own, np.nan).astype(np.float32)
-        offsets.append(expected(spec, told, items)[each.places])
+        offsets.append(np.concatenate([expected(spec, told, items)[events], nothing]))
     return np.concatenate(labels), np.concatenate(offsets)

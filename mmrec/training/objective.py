@@ -44,6 +44,7 @@ class Losses:
             modalities; None where it has no weight.
         query_loss: of pieces of their texts that find the fresh items; None where there are none.
         heads: of each head.
+        shown_loss: of items met next beside those shown before; None where it has no weight.
     """
 
     loss: Tensor
@@ -54,6 +55,7 @@ class Losses:
     modality_loss: Tensor | None
     query_loss: Tensor | None
     heads: dict[str, Tensor]
+    shown_loss: Tensor | None = None
 
 
 def compute_losses(
@@ -123,6 +125,7 @@ def compute_losses(
         found = [checkpoint(losses_of, part, use_reentrant=False) for part in parts]
         sums = [torch.stack(terms).sum() for terms in zip(*found, strict=True)]
     loss, *others = sums
+    shown_loss = others.pop() if config.shown_weight else None
     of_heads = dict(zip(model.heads, others[len(others) - len(model.heads) :], strict=True))
     others = others[: len(others) - len(model.heads)]
     cold_loss = others.pop(0) if as_new is not None else None
@@ -142,6 +145,7 @@ def compute_losses(
         modality_loss=torch.stack(others).mean() if others else None,
         query_loss=query,
         heads=of_heads,
+        shown_loss=shown_loss,
     )
 
 
@@ -182,6 +186,7 @@ def _losses_of_histories(
             num_items=None if model.history.start is None else items.shape[0],
         )
     of_heads = head_losses(model, batch, states, items)
+    met = states
     targets, weights = batch.targets, batch.weights
     if counted is not None:
         states, targets = states[counted], targets[counted]
@@ -211,7 +216,35 @@ def _losses_of_histories(
         )
         for table, bias in tables
     )
+    if config.shown_weight:
+        items_and_biases = tables[0]
+        return (*of_tables, *of_heads, shown_loss_of(model, batch, met, items_and_biases))
     return (*of_tables, *of_heads)
+
+
+def shown_loss_of(
+    model: RecommenderModel, batch: Batch, states: Tensor, table: tuple[Tensor, Tensor]
+) -> Tensor:
+    """The share of some pairs in the mean of -log sigmoid(z_target - z_shown).
+
+    Of a position that counts, its target; of what was shown behind it, each item. Pairs of the
+    other positions add nothing to the sum.
+    Source: Rendle et al., BPR, arXiv 1205.2618, with what was shown in place of a sample.
+
+    Args:
+        model: in training mode.
+        batch: with E pairs.
+        states: (P, D).
+        table: (R, D) embeddings and (R,) biases.
+    """
+    items, bias = table
+    place, shown = batch.shown
+    kept = batch.counted[place]
+    place, shown = place[kept], shown[kept]
+    target = batch.targets[place]
+    users = states[place] / model.temperature
+    gap = (users * (items[target] - items[shown])).sum(-1) + bias[target] - bias[shown]
+    return -F.logsigmoid(gap.float()).sum() * batch.world / max(batch.num_shown, 1)
 
 
 def head_losses(
@@ -234,11 +267,17 @@ def head_losses(
         targets = items.index_select(0, batch.targets[known])
         told = head(states[known], targets, labels.offsets[known])
         wanted = labels.labels[known]
+        total = labels.total
         if model.head_specs[name].kind == "binary":
             terms = F.binary_cross_entropy_with_logits(told, wanted, reduction="sum")
+            if model.head_specs[name].shown:
+                place, shown = batch.shown
+                told = head(states[place], items[shown], torch.zeros_like(states[place, 0]))
+                terms = terms + F.softplus(told).sum()  # all of them are no
+                total += batch.num_shown
         else:
             terms = ((told - wanted) / head.spread).square().sum()
-        found.append(terms * batch.world / max(labels.total, 1))
+        found.append(terms * batch.world / max(total, 1))
     return found
 
 
@@ -270,7 +309,7 @@ def number_needed(batch: Batch, num_items: int) -> tuple[Batch, Tensor]:
         and what the histories hold.
     """
     assert batch.candidates is not None
-    rows = torch.cat([batch.candidates, batch.inputs]).unique()
+    rows = torch.cat([batch.candidates, batch.inputs, batch.shown[1]]).unique()
     rows = rows[rows < num_items]  # the start of a history stands one past the last
 
     def place(found: Tensor) -> Tensor:
@@ -282,8 +321,15 @@ def number_needed(batch: Batch, num_items: int) -> tuple[Batch, Tensor]:
         targets=place(batch.targets),
         fresh=place(batch.fresh),
         candidates=place(batch.candidates),
+        shown=torch.stack([batch.shown[0], place(batch.shown[1])]),
     )
     return numbered, rows
+
+
+def _shown_within(shown: Tensor, start: int, stop: int) -> Tensor:
+    """Pairs of the positions start..stop, numbered from there."""
+    own = shown[:, (shown[0] >= start) & (shown[0] < stop)]
+    return torch.stack([own[0] - start, own[1]])
 
 
 def split_histories(batch: Batch, num_parts: int) -> list[Batch]:
@@ -311,6 +357,7 @@ def split_histories(batch: Batch, num_parts: int) -> list[Batch]:
                 weights=None if batch.weights is None else batch.weights[start:stop],
                 offsets=offsets - start,
                 signals=signals,
+                shown=_shown_within(batch.shown, start, stop),
                 heads={name: each.part(slice(start, stop)) for name, each in batch.heads.items()},
             )
         )
