@@ -164,7 +164,7 @@ class PicturesEncoder(StackedEncoder):
         """Return an item of as many empty pictures as there can be."""
         images = self.image.largest_inputs()["images"]
         mask = torch.ones(1, self.most, dtype=torch.bool)
-        pictures = images.expand(self.most, -1, -1, -1).unsqueeze(0)
+        pictures = images.expand(self.most, *images.shape[1:]).unsqueeze(0)
         return {"images": pictures, "mask": mask, "present": torch.tensor([True])}
 
     def pooled(self, tokens: Tokens) -> Tensor:

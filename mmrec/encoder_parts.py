@@ -117,7 +117,7 @@ def rebuild_encoder(document: Document) -> EncoderParts:
 ALLOWED_KINDS: Mapping[str, tuple[str, ...]] = {
     "text": ("small", "transformers"),
     "image": ("small", "timm", "torchvision", "open_clip"),
-    "audio": ("small", "musicnn"),
+    "audio": ("small", "musicnn", "transformers"),
     "video": ("small", "timm", "torchvision", "open_clip"),
     "vector": ("vector",),
     "attributes": ("fields",),
@@ -148,6 +148,16 @@ def _describe(
 
         size = int(document["options"].pop("vocabulary_size", 4000))
         document["tokenizer"] = train_vocabulary(texts(), size)
+    elif modality == "audio" and config.kind == "transformers":
+        if folder is None:
+            raise ConfigError(
+                f"encoders.{modality}.weights is null: a spectrogram transformer needs weights; "
+                "name a folder or a hub's repository, such as one of AST"
+            )
+        document["config"] = json.loads(_read(folder, "config.json"))
+        described = folder / "preprocessor_config.json"
+        text = described.read_text(encoding="utf-8") if described.is_file() else "{}"
+        document["described"] = json.loads(text)
     elif modality == "text":
         if folder is None:
             raise ConfigError(
@@ -202,7 +212,7 @@ def _build(document: Document, folder: Path | None) -> EncoderParts:
     if modality == "video":
         return _build_video(document, folder)
     if modality == "audio":
-        return (_build_small_audio if kind == "small" else _build_musicnn)(document, folder)
+        return AUDIO_BUILDERS[kind](document, folder)
     if "pictures" in document["options"]:
         return _build_pictures(document, folder)
     return (_build_small_image if kind == "small" else _build_tower)(document, folder)
@@ -346,6 +356,39 @@ def _build_musicnn(document: Document, folder: Path | None) -> EncoderParts:
     return EncoderParts(transform, encoder, document)
 
 
+AST_MEAN, AST_STD = -4.2677393, 4.5689974  # of AudioSet, where the folder does not say
+
+
+def _build_spectrogram(document: Document, folder: Path | None) -> EncoderParts:
+    from transformers import ASTConfig, ASTModel
+    from transformers.utils import logging as transformers_logging
+
+    from encoders.spectrogram import SpectrogramEncoder, SpectrogramTransform, WindowEncoder
+
+    transformers_logging.disable_progress_bar()
+    arguments = dict(document["config"])
+    if arguments.pop("model_type", None) != "audio-spectrogram-transformer":
+        raise ValueError(
+            f"model_type is '{document['config'].get('model_type')}': of audio models in "
+            "transformers' format audio-spectrogram-transformer is read"
+        )
+    config = ASTConfig(**arguments)
+    options, described = dict(document["options"]), document["described"]
+    transform = SpectrogramTransform(
+        num_frames=config.max_length,
+        num_mels=config.num_mel_bins,
+        max_seconds=float(options.pop("max_seconds", 3 * config.max_length / 100)),
+        mean=float(described.get("mean", AST_MEAN)),
+        std=float(described.get("std", AST_STD)),
+    )
+    of_one = int(options.pop("tokens_per_window", 6))
+    _refuse(options)
+    model = ASTModel.from_pretrained(folder) if folder is not None else ASTModel(config)
+    window = WindowEncoder(model.eval(), num_tokens=of_one)
+    encoder = SpectrogramEncoder(window, most=transform.most, num_tokens=document["num_tokens"])
+    return EncoderParts(transform, encoder, document)
+
+
 def _build_small_audio(document: Document, _folder: Path | None) -> EncoderParts:
     from encoders.audio import AudioEncoder, AudioTransform
 
@@ -361,6 +404,13 @@ def _build_small_audio(document: Document, _folder: Path | None) -> EncoderParts
         **options,
     )
     return EncoderParts(transform, encoder, document)
+
+
+AUDIO_BUILDERS: dict[str, Callable[[Document, Path | None], EncoderParts]] = {
+    "small": _build_small_audio,
+    "musicnn": _build_musicnn,
+    "transformers": _build_spectrogram,
+}
 
 
 def _grid_side(num_tokens: int) -> int:

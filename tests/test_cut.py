@@ -16,12 +16,14 @@ from encoder_families import (
     make_small_text,
     pictures,
 )
+from transformers import ASTConfig, ASTModel
 
 from encoders.audio import AudioEncoder, AudioTransform
 from encoders.cut import StackedEncoder
 from encoders.encoder import Inputs
 from encoders.musicnn import NUM_MELS, PATCH_FRAMES, MusicEncoder
 from encoders.pictures import PicturesEncoder, PicturesTransform
+from encoders.spectrogram import SpectrogramEncoder, WindowEncoder
 from encoders.text import TextTransform, train_vocabulary
 from encoders.tokens import Tokens
 from encoders.video import VideoEncoder, VideoTransform
@@ -90,6 +92,19 @@ def pictures_case(name: str) -> Case:
     return case
 
 
+def spectrogram_case() -> tuple[StackedEncoder, Inputs]:
+    torch.manual_seed(0)
+    config = ASTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_length=64, num_mel_bins=32,
+    )  # fmt: skip
+    window = WindowEncoder(ASTModel(config).eval(), num_tokens=3)
+    encoder = SpectrogramEncoder(window, most=2, num_tokens=4)
+    mask = torch.tensor([[True, True], [False, False], [True, False]])
+    inputs = {"images": torch.randn(3, 2, 64, 32), "mask": mask, "present": mask.any(1)}
+    return encoder.eval(), inputs
+
+
 CASES: dict[str, Case] = {
     "bert": text_case(make_bert),
     "roberta": text_case(make_roberta),
@@ -98,6 +113,7 @@ CASES: dict[str, Case] = {
     **{name: image_case(name) for name in MAKERS if "whole" not in name},
     "audio": audio_case,
     "musicnn": music_case,
+    "spectrogram": spectrogram_case,
     "pictures-resnet": pictures_case("torchvision-resnet"),
     "pictures-vit": pictures_case("timm-vit"),
     "video-resnet": video_case("torchvision-resnet"),

@@ -36,6 +36,7 @@ from data_prep.media import IMAGE_SIDE, MediumKind, decode_audio, decode_image, 
 from data_prep.shards import PreparedData, decode_attributes, decode_text, decode_vector
 from data_prep.video import Clip
 from encoders.encoder import Inputs, Transform
+from encoders.pictures import PicturesTransform
 from mmrec.errors import UserError
 
 if TYPE_CHECKING:
@@ -372,7 +373,7 @@ class ItemInputs:
 
 def _takes_several(transform: Transform) -> bool:
     """Whether a transform is given all media of an item's modality, not the first."""
-    return getattr(transform, "most", 1) > 1
+    return isinstance(transform, PicturesTransform) and transform.most > 1
 
 
 def _media_columns(catalogue: Catalogue) -> list[str]:
