@@ -37,6 +37,7 @@ def plain_softmax(
     bias: Tensor,
     targets: Tensor,
     *,
+    weights: Tensor | None = None,
     excluded: ExcludedPairs | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
@@ -47,7 +48,10 @@ def plain_softmax(
             kept = excluded.items != targets[excluded.rows]
             pairs = excluded.rows[kept] * items.shape[0] + excluded.items[kept]
             logits.view(-1).index_fill_(0, pairs, float("-inf"))
-        return cross_entropy(logits, targets, label_smoothing=label_smoothing)
+        if weights is None:
+            return cross_entropy(logits, targets, label_smoothing=label_smoothing)
+        terms = cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none")
+        return (terms * weights).sum() / weights.sum()
 
 
 class Stepper:

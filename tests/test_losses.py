@@ -294,3 +294,25 @@ def test_alignment_of_nothing_is_zero_with_a_gradient() -> None:
     loss = alignment_loss(contents, nobody)
     assert float(loss.detach()) == 0
     loss.backward()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weights_are_those_of_a_weighted_mean(smoothing: float) -> None:
+    torch.manual_seed(0)
+    P, N, D = 150, 40, 8
+    users, items = torch.randn(P, D, dtype=torch.float64), torch.randn(N, D, dtype=torch.float64)
+    bias, weights = torch.randn(N, dtype=torch.float64), torch.rand(P, dtype=torch.float64) + 0.1
+    targets = torch.randint(N, (P,))
+    inputs = [each.requires_grad_() for each in (users, items, bias)]
+    found = catalogue_softmax(
+        *inputs, targets, weights=weights, label_smoothing=smoothing, chunk_elements=64 * N
+    )
+    terms = torch.nn.functional.cross_entropy(
+        users @ items.T + bias, targets, label_smoothing=smoothing, reduction="none"
+    )
+    slow = (terms * weights).sum() / weights.sum()
+    torch.testing.assert_close(found, slow)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs), torch.autograd.grad(slow, inputs), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)

@@ -448,3 +448,20 @@ def test_unknown_events_join_with_known_ones() -> None:
     joined = join_columns([unknown_events(1, ["device"]), columns_of(a_history(2))])
     assert joined.context["device"].tolist() == [None, "phone", "desktop"]
     assert joined.time.tolist() == [UNKNOWN_TIME, MONDAY, MONDAY + 3600]
+
+
+def test_targets_weigh_by_the_type_of_their_event(shop: Path) -> None:
+    config = shop_config(events=True).model_dump(mode="json")
+    config["training"]["event_weights"] = {"buy": 3.0}
+    stream = assemble(parse_config(config), shop).stream
+    batch = next(iter(batch_loader(stream, epoch=0, first_batch=0, num_workers=0)))
+    assert batch.weights is not None and set(batch.weights.tolist()) == {1.0, 3.0}
+    assert batch.total_weight == pytest.approx(float(batch.weights[batch.counted].sum()))
+    # in this log every second event is bought, the first is viewed
+    for number in range(len(batch.offsets) - 1):
+        own = slice(*batch.offsets[number : number + 2].tolist())
+        if int(batch.inputs[own][0]) == stream.item_index_of.shape[0]:
+            assert batch.weights[own][:2].tolist() == [1.0, 3.0]
+    config["training"]["event_weights"] = {"steal": 3.0}
+    with pytest.raises(ConfigError, match="event_weights names 'steal'; .* buy, view"):
+        assemble(parse_config(config), shop)
