@@ -25,7 +25,7 @@ from torchaudio.transforms import MelSpectrogram
 from encoders.audio import SAMPLE_RATE_HZ, resampled_windows
 from encoders.cut import StackedEncoder
 from encoders.encoder import Inputs, fingerprint
-from encoders.tokens import Tokens, masked, pool_tokens
+from encoders.tokens import Tokens, by_item, masked, pool_tokens, real_rows
 
 PATCH_FRAMES, NUM_MELS = 187, 96
 FFT, HOP = 512, 256
@@ -242,8 +242,7 @@ class MusicEncoder(StackedEncoder):
         """Pass real patches through the layers [start, stop)."""
         values, mask = states
         for block in self.stack[start:stop]:
-            found = block(values[mask])  # (n, F, C)
-            values = found.new_zeros(*mask.shape, *found.shape[1:]).index_put((mask,), found)
+            values = by_item(block(real_rows(values, mask)), mask)
         return values, mask
 
     def pool(self, states: MusicStates) -> Tokens:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from encoders.cut import StackedEncoder
 from encoders.encoder import Inputs, fingerprint
 from encoders.image import ImageTransform
-from encoders.tokens import Tokens, masked, pool_tokens
+from encoders.tokens import Tokens, by_item, masked, pool_tokens, real_rows
 
 
 class PicturesTransform:
@@ -113,7 +113,7 @@ class PicturesEncoder(StackedEncoder):
     def begin(self, inputs: Inputs) -> PictureStates:
         """Pass the real pictures into the image encoder."""
         mask = inputs["mask"]
-        images = inputs["images"][mask]  # (n, 3, S, S)
+        images = real_rows(inputs["images"], mask)  # (n, 3, S, S)
         present = torch.ones(len(images), dtype=torch.bool, device=images.device)
         return self.image.begin({"images": images, "present": present}), mask
 
@@ -127,8 +127,8 @@ class PicturesEncoder(StackedEncoder):
         tokens = self.image.pool(of_pictures)  # (n, T, Ws)
         said = self.describe(mask).to(tokens.values.dtype)
         said = said[:, None, :].expand(-1, tokens.values.shape[1], -1)
-        whole = _by_item(torch.cat([tokens.values, said], dim=2), mask)
-        real = _by_item(tokens.mask, mask)
+        whole = by_item(torch.cat([tokens.values, said], dim=2), mask).flatten(1, 2)
+        real = by_item(tokens.mask, mask).flatten(1, 2)
         return pool_tokens(masked(whole, real), self.num_tokens)
 
     def finish(self, values: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class PicturesEncoder(StackedEncoder):
         """Lay the states of an item's pictures one behind the other."""
         of_pictures, mask = states
         packed = self.image.pack(of_pictures)
-        return masked(_by_item(packed.values, mask), _by_item(packed.mask, mask))
+        return masked(*(by_item(each, mask).flatten(1, 2) for each in (packed.values, packed.mask)))
 
     def unpack(self, states: Tokens) -> PictureStates:
         """Return the states of the real pictures."""
@@ -178,9 +178,3 @@ class PicturesEncoder(StackedEncoder):
             "image": self.image.arguments(),
             "tokens": self.num_tokens,
         }
-
-
-def _by_item(of_pictures: Tensor, mask: Tensor) -> Tensor:
-    """Rows of real pictures (n, T, …) to their items' (M, P * T, …), zeros for those not there."""
-    whole = of_pictures.new_zeros(*mask.shape, *of_pictures.shape[1:])
-    return whole.index_put((mask,), of_pictures).flatten(1, 2)

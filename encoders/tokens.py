@@ -95,3 +95,17 @@ def pool_tokens(tokens: Tokens, num_tokens: int) -> Tokens:
     weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)
     clean = tokens.values.masked_fill(~tokens.mask.unsqueeze(-1), 0.0)
     return Tokens(torch.bmm(weights, clean), mask)  # (M, K, T) @ (M, T, W) -> (M, K, W)
+
+
+def real_rows(values: Tensor, mask: Tensor) -> Tensor:
+    """Take the real ones of several things an item: (M, P, ...), (M, P) bool -> (n, ...).
+
+    On torch's meta device, which knows no values, all are taken: what is measured there is full.
+    """
+    return values.flatten(0, 1) if mask.is_meta else values[mask]
+
+
+def by_item(rows: Tensor, mask: Tensor) -> Tensor:
+    """Put real ones back to their items, zeros elsewhere: (n, ...), (M, P) bool -> (M, P, ...)."""
+    shape = (*mask.shape, *rows.shape[1:])
+    return rows.view(shape) if mask.is_meta else rows.new_zeros(shape).index_put((mask,), rows)

@@ -32,7 +32,7 @@ class Description:
             that has all of them.
         shared_bytes: the same of each of a number of ranks, with training.sharding=full.
         left_out: modalities whose size the catalogue decides; neither their encoder nor what the
-            fusion reads it by is counted. They are small.
+            fusion reads it by is counted. They are small, as are signals and heads, named here too.
     """
 
     num_items: int
@@ -67,6 +67,8 @@ def describe(config: Config, *, num_items: int) -> Description:
             f"encoders are {', '.join(left_out)}: the catalogue decides how large they are; use "
             "mmrec train --dry-run"
         )
+    told = {"model.signals": config.model.signals.any, "model.heads": bool(config.model.heads)}
+    left_out += [name for name, is_on in told.items() if is_on]
     with torch.device("meta"):
         parts: dict[str, EncoderParts] = {
             modality: rebuild_encoder(document) for modality, document in documents.items()

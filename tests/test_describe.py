@@ -127,3 +127,22 @@ def test_the_command_prints_a_table_or_one_document(tmp_path: Path) -> None:
         CliRunner().invoke(app, ["describe", str(path), "model.width=32", "--json"]).stdout
     )
     assert document["num_items"] == 100_000 and document["parameters"]["id"]["trainable"] == 3.2e6
+
+
+def test_encoders_of_several_windows_frames_or_pictures_are_measured_without_values() -> None:
+    """A cut of theirs is measured on the meta device, where no mask can be looked at."""
+    tower = {"kind": "timm", "architecture": "resnet10t", "trainable_blocks": 1, "num_tokens": 16}
+    config = parse_config(
+        {
+            "encoders": {
+                "video": tower,
+                "image": {**tower, "options": {"pictures": 3}},
+                "audio": {"kind": "musicnn", "trainable_blocks": 1},
+            },
+            "model": {"signals": {"events": True}, "heads": {"stars": {"kind": "value"}}},
+        }
+    )
+    found = describe(config, num_items=10)
+    assert found.left_out == ("model.signals", "model.heads")
+    for name in ("video", "image", "audio"):
+        assert 0 < found.parameters[f"encoders.{name}"]["trainable"]
