@@ -41,7 +41,8 @@ from mmrec.evaluation.report_document import write_aside
 from mmrec.evaluation.report_plots import STYLE
 
 SHOTS = (1, 2, 4, 8, 16)
-# the best of three rates on the draws 100 and 101, which no figure is of
+# full: the better of 2e-5 and 5e-5 on the draws 100 and 101, which no figure is of; the others are
+# not searched yet
 RATES: dict[str, float] = {"full": 5e-5, "lora": 1e-3, "prompt": 1e-2}
 METHODS = ("probe", *RATES)
 HEAD_RATE = 1e-2
