@@ -12,7 +12,6 @@ import pytest
 from benchmarks.ablation.grid import Cell, Grid, gains, render_gains
 from benchmarks.ablation.plan import COMPLETE, FIGURES, HERE, ROOT, Part, load_plan
 from benchmarks.ablation.run import parse
-from benchmarks.ablation.stamps import FEWEST_EVENTS, draw_log, write_source
 from benchmarks.ablation.table import (
     item_groups,
     render,
@@ -21,6 +20,7 @@ from benchmarks.ablation.table import (
     values_of,
     write_results,
 )
+from benchmarks.simulated.source import FEWEST_EVENTS, WORLDS, draw_log, write_source
 from data_prep.catalogue import load_catalogue
 from data_prep.prepare import prepare
 from data_prep.shards import PreparedData
@@ -202,9 +202,13 @@ def make_stamps(folder: Path, num_items: int = 60) -> pl.DataFrame:
 
 def test_simulated_users_follow_their_tastes(tmp_path: Path) -> None:
     items = make_stamps(tmp_path)
-    log = draw_log(items, num_users=300, events_per_user=12, seed=0)
-    assert log.equals(draw_log(items, num_users=300, events_per_user=12, seed=0))
-    assert not log.equals(draw_log(items, num_users=300, events_per_user=12, seed=1))
+    log = draw_log(items, WORLDS["stamps"].liking, num_users=300, events_per_user=12, seed=0)
+    assert log.equals(
+        draw_log(items, WORLDS["stamps"].liking, num_users=300, events_per_user=12, seed=0)
+    )
+    assert not log.equals(
+        draw_log(items, WORLDS["stamps"].liking, num_users=300, events_per_user=12, seed=1)
+    )
     assert log.select("user_id", "item_id").is_unique().all()
     lengths = log.group_by("user_id").len()["len"]
     assert lengths.min() >= FEWEST_EVENTS and lengths.mean() == pytest.approx(12, abs=0.5)
@@ -242,7 +246,7 @@ def test_plan_fits_the_real_stamps(shared_data: Path, tmp_path: Path) -> None:
     for path in [*items["image"], *items["sound"].drop_nulls()]:
         assert (stamps / path).is_file()
     items.write_csv(tmp_path / "items.csv")
-    log = draw_log(items, **{**plan.users, "num_users": 100})
+    log = draw_log(items, WORLDS["stamps"].liking, **{**plan.users, "num_users": 100})
     log.write_parquet(tmp_path / "interactions.parquet")
     assert set(plan.grid.modalities) == set(load_catalogue(ROOT / plan.catalogue).modalities)
     names_only = ["items.image=[]", "items.audio=[]"]  # decoding all of them takes long

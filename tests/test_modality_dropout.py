@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks.ablation.stamps import draw_log
+from benchmarks.simulated.source import draw_log
+from benchmarks.simulated.tastes import stamps
 from data_prep.prepare import prepare
 from mmrec.config import parse_config
 from mmrec.evaluation.ablation import knock_out
@@ -46,9 +47,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     told = items.with_columns(
         pl.Series("subcategory", [f"t{k}" for k in topic]), sound_kind=pl.lit("")
     )
-    draw_log(told, num_users=NUM_USERS, events_per_user=EVENTS_PER_USER, seed=0).write_parquet(
-        folder / "source" / "log.parquet"
-    )
+    draw_log(
+        told, stamps, num_users=NUM_USERS, events_per_user=EVENTS_PER_USER, seed=0
+    ).write_parquet(folder / "source" / "log.parquet")
     catalogue = {
         "name": "dropout",
         "kind": "simulated",

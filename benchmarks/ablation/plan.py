@@ -41,10 +41,13 @@ class Plan:
     """Data, the complete model, and what is taken away from it; see the YAMLs beside this file.
 
     Attributes:
-        users: where the data have no log, how many to simulate: arguments of stamps.write_source.
+        users: where the data have no log, how many to simulate: arguments of
+            simulated.source.write_source.
         grid: of modalities and fusions; its first cell is the complete model.
         figures: slice, metric and title of each column; slices are those of ranks and, of warm
             targets, `head`, `middle` and `tail`.
+        left_out: of a plan with a grid, whether the complete model is also asked without each
+            modality, beside the models that were trained without it (left_out.py).
     """
 
     catalogue: str
@@ -55,9 +58,10 @@ class Plan:
     seeds: tuple[int, ...]
     settings: Mapping[str, Any]
     parts: tuple[Part, ...]
-    users: Mapping[str, int] | None = None
+    users: Mapping[str, Any] | None = None
     grid: Grid | None = None
     figures: tuple[Figure, ...] = FIGURES
+    left_out: bool = False
 
     def settings_of(self, part: Part, seed: int) -> dict[str, Any]:
         """What `mmrec train` is told to change."""

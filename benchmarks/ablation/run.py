@@ -11,7 +11,8 @@ Every run is `mmrec train` with settings changed. A command that was interrupted
 was; a run whose settings or data have changed is made again. Test targets are never read.
 
 A plan with a grid also has every subset of the modalities under every fusion, and the table ends
-with a test of whether fusion improves on the best modality alone.
+with a test of whether fusion improves on the best modality alone. With `left_out: true` it also
+says what it costs to lose a modality that the model was trained with.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from benchmarks.ablation.left_out import LEFT_OUT, ask_without
 from benchmarks.ablation.plan import COMPLETE, DEFAULT_PLAN, ROOT, Part, Plan, load_plan
-from benchmarks.ablation.stamps import write_source
 from benchmarks.ablation.table import item_groups, run_folder, write_results
 from benchmarks.runs import install_weights, is_begun, run_commands, train_command
+from benchmarks.simulated.source import write_source
 from data_prep.prepare import prepare
 from data_prep.shards import PreparedData
 from mmrec.config import load_config
@@ -111,14 +113,18 @@ def run_one(
     settings = plan.settings_of(part, seed)
     config = ROOT / plan.config
     run = folder / "run"
-    if is_begun(folder, [config.read_text(encoding="utf-8"), settings, data_hash]):
-        if (run / "ranks-validation.parquet").is_file():
-            return None
+    asks = plan.left_out and part.name == COMPLETE
+    wanted = [run / "ranks-validation.parquet", *([folder / LEFT_OUT] if asks else [])]
+    begun = is_begun(folder, [config.read_text(encoding="utf-8"), settings, data_hash])
+    if begun and all(file.is_file() for file in wanted):
+        return None
     commands = {
         "train": train_command(config, settings, prepared, run),
         "evaluate": ["evaluate", str(run), "--split", "validation"],
     }
     broken = run_commands(folder, commands, limit_s=3600 * HOURS_A_RUN, threads=given.threads)
+    if broken is None and asks:
+        broken = ask_without(folder, limit_s=3600 * HOURS_A_RUN, threads=given.threads)
     if broken is None:
         shutil.rmtree(run / "checkpoints", ignore_errors=True)  # the ranks say all we need
     return broken

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks.ablation.grid import Cell, Figure, Gain, Grid, gains, render_gains, signed
+from benchmarks.ablation.left_out import losses, render_losses
 from benchmarks.ablation.plan import COMPLETE, FIGURES, Part, Plan
 from data_prep.shards import PreparedData
 from mmrec.evaluation.breakdown import GROUPS, thirds
@@ -57,6 +58,10 @@ def write_results(
         document |= {"users": dict(plan.users or {}), "gains": [each.document() for each in tested]}
         if tested:
             text += "\n" + render_gains(tested, plan.grid, plan.figures)
+        if plan.left_out:
+            lost = losses(plan.grid, seeds, out)
+            document |= {"left_out": [each.document() for each in lost]}
+            text += "\n" + render_losses(lost)
     content = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
     write_aside(out / "results.json", content.encode())
     write_aside(out / "results.md", text.encode())

@@ -35,13 +35,18 @@ class KnockoutRow:
 
 
 def knock_out(
-    loaded: LoadedRun, source: ModelInputs, cases: Cases, popularity: IntArray
+    loaded: LoadedRun,
+    source: ModelInputs,
+    cases: Cases,
+    popularity: IntArray,
+    *,
+    most_users: int = MAX_USERS,
 ) -> list[KnockoutRow]:
     """NDCG@10 by slice with all media, with each modality left out, and with each alone.
 
-    At most 2,000 users are asked, taken evenly: each row encodes all of their histories anew.
+    At most `most_users` are asked, taken evenly: each row encodes all of their histories anew.
     """
-    cases = of_some_users(cases, MAX_USERS)
+    cases = of_some_users(cases, most_users)
     names = sorted(loaded.parts)
     everything = frozenset(names)
     rows = {"all media": everything}
