@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import polars as pl
 import pytest
 
 from benchmarks.ablation.grid import Cell, Grid, gains, render_gains
+from benchmarks.ablation.left_out import LEFT_OUT, losses, render_losses
 from benchmarks.ablation.plan import COMPLETE, FIGURES, HERE, ROOT, Part, load_plan
 from benchmarks.ablation.run import parse
 from benchmarks.ablation.table import (
@@ -256,3 +258,35 @@ def test_plan_fits_the_real_stamps(shared_data: Path, tmp_path: Path) -> None:
     assert set(groups) == {"head", "middle", "tail"} and all(groups.values())
     assert len(groups["tail"]) > len(groups["head"])
     assert {"warm", "cold"} <= set(data.split(None).targets("validation")["slice"])
+
+
+def write_left_out(out: Path, seed: int, asked: dict[str, float], trained: float) -> None:
+    """A run asked without each modality, and one a pair of modalities trained alone."""
+    whole = run_folder(out, Part(COMPLETE, {}), seed)
+    whole.mkdir(parents=True)
+    slices = ("warm", "cold_among_cold")
+    document = {name: dict.fromkeys(slices, value) for name, value in asked.items()}
+    (whole / LEFT_OUT).write_text(json.dumps(document), encoding="utf-8")
+    for rest in ("image", "text"):
+        folder = run_folder(out, Part(f"{rest}, latents", {}), seed) / "run"
+        folder.mkdir(parents=True)
+        ours = {"models": {"mmrec": {name: {"ndcg@10": trained} for name in slices}}}
+        (folder / "metrics-validation.json").write_text(json.dumps(ours), encoding="utf-8")
+
+
+def test_a_loss_is_what_is_short_of_a_model_that_never_had_the_modality(tmp_path: Path) -> None:
+    grid = Grid(("text", "image"), ("latents",), ("latents",))
+    assert losses(grid, (0, 1), tmp_path) == []
+    for seed in (0, 1):
+        asked = {"all media": 0.4, "without text": 0.18 + 0.01 * seed, "without image": 0.22}
+        write_left_out(tmp_path, seed, asked, trained=0.2)
+    found = losses(grid, (0, 1, 2), tmp_path)
+    assert [(loss.modality, loss.slice) for loss in found] == [
+        ("text", "warm"), ("text", "cold_among_cold"),
+        ("image", "warm"), ("image", "cold_among_cold"),
+    ]  # fmt: skip
+    text, image = found[0], found[2]
+    assert text.cost == pytest.approx(0.075) and text.by_seed == pytest.approx((0.1, 0.05))
+    assert image.cost == pytest.approx(-0.1) and image.whole == pytest.approx(0.4)
+    line = render_losses(found).splitlines()[4]
+    assert line == "| text | warm | .4000 | .1850 | .2000 | +7.5% (+5.0% to +10.0%) |"
