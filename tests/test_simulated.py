@@ -68,6 +68,21 @@ def test_each_user_starts_at_a_time_of_his_own_and_time_goes_on() -> None:
     assert log.group_by("user_id").agg(pl.col("time").min())["time"].n_unique() > 45
 
 
+def test_what_is_liked_best_is_bought() -> None:
+    items = tastes.with_prices(made_items(), np.random.default_rng(1))
+    sizes = {"num_users": 300, "events_per_user": 12, "seed": 0}
+    log = draw_log(items, tastes.shop, buys=True, **sizes)
+    plain = draw_log(items, tastes.shop, **sizes)
+    assert log.drop("action").equals(plain)
+    likes = tastes.shop(items, np.random.default_rng(0), 300)  # the first that is drawn
+    row = {name: k for k, name in enumerate(items["item_id"])}
+    user = log["user_id"].str.strip_prefix("u").cast(pl.Int64).to_numpy()
+    liked = likes[user, [row[name] for name in log["item_id"]]]
+    bought = (log["action"] == "purchase").to_numpy()
+    assert bought[liked >= 7].mean() > 0.9 and bought[liked <= 2].mean() < 0.2
+    assert set(log["action"]) == {"view", "purchase"}
+
+
 def test_prices_have_a_level_for_each_kind() -> None:
     items = tastes.with_prices(made_items(), np.random.default_rng(0))
     assert items["price"].min() > 0

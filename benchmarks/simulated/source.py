@@ -32,6 +32,7 @@ MARK = "simulation.json"
 Liking = Callable[[pl.DataFrame, np.random.Generator, int], tastes.Floats]
 START = 1_735_689_600  # 2025-01-01 UTC
 YEAR_S, GAP_S = 365 * 86_400, 6 * 3600
+BOUGHT_AT = 4.0  # nats of liking at which every second view ends in a purchase
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class World:
         liking: items, generator, number of users -> (U, N) nats.
         where: of which rows users know; all where None.
         add: more columns, which are simulated too.
+        buys: whether events are told as `view` or `purchase`, by how well the item is liked.
     """
 
     table: str
@@ -53,6 +55,7 @@ class World:
     liking: Liking
     where: str | None = None
     add: Callable[[pl.DataFrame, np.random.Generator], pl.DataFrame] | None = None
+    buys: bool = False
 
 
 WORLDS = {
@@ -61,7 +64,7 @@ WORLDS = {
     "music": World("clips.csv", "clip", ("audio",), tastes.music, where="part = '0'"),
     "video": World("items.csv", "item_id", ("video",), tastes.video),
     "shop": World(
-        "items.parquet", "item_id", ("images",), tastes.shop, add=tastes.with_prices
+        "items.parquet", "item_id", ("images",), tastes.shop, add=tastes.with_prices, buys=True
     ),
 }  # fmt: skip
 
@@ -109,7 +112,7 @@ def write_source(
         if about.add is not None:
             items = about.add(items, np.random.default_rng([seed, 1]))
         write_table(items, aside / about.table)
-        log = draw_log(items, about.liking, id_column=about.id, **settings)
+        log = draw_log(items, about.liking, id_column=about.id, buys=about.buys, **settings)
         log.write_parquet(aside / "interactions.parquet")
         (aside / MARK).write_text(mark, encoding="utf-8")
         shutil.rmtree(out, ignore_errors=True)
@@ -142,6 +145,7 @@ def draw_log(
     events_per_user: int,
     seed: int,
     id_column: str = "item_id",
+    buys: bool = False,
 ) -> pl.DataFrame:
     """Draws who met which item: each event from softmax(liking + popularity) of what is left.
 
@@ -152,13 +156,16 @@ def draw_log(
         events_per_user: mean length of their histories, at most a quarter of the items.
         seed: of all that is drawn.
         id_column: of the items' ids.
+        buys: whether an event is a `view` or a `purchase`; the chance is sigmoid(liking - 4).
 
     Returns:
-        user_id, item_id, position, time (seconds; hours apart); users in order, no item twice.
+        user_id, item_id, position, time (seconds; hours apart) and, with `buys`, action; users in
+        order, no item twice.
     """
     rng = np.random.default_rng(seed)
     num_items = len(items)
-    scores = liking(items, rng, num_users) + rng.normal(0, POPULARITY_SPREAD, num_items)
+    likes = liking(items, rng, num_users)
+    scores = likes + rng.normal(0, POPULARITY_SPREAD, num_items)
     # the largest of score + Gumbel noise are draws without replacement from the softmax
     best_first = np.argsort(-(scores + rng.gumbel(size=scores.shape)), axis=1)
     lengths = np.clip(rng.poisson(events_per_user, num_users), FEWEST_EVENTS, num_items // 4)
@@ -169,14 +176,20 @@ def draw_log(
     passed = np.cumsum(gaps)
     passed -= np.repeat(passed[ends - lengths], lengths)  # of each user's first event
     start = np.repeat(START + rng.integers(YEAR_S, size=num_users), lengths)
-    return pl.DataFrame(
+    user, item = np.repeat(np.arange(num_users), lengths), np.concatenate(histories)
+    log = pl.DataFrame(
         {
-            "user_id": [f"u{k:06d}" for k in np.repeat(np.arange(num_users), lengths)],
-            "item_id": items[id_column].to_numpy()[np.concatenate(histories)],
+            "user_id": [f"u{k:06d}" for k in user],
+            "item_id": items[id_column].to_numpy()[item],
             "position": np.concatenate([np.arange(n) for n in lengths]),
             "time": (start + passed).astype(np.int64),
         }
     ).with_columns(pl.col("item_id").cast(pl.String))
+    if buys:
+        chance = 1 / (1 + np.exp(BOUGHT_AT - likes[user, item]))
+        bought = rng.random(len(item)) < chance
+        log = log.with_columns(pl.Series("action", np.where(bought, "purchase", "view")))
+    return log
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
