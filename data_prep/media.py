@@ -258,7 +258,9 @@ def _blocks_of_soundfile(data: bytes) -> Iterator[tuple[int, NDArray[np.float32]
     import soundfile
 
     with soundfile.SoundFile(io.BytesIO(data)) as file:
-        for block in file.blocks(_BLOCK_SAMPLES, dtype="float32", always_2d=True):
+        # not file.blocks(): where a stream ends before its header says, that pads the last block
+        # with whatever the memory held
+        while len(block := file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
             yield file.samplerate, block
 
 
