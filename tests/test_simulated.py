@@ -104,6 +104,9 @@ def test_another_world_is_written_anew_and_only_rows_that_count(
     assert "20 simulated users" in capsys.readouterr().out
     table = pl.read_csv(tmp_path / "out" / "clips.csv", infer_schema=False)
     log = pl.read_parquet(tmp_path / "out" / "interactions.parquet")
+    new = pl.read_csv(tmp_path / "out" / "new.csv", infer_schema=False)
+    assert new["clip"].to_list() == [f"i{k}" for k in range(100, 120, 2)]
+    assert len(table) == 50 and not table["clip"].is_in(new["clip"].to_list()).any()
     assert table["part"].unique().to_list() == ["0"]
     assert log["item_id"].is_in(table["clip"].to_list()).all()
     assert main(["shop", *folders, *sizes]) == 2

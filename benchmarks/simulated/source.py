@@ -2,7 +2,8 @@
 
     python -m benchmarks.simulated.source CATALOGUE --source FOLDER --out OUT [--users N] …
 
-    FOLDER/table, media ─► OUT/the same and interactions.parquet
+    FOLDER/table, media ─► OUT/the same and interactions.parquet, and of all but stamps
+                           OUT/new.csv or .parquet: ten items that nobody has met, to score
 
 CATALOGUE is one of `stamps`, `music` (music-clips), `video` (exercise-clips) and `shop` (fashion).
 A figure from such a log says that the parts work together; it does not say how good they are.
@@ -47,6 +48,7 @@ class World:
         where: of which rows users know; all where None.
         add: more columns, which are simulated too.
         buys: whether events are told as `view` or `purchase`, by how well the item is liked.
+        num_new: rows at the end of the table that go into `new` in its place.
     """
 
     table: str
@@ -56,10 +58,11 @@ class World:
     where: str | None = None
     add: Callable[[pl.DataFrame, np.random.Generator], pl.DataFrame] | None = None
     buys: bool = False
+    num_new: int = 10
 
 
 WORLDS = {
-    "stamps": World("items.csv", "item_id", ("images", "sounds"), tastes.stamps),
+    "stamps": World("items.csv", "item_id", ("images", "sounds"), tastes.stamps, num_new=0),
     # the second clip of a track would give it away
     "music": World("clips.csv", "clip", ("audio",), tastes.music, where="part = '0'"),
     "video": World("items.csv", "item_id", ("video",), tastes.video),
@@ -111,6 +114,9 @@ def write_source(
             items = items.sql(f"SELECT * FROM self WHERE {about.where}")
         if about.add is not None:
             items = about.add(items, np.random.default_rng([seed, 1]))
+        if about.num_new:
+            write_table(items.tail(about.num_new), aside / f"new{Path(about.table).suffix}")
+            items = items.head(-about.num_new)
         write_table(items, aside / about.table)
         log = draw_log(items, about.liking, id_column=about.id, buys=about.buys, **settings)
         log.write_parquet(aside / "interactions.parquet")
