@@ -131,22 +131,14 @@ def slice_metrics(
             lists join the others.
         ks: the list lengths.
     """
-    names = np.array(cases.slice, dtype=object)
     result: dict[str, Metrics | None] = {}
     for slice_name in SLICES:
-        among_cold = slice_name == "cold_among_cold"
-        wanted = names == ("cold" if among_cold else slice_name)
-        rows = np.arange(len(cases)) if slice_name == "all" else np.flatnonzero(wanted)
+        rows = _rows_of(cases, slice_name)
         if not len(rows):
             result[slice_name] = None
             continue
-        ranks, offsets = ranks_of(
-            ranking.rank_among_cold if among_cold else ranking.rank, cases.targets, rows
-        )
-        users = cases.user_index[rows]
-        metrics: Metrics = {"num_users": len(np.unique(users)), "num_targets": len(ranks)}
-        metrics.update(metrics_from_ranks(ranks, offsets, users, ks=ks))
-        if not among_cold:
+        metrics = rank_metrics(ranking, cases, slice_name, ks=ks)
+        if slice_name != "cold_among_cold":
             metrics.update(
                 list_metrics(
                     ranking.top_items[rows],
@@ -161,6 +153,29 @@ def slice_metrics(
                     metrics[name] = float(np.nanmean(own))
         result[slice_name] = metrics
     return result
+
+
+def rank_metrics(
+    ranking: Ranking, cases: Cases, slice_name: str, *, ks: Sequence[int] = KS
+) -> Metrics:
+    """Of a slice that has cases: users, targets, and what the ranks of its targets say."""
+    rows = _rows_of(cases, slice_name)
+    ranks, offsets = ranks_of(
+        ranking.rank_among_cold if slice_name == "cold_among_cold" else ranking.rank,
+        cases.targets,
+        rows,
+    )
+    users = cases.user_index[rows]
+    metrics: Metrics = {"num_users": len(np.unique(users)), "num_targets": len(ranks)}
+    metrics.update(metrics_from_ranks(ranks, offsets, users, ks=ks))
+    return metrics
+
+
+def _rows_of(cases: Cases, slice_name: str) -> IntArray:
+    if slice_name == "all":
+        return np.arange(len(cases))
+    wanted = "cold" if slice_name == "cold_among_cold" else slice_name
+    return np.flatnonzero(np.array(cases.slice, dtype=object) == wanted)
 
 
 def metrics_document(

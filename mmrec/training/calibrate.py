@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mmrec.evaluation.evaluate import slice_metrics
-from mmrec.training.validate import Validation, rank
+from mmrec.evaluation.evaluate import rank_metrics
+from mmrec.evaluation.ranking import VectorScorer, rank_cases
+from mmrec.training.validate import Validation
 
 if TYPE_CHECKING:
     from mmrec.build import Assembly
@@ -139,11 +140,10 @@ def choose_offset(
         offset = cosine / tau
         items = looked.items.clone()
         items[unseen, -1] += (offset - present) * tau
-        metrics = slice_metrics(
-            rank(cases, looked.users, items), cases, popularity=assembly.popularity
-        )
-        warm, among = metrics["warm"], metrics["cold"]
-        assert warm is not None and among is not None
+        # what no offset is chosen by costs more than ranking: lists of fifty, and all about them
+        scorer = VectorScorer(looked.users, items)
+        ranking = rank_cases(scorer, cases, top_k=1, device=looked.users.device)
+        warm, among = (rank_metrics(ranking, cases, name, ks=(10,)) for name in ("warm", "cold"))
         return {
             "offset": offset,
             "warm_ndcg@10": warm["ndcg@10"],
