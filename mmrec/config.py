@@ -17,7 +17,7 @@ from data_prep.catalogue import explain_validation_error
 from mmrec.errors import ConfigError
 
 # What can still be changed once a run is trained: all else lies in its weights and figures.
-IN_USE = ("evaluation.popularity_share",)
+IN_USE = ("evaluation.popularity_share", "evaluation.groups")
 
 
 class Section(BaseModel):
@@ -371,6 +371,10 @@ class EvaluationConfig(Section):
     tail in the lists, at a cost in the head that report.html shows. The loss always has all of it;
     validation, from which epoch and offset are chosen, has the share. A trained run can be given
     another on the line of evaluate, recommend, score and export."""
+    groups: tuple[str, ...] = ()
+    """Categories and sets by which the report tells accuracy apart: users.gender, items.genres. The
+    worst group of each stands in the scorecard. A trained run can be given others on the line of
+    evaluate."""
 
 
 class CatalogueConfig(Section):

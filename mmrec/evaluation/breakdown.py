@@ -25,7 +25,7 @@ class Breakdown:
     """Metrics of every model by one count.
 
     Attributes:
-        by: `item` or `user`: whose training events are counted.
+        by: `item` or `user`: whose training events are counted; or the name of an attribute.
         slice: which targets; `all` is the union.
         groups: name -> in words, with the range of the count.
         models: model -> group -> `num_users`, `num_targets`, `hr@10`, `ndcg@10`; an empty group is

@@ -35,6 +35,7 @@ from mmrec.evaluation.evaluate import (
 )
 from mmrec.evaluation.findings import Findings, OffsetPoint
 from mmrec.evaluation.gap import training_gap
+from mmrec.evaluation.groups import attribute_breakdowns, check_groups
 from mmrec.evaluation.heads import evaluate_heads
 from mmrec.evaluation.initial import initial_content
 from mmrec.evaluation.lists import ItemTraits, category_shares
@@ -87,6 +88,7 @@ def evaluate_run(
     """
     loaded = load_run(run, data, overrides)
     assert loaded.data is not None and loaded.split is not None
+    check_groups(loaded.config.evaluation.groups, loaded.data)
     cases = load_cases(loaded.data, loaded.split, split)
     if not len(cases):
         raise UserError(
@@ -216,9 +218,12 @@ def find_out(
         knockout=() if source is None else knock_out(loaded, source, cases, popularity),
         before=None if fresh is None else before_training(fresh, cases, popularity),
         gap=training_gap(loaded),
-        breakdowns=breakdowns(
-            evaluation.ranks, popularity=popularity, candidates=cases.candidates, events=events
-        ),
+        breakdowns=[
+            *breakdowns(
+                evaluation.ranks, popularity=popularity, candidates=cases.candidates, events=events
+            ),
+            *attribute_breakdowns(evaluation.ranks, loaded.data, config.evaluation.groups),
+        ],
         offset_curve=curve,
         chosen_offset=state["offset"] if curve else None,
         warm_cost=config.evaluation.warm_cost if curve else None,

@@ -123,12 +123,13 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
         "table_metrics": [name.upper() for name in TABLE_METRICS],
         "num_targets": {name: models[OURS][name]["num_targets"] for name in labels},  # type: ignore[index]
         "has_intervals": bool(intervals),
+        "has_groups": any("." in each.by for each in findings.breakdowns),
         "bars": model_bars(models, labels),
         "paired": paired_table(tests, tuple(labels)),
         "num_tests": len(tests),
         "breakdowns": [
             {
-                "title": BREAKDOWN_TITLES[each.by, each.slice],
+                "title": BREAKDOWN_TITLES.get((each.by, each.slice), f"By {each.by}, all targets"),
                 "groups": each.groups,
                 "num_targets": {g: each.models[OURS][g]["num_targets"] for g in each.groups},
                 "table": breakdown_table(each),

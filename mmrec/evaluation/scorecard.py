@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mmrec.evaluation.groups import worst_group
 from mmrec.evaluation.report_plots import OURS
 from mmrec.evaluation.report_tables import ours_first
 from mmrec.evaluation.report_words import shown_slices, size_in_words
@@ -120,13 +121,21 @@ def _fairness(models: Any, breakdowns: Sequence[Any]) -> Group:
     facets = []
     words = {"item": "items", "user": "users, warm targets"}
     for each in breakdowns:
-        if each["by"] == "user" and each["slice"] != "warm":
+        if each["by"] not in words or (each["by"] == "user" and each["slice"] != "warm"):
             continue
         for part in ("head", "tail"):
             if part in each["groups"]:
                 of_part = {m: each["models"].get(m, {}).get(part) or {} for m in models}
                 values = {model: own.get("ndcg@10") for model, own in of_part.items()}
                 facets.append(Facet(f"{part.capitalize()} {words[each['by']]}", "NDCG@10", values))
+    for each in breakdowns:
+        if "." in each["by"] and (worst := worst_group(each, OURS)) is not None:
+            values = {
+                m: (each["models"].get(m, {}).get(worst) or {}).get("ndcg@10") for m in models
+            }
+            users = each["models"][OURS][worst]["num_users"]
+            title = f"Worst of {each['by']}: {worst}"
+            facets.append(Facet(title, f"NDCG@10, {users:,} users", values))
     shown = {model: (slices.get("all") or {}).get("gini@10") for model, slices in models.items()}
     if any(value is not None for value in shown.values()):
         facets.append(Facet("Exposure of items", "Gini@10", shown, "lower"))
