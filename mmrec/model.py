@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from encoders.tokens import Tokens
+from fusion.completion import Completion
 from fusion.heads import Head
 from fusion.history import Ask, HistoryEncoder, truncate
 from fusion.signals import SignalEncoder, Signals
@@ -166,6 +167,7 @@ class RecommenderModel(nn.Module):
         self.encoders = nn.ModuleDict({k.replace(".", "_"): v for k, v in encoders.items()})
         self.cached = cached
         self.fusion = fusion
+        self.completion = None if fusion is None else Completion(list(encoders), history.width)
         self.id_part = id_part
         self.popularity = popularity
         self.history = history
@@ -220,18 +222,24 @@ class RecommenderModel(nn.Module):
             for name, each in media.items()
         }
 
-    def content(self, media: Mapping[str, ModalityInput]) -> Tensor:
+    def content(self, media: Mapping[str, ModalityInput], complete: Tensor | None = None) -> Tensor:
         """Content of M items.
 
         Args:
             media: modality -> cached states or raw inputs of M items.
+            complete: (M,) bool, items whose missing modalities are to be made up for; None: none.
 
         Returns:
-            (M, D) unit vectors.
+            (M, D) unit vectors; of what was made up for shorter ones, see `Completion`.
         """
-        assert self.fusion is not None
-        content: Tensor = self.fusion(self.tokens(media))
-        return content
+        assert self.fusion is not None and self.completion is not None
+        tokens = self.tokens(media)
+        content: Tensor = self.fusion(tokens)
+        if complete is None:
+            return content
+        missing = [~tokens[name].mask.any(1) for name in self.completion.modalities]
+        completed: Tensor = self.completion(content, torch.stack(missing, 1) & complete[:, None])
+        return completed
 
     def embeddings(self, content: Tensor | None, rows: Tensor | None = None) -> Tensor:
         """Embeddings e of every row, or of some.

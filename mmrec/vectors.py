@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -41,8 +42,19 @@ def encode_content(
     *,
     precision: str = "fp32",
     tile: int = 256,
+    complete: npt.NDArray[np.bool_] | None = None,
 ) -> Tensor:
-    """Content of items in their order, on the model's device: (n,) -> (n, D) unit vectors."""
+    """Content of items in their order, on the model's device: (n,) -> (n, D) unit vectors.
+
+    Args:
+        model: that encodes them.
+        source: their media.
+        item_index: (n,).
+        precision: of the products.
+        tile: items encoded together.
+        complete: (n,) items that training met with all media and that may have lost some since:
+            what they lack is made up for; None: none.
+    """
     device = model.counts.device
     was_training = model.training
     model.eval()
@@ -50,7 +62,10 @@ def encode_content(
     for start in range(0, item_index.shape[0], tile):
         media = media_to(source.collate(item_index[start : start + tile]), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            parts.append(model.content(media).float())
+            chosen = None
+            if complete is not None:
+                chosen = torch.from_numpy(complete[start : start + tile]).to(device)
+            parts.append(model.content(media, chosen).float())
     model.train(was_training)
     return torch.cat(parts) if parts else torch.zeros(0, model.width, device=device)
 

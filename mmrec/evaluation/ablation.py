@@ -80,16 +80,22 @@ def content_of_subsets(
 ) -> list[Tensor]:
     """Content (N, D) of every item with only the modalities of each subset.
 
-    Tokens are made once; what is left out is not given to the fusion at all.
+    Tokens are made once; what is left out is not given to the fusion at all. For items that
+    training met it is made up for, as it is where they lose a medium in use.
     """
-    assert loaded.model.fusion is not None
+    assert loaded.model.fusion is not None and loaded.model.completion is not None
+    names = loaded.model.completion.modalities
     loaded.model.eval()
     parts: list[list[Tensor]] = [[] for _ in subsets]
     for start in range(0, len(loaded.item_ids), tile):
         item_index = np.arange(start, min(start + tile, len(loaded.item_ids)))
         tokens = loaded.model.tokens(media_to(source.collate(item_index), loaded.device))
+        met = torch.from_numpy(np.isin(item_index, loaded.item_index_of))[:, None].to(loaded.device)
+        has = torch.stack([tokens[name].mask.any(1) for name in names], 1)
         for part, subset in zip(parts, subsets, strict=True):
-            part.append(loaded.model.fusion({k: v for k, v in tokens.items() if k in subset}))
+            content = loaded.model.fusion({k: v for k, v in tokens.items() if k in subset})
+            gone = torch.tensor([name not in subset for name in names], device=has.device)
+            part.append(loaded.model.completion(content, has & gone & met))
     return [torch.cat(part) for part in parts]
 
 

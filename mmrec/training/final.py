@@ -16,6 +16,7 @@ from encoders.cut import StackedEncoder
 from mmrec.build import Assembly
 from mmrec.training.calibrate import NewItems, choose_for_new
 from mmrec.training.checkpoint import SCHEMA, TrainState, load_model, model_tensors, write_folder
+from mmrec.training.complete import fit_completion
 from mmrec.training.distributed import Ranks
 from mmrec.training.sharding import look
 from mmrec.training.validate import validate
@@ -44,6 +45,7 @@ def write_final(
     config = assembly.config
     tensors: dict[str, Any] = {}
     new = NewItems()
+    look(trained, lambda: fit_completion(assembly))
     if assembly.validation is not None:
         looked = look(trained, lambda: validate(assembly, precision="fp32"))
         new = look(trained, lambda: choose_for_new(assembly, looked, config.evaluation))
