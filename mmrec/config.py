@@ -103,7 +103,8 @@ class EncoderConfig(Section):
     options: dict[str, int | float | str | bool] = {}
     """Arguments of the encoder and its transform (image size, seconds, vocabulary size; of text
     max_length, the pieces of a chunk, and max_chunks, for texts longer than the model reads). Of
-    attributes: max_values, num_knots, and FIELD: false for each that is to be left out."""
+    attributes: max_values, num_knots, FIELD: false for each that is to be left out, and FIELD: log
+    for a number whose ratios count, such as a price."""
 
 
 class FusionConfig(Section):
