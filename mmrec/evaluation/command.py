@@ -37,6 +37,7 @@ from mmrec.evaluation.findings import Findings, OffsetPoint
 from mmrec.evaluation.gap import training_gap
 from mmrec.evaluation.heads import evaluate_heads
 from mmrec.evaluation.initial import initial_content
+from mmrec.evaluation.item_labels import evaluate_labels
 from mmrec.evaluation.lists import ItemTraits, category_shares
 from mmrec.evaluation.protocol import (
     Cases,
@@ -138,6 +139,7 @@ def evaluate_run(
     if loaded.config.evaluation.popularity_share < 1:
         document["popularity_share"] = loaded.config.evaluation.popularity_share
     document |= {"heads": evaluate_heads(loaded, split)} if loaded.model.heads else {}
+    document |= {"labels": evaluate_labels(loaded, split)} if loaded.model.label_sets else {}
     write_evaluation(
         run,
         split,

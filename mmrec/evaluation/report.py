@@ -23,6 +23,7 @@ from data_prep.shards import PreparedData
 from mmrec.errors import UserError
 from mmrec.evaluation.ablation import KnockoutRow
 from mmrec.evaluation.findings import Findings
+from mmrec.evaluation.item_labels import label_rows
 from mmrec.evaluation.report_document import report_document, write_aside, write_document
 from mmrec.evaluation.report_plots import (
     OURS,
@@ -155,6 +156,7 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
         "reliability": findings.reliability,
         "reliability_plot": reliability_plot(findings.reliability),
         "heads": head_rows(document.get("heads", {})),
+        "labels_of_items": label_rows(document.get("labels", {})),
         "strips": [_strip(data, strip) for strip in findings.strips],
         "extremes": [
             (title, [_strip(data, strip) for strip in strips])
