@@ -25,6 +25,7 @@ from mmrec.data.items import Media, NewItems
 from mmrec.errors import UserError
 from mmrec.retrieval.cold import score_frame
 from mmrec.retrieval.content import encode_new, encode_query, new_items
+from mmrec.retrieval.item_labels import tell_labels, tell_labels_of_new
 from mmrec.retrieval.load import load_retriever
 from mmrec.retrieval.predict import predict
 from mmrec.retrieval.recommend import Recommendation, most_similar, recommend_next
@@ -162,6 +163,33 @@ class Recommender:
             {"item_id": str(item_id), **{name: values[place] for name, values in told.items()}}
             for place, item_id in enumerate(items)
         ]
+
+    def labels(self, items: Sequence[str] | Media, *, k: int | None = None) -> list[dict[str, Any]]:
+        """What the model tells of items from their media alone: genres, tags.
+
+        Args:
+            items: ids of the catalogue, or new items; of these the ones without a usable medium
+                are left out, with a line in the log.
+            k: how many labels of each set; None: all.
+
+        Returns:
+            For each item item_id and, by set of labels, {label: probability}, likeliest first.
+
+        Raises:
+            ItemNotFound: an id is not known.
+            UserError: the model tells no labels.
+        """
+        if not isinstance(items, Sequence):
+            item_ids, told = tell_labels_of_new(self.retriever, items, k)
+        else:
+            self.retriever.require_media("labels of items")
+            item_ids = [str(item_id) for item_id in items]
+            rows = [self.retriever.item_index(item_id) for item_id in item_ids]
+            content = self.retriever.content
+            assert content is not None
+            told = tell_labels(self.retriever, content[torch.tensor(rows, dtype=torch.int64)], k)
+        pairs = zip(item_ids, told, strict=True)
+        return [{"item_id": item_id, **labels} for item_id, labels in pairs]
 
     def _asked(
         self,

@@ -1,0 +1,63 @@
+"""Labels that the model tells of items from their content, known ones and new ones alike.
+
+Legend: n items · D width.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from mmrec.data.items import Media
+from mmrec.errors import UserError
+from mmrec.retrieval.cold import problems
+from mmrec.retrieval.content import encode_new
+from mmrec.retrieval.retriever import Retriever
+
+logger = logging.getLogger(__name__)
+
+Told = dict[str, dict[str, float]]
+"""Of each set of labels, label -> probability, the likeliest first."""
+
+
+@torch.no_grad()
+def tell_labels(retriever: Retriever, content: Tensor, k: int | None = None) -> list[Told]:
+    """The labels of items with their probabilities.
+
+    Args:
+        retriever: of a model that tells labels.
+        content: (n, D) unit vectors.
+        k: how many of each set; None: all.
+
+    Raises:
+        UserError: the model tells none.
+    """
+    model = retriever.model
+    if not model.label_sets:
+        raise UserError(
+            f"{retriever.path}: the model tells no labels of items; train one with model.labels"
+        )
+    found: list[Told] = [{} for _ in range(len(content))]
+    for name, head in model.label_heads.items():
+        labels = model.label_sets[name].labels
+        told, order = head.probabilities(content).sort(dim=1, descending=True, stable=True)
+        for item, values, places in zip(found, told[:, :k], order[:, :k], strict=True):
+            pairs = zip(places.tolist(), values.tolist(), strict=True)
+            item[name] = {labels[place]: value for place, value in pairs}
+    return found
+
+
+def tell_labels_of_new(
+    retriever: Retriever, media: Media, k: int | None = None
+) -> tuple[list[str], list[Told]]:
+    """Ids and labels of items that no prepared folder holds; those of no use are named in the log.
+
+    Raises:
+        UserError: the model tells no labels, or knows no media.
+    """
+    new = encode_new(retriever, media)
+    if new.refused or new.broken:
+        logger.warning("%s", problems(new, []))
+    return new.item_ids, tell_labels(retriever, new.content, k)
