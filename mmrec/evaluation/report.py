@@ -61,6 +61,7 @@ from mmrec.evaluation.report_words import (
     headline,
     limits,
     shown_slices,
+    zero_shot,
 )
 from mmrec.evaluation.scorecard import scorecard_markdown
 from mmrec.evaluation.scorecard_plot import scorecard_png
@@ -112,7 +113,7 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
     simulated = findings.simulated or data.catalogue.kind == "simulated"
     steps = _read_lines(run / "metrics.jsonl")
     sweeps = list(in_order({each.model: each for each in findings.sweeps}, models).values())
-    sentences = headline(models, labels)
+    sentences = [*headline(models, labels), *zero_shot(models, labels)]
     said = limits(document, findings, intervals, simulated=simulated)
     quarantine = quarantine_rows(data, document)
     page = {
