@@ -104,6 +104,14 @@ DataOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+NewOption = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="Table of new items (csv, jsonl, parquet)."),
+]
+NewSourceOption = Annotated[
+    Path | None,
+    typer.Option(exists=True, file_okay=False, help="Folder that its paths start from."),
+]
 CountOption = Annotated[int, typer.Option("-k", min=1, help="Number of items.")]
 OverridesArgument = Annotated[
     list[str] | None,

@@ -41,6 +41,7 @@ from mmrec.arguments import (
 from mmrec.errors import MmrecError, UserError
 from mmrec.pretraining.command import pretrain
 from mmrec.request import read_pairs, read_time, typed_attributes
+from mmrec.retrieval.classify_command import classify
 from mmrec.retrieval.predict_command import predict
 from mmrec.terminal import (
     machine_fault,
@@ -580,6 +581,7 @@ def recommend(
 
 
 app.command()(predict)
+app.command()(classify)
 
 
 @app.command()

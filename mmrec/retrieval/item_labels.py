@@ -5,18 +5,11 @@ Legend: n items · D width.
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from torch import Tensor
 
-from mmrec.data.items import Media
 from mmrec.errors import UserError
-from mmrec.retrieval.cold import problems
-from mmrec.retrieval.content import encode_new
 from mmrec.retrieval.retriever import Retriever
-
-logger = logging.getLogger(__name__)
 
 Told = dict[str, dict[str, float]]
 """Of each set of labels, label -> probability, the likeliest first."""
@@ -47,17 +40,3 @@ def tell_labels(retriever: Retriever, content: Tensor, k: int | None = None) -> 
             pairs = zip(places.tolist(), values.tolist(), strict=True)
             item[name] = {labels[place]: value for place, value in pairs}
     return found
-
-
-def tell_labels_of_new(
-    retriever: Retriever, media: Media, k: int | None = None
-) -> tuple[list[str], list[Told]]:
-    """Ids and labels of items that no prepared folder holds; those of no use are named in the log.
-
-    Raises:
-        UserError: the model tells no labels, or knows no media.
-    """
-    new = encode_new(retriever, media)
-    if new.refused or new.broken:
-        logger.warning("%s", problems(new, []))
-    return new.item_ids, tell_labels(retriever, new.content, k)
