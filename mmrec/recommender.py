@@ -183,6 +183,11 @@ class Recommender:
             ItemNotFound: an id is not known.
             UserError: the model tells no labels.
         """
+        if not self.retriever.model.label_sets:
+            raise UserError(
+                f"{self.retriever.path}: the model tells no labels of items; train one with "
+                "model.labels"
+            )
         item_ids, content = self._contents(items)
         told = tell_labels(self.retriever, content, k)
         pairs = zip(item_ids, told, strict=True)

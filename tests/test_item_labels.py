@@ -28,6 +28,7 @@ from mmrec.errors import ConfigError, ItemNotFound, UserError
 from mmrec.evaluation.command import evaluate_run
 from mmrec.evaluation.item_labels import category_figures, labels_lines, set_figures
 from mmrec.evaluation.schemas import ReportDocument
+from mmrec.mix import assemble_mix
 from mmrec.recommender import Recommender
 from mmrec.retrieval.export import export_run
 from mmrec.training.item_labels import label_losses
@@ -389,6 +390,21 @@ def test_what_the_model_does_not_read_may_be_told(shop: Path) -> None:
     assembly = assemble(change(shop_config(), changes, "test"), shop)
     (field,) = assembly.encoder_documents["attributes"]["fields"]
     assert field["name"] == "price" and set(assembly.model.label_sets) == set(LABELS)
+
+
+def test_of_several_catalogues_each_tells_the_labels_it_has(shop: Path, tmp_path: Path) -> None:
+    catalogue = write_shop(tmp_path / "source")
+    document = yaml.safe_load(catalogue.read_text())
+    del document["items"]["attributes"]["tags"]
+    catalogue.write_text(yaml.safe_dump(document))
+    prepare(catalogue, tmp_path / "source", tmp_path / "data", num_workers=1)
+    folders = {"first": shop, "second": tmp_path / "data"}
+    several = {"catalogues": {"first": {}, "second": {}}}
+    mix = assemble_mix(change(shop_config(), several, "test"), folders)
+    told = {name: set(each.model.label_sets) for name, each in mix.assemblies.items()}
+    assert told == {"first": {"colour", "motif"}, "second": {"colour"}}
+    with pytest.raises(ConfigError, match="model.labels.size: 'size' is no attribute of any"):
+        assemble_mix(change(shop_config({"size": {}}), several, "test"), folders)
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmrec.errors import UserError
 from mmrec.retrieval.retriever import Retriever
 
 Told = dict[str, dict[str, float]]
@@ -23,15 +22,8 @@ def tell_labels(retriever: Retriever, content: Tensor, k: int | None = None) -> 
         retriever: of a model that tells labels.
         content: (n, D) unit vectors.
         k: how many of each set; None: all.
-
-    Raises:
-        UserError: the model tells none.
     """
     model = retriever.model
-    if not model.label_sets:
-        raise UserError(
-            f"{retriever.path}: the model tells no labels of items; train one with model.labels"
-        )
     found: list[Told] = [{} for _ in range(len(content))]
     for name, head in model.label_heads.items():
         labels = model.label_sets[name].labels
