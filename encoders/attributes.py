@@ -9,14 +9,17 @@ one a column. There are no weights here: the tokens are cached like any frozen e
     category   the value's column is 1
     set        each of n members' columns is 1 / sqrt(n)
     number     the two columns of the knots beside it share 1 by nearness; beyond the ends, the end
+    log        a number, near by ratios: half way from 10 to 1,000 is 100. 0 has a column of its
+               own where training has it, else the lowest knot's; below 0 is refused
 
 A category or member that is not in the vocabulary has the field's column for unknown values; a
 field without a value has no token.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -39,12 +42,14 @@ class FieldSpec:
         type: what its values are.
         values: of a category or set, the commonest first; one more column is for all others.
         knots: of a number, ascending: quantiles of its values, so that no scale has to be chosen.
+        log: of a number, whether its place between two knots is that of its logarithm.
     """
 
     name: str
     type: Literal["category", "set", "number"]
     values: tuple[str, ...] = ()
     knots: tuple[float, ...] = ()
+    log: bool = False
 
     @property
     def num_columns(self) -> int:
@@ -55,13 +60,13 @@ class FieldSpec:
         """Column to weight for a value; empty where it says nothing.
 
         Raises:
-            ValueError: a number that is none, or is not finite.
+            ValueError: a number that is none, is not finite, or is below 0 on a log scale.
         """
         if self.type == "number":
             number = float(value)
             if not np.isfinite(number):
                 raise ValueError(f"attribute {self.name} is {value}: not a finite number")
-            return self._between(number)
+            return self._between_logs(number) if self.log else self._between(number)
         members = [value] if self.type == "category" else list(value)
         weights: Counter[int] = Counter()
         for member in members:
@@ -71,7 +76,19 @@ class FieldSpec:
         return dict(weights)
 
     def _between(self, number: float) -> dict[int, float]:
-        place = float(np.interp(number, self.knots, np.arange(len(self.knots))))
+        return self._shares(float(np.interp(number, self.knots, np.arange(len(self.knots)))))
+
+    def _between_logs(self, number: float) -> dict[int, float]:
+        if number < 0:
+            raise ValueError(f"attribute {self.name} is {number:g}: a log scale begins at 0")
+        if number == 0:
+            return {0: 1.0}
+        first = int(self.knots[0] == 0)
+        logs = np.log(self.knots[first:])
+        return self._shares(first + float(np.interp(np.log(number), logs, np.arange(len(logs)))))
+
+    @staticmethod
+    def _shares(place: float) -> dict[int, float]:
         low = int(place)
         share = place - low
         return {low: 1.0} if share == 0 else {low: 1 - share, low + 1: share}
@@ -83,6 +100,7 @@ def describe_fields(
     *,
     max_values: int = MAX_VALUES,
     num_knots: int = NUM_KNOTS,
+    logs: Container[str] = (),
 ) -> list[FieldSpec]:
     """Vocabularies and knots of fields.
 
@@ -91,9 +109,10 @@ def describe_fields(
         records: attributes of the items to learn from.
         max_values: commonest values kept of a category or set; ties in the order of the alphabet.
         num_knots: most knots of a number, which lie at evenly spaced quantiles of its values.
+        logs: names of numbers on a log scale; values below 0 teach nothing.
 
     Raises:
-        ValueError: no field, or one that no record has a value of.
+        ValueError: no field, or one that no record has a value of (on a log scale, above 0).
     """
     if not types:
         raise ValueError("no attribute is left to encode")
@@ -114,14 +133,28 @@ def describe_fields(
         if not counts[name] and not numbers[name]:
             raise ValueError(f"attribute {name}: no item of training has a value")
         if kind == "number":
-            places = np.linspace(0, 1, num_knots)
-            knots = np.unique(np.quantile(numbers[name], places, method="nearest"))
-            fields.append(FieldSpec(name, kind, knots=tuple(knots.tolist())))
+            make = partial(_log_knots, name) if name in logs else _knots
+            knots = make(numbers[name], num_knots)
+            fields.append(FieldSpec(name, kind, knots=knots, log=name in logs))
         else:
             ranked = sorted(counts[name].items(), key=lambda each: (-each[1], each[0]))
             values = tuple(value for value, _ in ranked[:max_values])
             fields.append(FieldSpec(name, kind, values=values))
     return fields
+
+
+def _knots(numbers: Sequence[float], num_knots: int) -> tuple[float, ...]:
+    places = np.linspace(0, 1, num_knots)
+    return tuple(np.unique(np.quantile(numbers, places, method="nearest")).tolist())
+
+
+def _log_knots(name: str, numbers: Sequence[float], num_knots: int) -> tuple[float, ...]:
+    """0 where a value is 0, then quantiles of those above."""
+    above = [number for number in numbers if number > 0]
+    if not above:
+        raise ValueError(f"attribute {name}: no item of training has a value above 0 for its log")
+    zero = (0.0,) if 0 in numbers else ()
+    return (*zero, *_knots(above, max(num_knots - len(zero), 1)))
 
 
 class AttributeTransform:
@@ -142,6 +175,7 @@ class AttributeTransform:
                     each["type"],
                     values=tuple(each["values"]),
                     knots=tuple(each["knots"]),
+                    log=each.get("log", False),
                 )
                 for each in document
             ]
@@ -149,16 +183,20 @@ class AttributeTransform:
 
     def document(self) -> list[dict[str, Any]]:
         """Return the fields as JSON values."""
-        return [
-            {**asdict(field), "values": list(field.values), "knots": list(field.knots)}
-            for field in self.fields
-        ]
+        documents = []
+        for field in self.fields:
+            lists = {"values": list(field.values), "knots": list(field.knots)}
+            document = {**asdict(field), **lists}
+            if not field.log:  # a field without it is what it was: so are its cached states
+                del document["log"]
+            documents.append(document)
+        return documents
 
     def __call__(self, attributes: Mapping[str, Any]) -> Tensor | None:
         """Return (F, W) float32, a row of zeros for a field not known; None where none is.
 
         Raises:
-            ValueError: a number that is none, or is not finite.
+            ValueError: a number that is none, is not finite, or is below 0 on a log scale.
         """
         sample = torch.zeros(len(self.fields), self.width)
         first = 0

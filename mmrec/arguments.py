@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +50,24 @@ def one_or_several(given: Sequence[tuple[str | None, Path]]) -> Path | dict[str,
     return {str(name): folder for name, folder in given}
 
 
+def exactly_one(options: Mapping[str, object]) -> None:
+    """Refuses options of which not exactly one is given.
+
+    Raises:
+        UserError: names those that are.
+    """
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) != 1:
+        raise UserError(
+            f"{' and '.join(given) or 'none'} given, allowed is exactly one of {', '.join(options)}"
+        )
+
+
+def split_names(names: str) -> list[str]:
+    """The parts of a comma-separated list, without empty ones."""
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
 CatalogueArgument = Annotated[
     Path, typer.Argument(metavar="CATALOGUE.yaml", exists=True, dir_okay=False)
 ]
@@ -86,6 +104,14 @@ DataOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+NewOption = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="Table of new items (csv, jsonl, parquet)."),
+]
+NewSourceOption = Annotated[
+    Path | None,
+    typer.Option(exists=True, file_okay=False, help="Folder that its paths start from."),
+]
 CountOption = Annotated[int, typer.Option("-k", min=1, help="Number of items.")]
 OverridesArgument = Annotated[
     list[str] | None,

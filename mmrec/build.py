@@ -25,6 +25,7 @@ from mmrec.data.cache import StateCache
 from mmrec.data.corpus import corpus, never_cold
 from mmrec.data.fill import fill_cache
 from mmrec.data.histories import ChosenHistories, EpochPlan, HistorySource, IntArray
+from mmrec.data.item_labels import describe_labels
 from mmrec.data.items import Broken, ItemInputs
 from mmrec.data.labels import LabelSource, describe_heads
 from mmrec.data.live import live_states
@@ -224,8 +225,17 @@ def assemble(
     heads, item_means = describe_heads(
         config.model.heads, data, histories, row_of, num_rows=item_index_of.shape[0]
     )
+    labels = describe_labels(config, data, item_index_of)
     torch.manual_seed(config.training.seed)
-    model = make_model(config, parts, counts, ready=made.keys(), signals=signals, heads=heads)
+    model = make_model(
+        config,
+        parts,
+        counts,
+        ready=made.keys(),
+        signals=signals,
+        heads=heads,
+        labels=labels.sets,
+    )
     for name, means in item_means.items():
         model.value_offsets[name].copy_(torch.from_numpy(means.offsets))
     if shared is not None:
@@ -292,6 +302,7 @@ def assemble(
         start=config.model.history.start,
         event_weights=event_weights(config.training.event_weights, data),
         heads=LabelSource(heads, item_means, row_of) if heads else None,
+        item_labels=labels,
     )
     return Assembly(
         config=config,

@@ -34,11 +34,15 @@ from mmrec.arguments import (
     PreparedOption,
     RunArgument,
     SourceOption,
+    exactly_one,
     one_or_several,
+    split_names,
 )
 from mmrec.errors import MmrecError, UserError
 from mmrec.pretraining.command import pretrain
 from mmrec.request import read_pairs, read_time, typed_attributes
+from mmrec.retrieval.classify_command import classify
+from mmrec.retrieval.predict_command import predict
 from mmrec.terminal import (
     machine_fault,
     metric_rows,
@@ -365,6 +369,7 @@ def evaluate(
     """Rank every target among the whole catalogue, beside the baselines; write a report."""
     from mmrec.evaluation.command import evaluate_run
     from mmrec.evaluation.heads import heads_lines
+    from mmrec.evaluation.item_labels import labels_lines
 
     with progress_bar() as report:
         metrics = evaluate_run(
@@ -378,7 +383,8 @@ def evaluate(
         print_json(metrics)
     else:
         print_table(metric_rows(metrics))
-        for line in heads_lines(metrics.get("heads", {})):
+        heads, labels = metrics.get("heads", {}), metrics.get("labels", {})
+        for line in (*heads_lines(heads), *labels_lines(labels)):
             print(line)
 
 
@@ -482,7 +488,7 @@ def export(
     export_run(
         run,
         out,
-        formats=tuple(_split(formats)),
+        formats=tuple(split_names(formats)),
         bundle=bundle,
         data=data,
         overrides=overrides or (),
@@ -513,7 +519,7 @@ def score(
         items,
         source,
         out,
-        users=None if users == "all" else _split(users),
+        users=None if users == "all" else split_names(users),
         top=top,
         by=by.value,
         data=data,
@@ -551,7 +557,7 @@ def recommend(
     whom = {"--user": user, "--history": history, "--attribute": attribute}
     asked_by_request = taste is not None or at is not None or context is not None
     if user is not None or not (history or attribute or asked_by_request):
-        _exactly_one(whom)  # whoever is known brings a history and attributes of his own
+        exactly_one(whom)  # whoever is known brings a history and attributes of his own
     from mmrec.recommender import Recommender
 
     time, where = read_time(at), read_pairs(context, "--context")
@@ -560,7 +566,7 @@ def recommend(
     if attribute is not None:
         users = recommender.retriever.catalogue.users
         attributes = typed_attributes(read_pairs(attribute, "--attribute"), users)
-    items = None if history is None else _split(history)
+    items = None if history is None else split_names(history)
     found = recommender.recommend(
         user_id=user,
         history=items,
@@ -574,28 +580,8 @@ def recommend(
     _print_found({**query, "time": time, "context": where or None}, found, as_json)
 
 
-@app.command()
-def predict(
-    run: RunArgument,
-    items: Annotated[str, typer.Option(help="Item ids, comma-separated.")],
-    user: Annotated[str | None, typer.Option(help="Id of a known user.")] = None,
-    history: Annotated[
-        str | None, typer.Option(help="Item ids, oldest first, comma-separated.")
-    ] = None,
-    data: DataOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Tell what a user would do with items, by the heads the model was trained with."""
-    _exactly_one({"--user": user, "--history": history})
-    from mmrec.recommender import Recommender
-
-    recommender = Recommender.load(run, data=data)
-    met = None if history is None else _split(history)
-    found = recommender.predict(_split(items), user, history=met)
-    if as_json:
-        print_json({"query": {"user_id": user, "history": met}, "items": found})
-    else:
-        print_table(found)
+app.command()(predict)
+app.command()(classify)
 
 
 @app.command()
@@ -615,7 +601,7 @@ def similar(
 ) -> None:
     """List the items most like an item, a picture, a text or a sound."""
     query = {"item": item, "image": image, "text": text, "audio": audio}
-    _exactly_one({f"--{name}": value for name, value in query.items()})
+    exactly_one({f"--{name}": value for name, value in query.items()})
     from mmrec.recommender import Recommender
 
     recommender = Recommender.load(run, data=data)
@@ -674,19 +660,6 @@ def _usage_line(error: Exception) -> str:
         names = ", ".join(getattr(context.command, "commands", {}))
         message = f"name a command: {names}."
     return f"{message.rstrip('.')}. See: {context.command_path} --help"
-
-
-def _exactly_one(options: Mapping[str, object]) -> None:
-    given = [name for name, value in options.items() if value is not None]
-    if len(given) != 1:
-        raise UserError(
-            f"{' and '.join(given) or 'none'} given, allowed is exactly one of {', '.join(options)}"
-        )
-
-
-def _split(names: str) -> list[str]:
-    """The parts of a comma-separated list, without empty ones."""
-    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _print_found(query: Mapping[str, Any], found: Sequence[Any], as_json: bool) -> None:

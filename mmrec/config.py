@@ -103,7 +103,8 @@ class EncoderConfig(Section):
     options: dict[str, int | float | str | bool] = {}
     """Arguments of the encoder and its transform (image size, seconds, vocabulary size; of text
     max_length, the pieces of a chunk, and max_chunks, for texts longer than the model reads). Of
-    attributes: max_values, num_knots, and FIELD: false for each that is to be left out."""
+    attributes: max_values, num_knots, FIELD: false for each that is to be left out, and FIELD: log
+    for a number whose ratios count, such as a price."""
 
 
 class FusionConfig(Section):
@@ -222,6 +223,19 @@ class HeadConfig(Section):
         return self
 
 
+class LabelsConfig(Section):
+    """Labels of items that the model tells from their content, for items nobody has labelled."""
+
+    attribute: str | None = None
+    """Column of the catalogue (items.attributes) that has them: a category, one label an item, or a
+    set. null: the name of this section. The model may not read it itself."""
+    labels: tuple[str, ...] = ()
+    """Those that are told; empty: the commonest 256 of the items of training."""
+    weight: float = Field(0.2, gt=0)
+    """Of its loss beside that of the next item: cross-entropy over the labels of a category, the
+    sum over labels of binary cross-entropy of a set."""
+
+
 class ModelConfig(Section):
     """Item embedding, user model and score."""
 
@@ -248,6 +262,8 @@ class ModelConfig(Section):
     heads: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], HeadConfig] = {}
     """Further tasks by name, which share all of the model; each has a loss and figures of its own.
     """
+    labels: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], LabelsConfig] = {}
+    """Labels of items to tell, by name, such as {genres: {}}."""
 
 
 class TrainingConfig(Section):

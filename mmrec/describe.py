@@ -67,7 +67,11 @@ def describe(config: Config, *, num_items: int) -> Description:
             f"encoders are {', '.join(left_out)}: the catalogue decides how large they are; use "
             "mmrec train --dry-run"
         )
-    told = {"model.signals": config.model.signals.any, "model.heads": bool(config.model.heads)}
+    told = {
+        "model.signals": config.model.signals.any,
+        "model.heads": bool(config.model.heads),
+        "model.labels": bool(config.model.labels),
+    }
     left_out += [name for name, is_on in told.items() if is_on]
     with torch.device("meta"):
         parts: dict[str, EncoderParts] = {

@@ -192,13 +192,16 @@ def _describe_fields(config: EncoderConfig, attributes: AttributeFields) -> list
         name: int(options.pop(name)) for name in ("max_values", "num_knots") if name in options
     }
     for name, chosen in options.items():
-        if name not in attributes.types or not isinstance(chosen, bool):
+        logs = attributes.types.get(name) == "number" and chosen == "log"
+        if name not in attributes.types or not (isinstance(chosen, bool) or logs):
             raise ValueError(
                 f"options.{name} is {chosen}: allowed are max_values, num_knots, and true or false "
-                f"for an attribute: {', '.join(attributes.types)}"
+                f"for an attribute, of a number also log: {', '.join(attributes.types)}"
             )
     types = {name: kind for name, kind in attributes.types.items() if options.get(name, True)}
-    return AttributeTransform(describe_fields(types, attributes.records(), **sizes)).document()
+    logs_of = {name for name, chosen in options.items() if chosen == "log"}
+    fields = describe_fields(types, attributes.records(), logs=logs_of, **sizes)
+    return AttributeTransform(fields).document()
 
 
 def _build(document: Document, folder: Path | None) -> EncoderParts:

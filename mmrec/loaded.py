@@ -16,6 +16,7 @@ from data_prep.shards import PreparedData, Split
 from mmrec.build import ModelInputs, filled_source, pick_device
 from mmrec.config import Config, load_trained_config
 from mmrec.data.histories import IntArray
+from mmrec.data.item_labels import label_sets_of
 from mmrec.data.labels import heads_of
 from mmrec.data.signals import spec_of
 from mmrec.data.thinning import open_split
@@ -96,7 +97,9 @@ def load_run(
     signals = spec_of(state.get("signals"))
     counts = torch.zeros(len(state["item_ids"]))
     heads = heads_of(state.get("heads"))
-    model = make_model(config, parts, counts, signals=signals, heads=heads).to(device)
+    labels = label_sets_of(state.get("labels"))
+    model = make_model(config, parts, counts, signals=signals, heads=heads, labels=labels)
+    model = model.to(device)
     load_model(final, model)
     model.eval()
     index_of = data.items.index_of

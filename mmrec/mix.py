@@ -138,6 +138,12 @@ def assemble_mix(
         if not any(modality in each.items.modalities for each in data.values()):
             having = "; ".join(f"{n}: {', '.join(d.items.modalities)}" for n, d in data.items())
             raise ConfigError(f"encoders.{modality}: no catalogue has it; they have {having}")
+    for name, labels in config.model.labels.items():
+        attribute = labels.attribute or name
+        if not any(attribute in each.catalogue.items.attributes for each in data.values()):
+            raise ConfigError(
+                f"model.labels.{name}: '{attribute}' is no attribute of any catalogue's items"
+            )
     common = Common(data, config.training.seed)
     assemblies = {
         name: assemble(
@@ -211,6 +217,11 @@ def config_of(config: Config, name: str, data: PreparedData) -> Config:
     document["data"]["split"] = config.catalogues[name].split
     document["model"]["domain"] = True
     document["model"]["signals"] |= signals_without(config.model.signals, data)
+    document["model"]["labels"] = {
+        label: document["model"]["labels"][label]
+        for label, each in config.model.labels.items()
+        if (each.attribute or label) in data.catalogue.items.attributes
+    }
     training = document["training"]
     if len(encoders) < 2:
         training |= {"modality_weight": 0.0, "alignment_weight": 0.0}

@@ -23,8 +23,10 @@ from encoders.tokens import Tokens
 from fusion.completion import Completion
 from fusion.heads import Head
 from fusion.history import Ask, HistoryEncoder, truncate
+from fusion.labels import LabelHead
 from fusion.signals import SignalEncoder, Signals
 from mmrec.data.batch import ModalityInput
+from mmrec.data.item_labels import LabelSet
 from mmrec.data.labels import HeadSpec
 from mmrec.data.signals import SignalReader
 
@@ -134,6 +136,9 @@ class RecommenderModel(nn.Module):
         heads: what is told beside the next item, by name.
         head_specs: how their labels are made.
         head_weights: of their losses.
+        labels: heads that tell labels of an item from its content, by name.
+        label_sets: which labels.
+        label_weights: of their losses.
     """
 
     counts: Tensor
@@ -161,6 +166,9 @@ class RecommenderModel(nn.Module):
         heads: Mapping[str, Head] | None = None,
         head_specs: Mapping[str, HeadSpec] | None = None,
         head_weights: Mapping[str, float] | None = None,
+        labels: Mapping[str, LabelHead] | None = None,
+        label_sets: Mapping[str, LabelSet] | None = None,
+        label_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         # a module's name may hold no dot (`vector.clip`)
@@ -186,6 +194,9 @@ class RecommenderModel(nn.Module):
         for name, spec in self.head_specs.items():
             if spec.kind == "value":  # how far each item's values lie from the mean of all
                 self.register_buffer(f"value_offsets_{name}", torch.zeros(counts.shape[0]))
+        # an attribute may be called like a method of ModuleDict, `type` or `items`
+        self.labels = nn.ModuleDict({f"of_{name}": head for name, head in (labels or {}).items()})
+        self.label_sets, self.label_weights = dict(label_sets or {}), dict(label_weights or {})
         # a dial in use, not of the checkpoint: one run can be asked with several
         self.popularity_share = popularity_share
         self.register_buffer("counts", counts.float())
@@ -207,6 +218,12 @@ class RecommenderModel(nn.Module):
             for name, spec in self.head_specs.items()
             if spec.kind == "value"
         }
+
+    @property
+    def label_heads(self) -> dict[str, LabelHead]:
+        """What tells labels of items, by name."""
+        heads: Any = self.labels
+        return {name: heads[f"of_{name}"] for name in self.label_sets}
 
     @property
     def temperature(self) -> Tensor:
@@ -355,6 +372,7 @@ class RecommenderModel(nn.Module):
             "history": self.history,
             "signals": self.signals,
             "heads": self.heads if len(self.heads) else None,
+            "labels": self.labels if len(self.labels) else None,
         }
         return {
             name: {

@@ -12,8 +12,10 @@ from encoders.cut import StackedEncoder
 from fusion.heads import Head
 from fusion.history import HistoryEncoder
 from fusion.item import ConcatFusion, GatedFusion, LateFusion, LatentFusion, MeanFusion, Modality
+from fusion.labels import LabelHead
 from fusion.signals import SignalEncoder
 from mmrec.config import Config, EncoderConfig
+from mmrec.data.item_labels import LabelSet
 from mmrec.data.labels import HeadSpec
 from mmrec.data.signals import SignalReader, SignalSpec
 from mmrec.encoder_parts import EncoderParts
@@ -32,6 +34,7 @@ def make_model(
     ready: Container[str] = (),
     signals: SignalSpec | None = None,
     heads: Mapping[str, HeadSpec] | None = None,
+    labels: Mapping[str, LabelSet] | None = None,
 ) -> RecommenderModel:
     """The network of a run.
 
@@ -42,6 +45,7 @@ def make_model(
         ready: modalities whose encoder another catalogue's model has been given already.
         signals: what it reads beside items; None for nothing.
         heads: what it tells beside the next item, by name.
+        labels: what it tells of items, by name.
     """
     settings = config.model
     fusion = None
@@ -120,6 +124,12 @@ def make_model(
         },
         head_specs=heads,
         head_weights={name: each.weight for name, each in settings.heads.items()},
+        labels={
+            name: LabelHead(settings.width, kind=each.kind, base=each.base)
+            for name, each in (labels or {}).items()
+        },
+        label_sets=labels,
+        label_weights={name: each.weight for name, each in settings.labels.items()},
     )
 
 

@@ -9,6 +9,7 @@ recommender.score(recommender.new_items("new.csv", source="media"), users=["42"]
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -23,12 +24,16 @@ from torch import Tensor
 
 from mmrec.data.items import Media, NewItems
 from mmrec.errors import UserError
-from mmrec.retrieval.cold import score_frame
+from mmrec.retrieval.classify import class_vectors, classify
+from mmrec.retrieval.cold import problems, score_frame
 from mmrec.retrieval.content import encode_new, encode_query, new_items
+from mmrec.retrieval.item_labels import tell_labels
 from mmrec.retrieval.load import load_retriever
 from mmrec.retrieval.predict import predict
 from mmrec.retrieval.recommend import Recommendation, most_similar, recommend_next
 from mmrec.retrieval.retriever import Asked, HistoryEvent, Request, Retriever
+
+logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 AnyPath = str | PathLike[str]
@@ -162,6 +167,72 @@ class Recommender:
             {"item_id": str(item_id), **{name: values[place] for name, values in told.items()}}
             for place, item_id in enumerate(items)
         ]
+
+    def labels(self, items: Sequence[str] | Media, *, k: int | None = None) -> list[dict[str, Any]]:
+        """What the model tells of items from their media alone: genres, tags.
+
+        Args:
+            items: ids of the catalogue, or new items; of these the ones without a usable medium
+                are left out, with a line in the log.
+            k: how many labels of each set; None: all.
+
+        Returns:
+            For each item item_id and, by set of labels, {label: probability}, likeliest first.
+
+        Raises:
+            ItemNotFound: an id is not known.
+            UserError: the model tells no labels.
+        """
+        if not self.retriever.model.label_sets:
+            raise UserError(
+                f"{self.retriever.path}: the model tells no labels of items; train one with "
+                "model.labels"
+            )
+        item_ids, content = self._contents(items)
+        told = tell_labels(self.retriever, content, k)
+        pairs = zip(item_ids, told, strict=True)
+        return [{"item_id": item_id, **labels} for item_id, labels in pairs]
+
+    def classify(
+        self,
+        items: Sequence[str] | Media,
+        labels: Sequence[str],
+        *,
+        templates: Sequence[str] = ("{}",),
+        k: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Tells items apart by names of classes that no item was labelled with: zero-shot.
+
+        Args:
+            items: as in `labels`.
+            labels: names of the classes.
+            templates: texts with one {} for a name, such as "a stamp of a {}"; the mean counts.
+            k: how many classes of each item; None: all.
+
+        Returns:
+            For each item item_id and classes, {label: cosine}, likeliest first.
+
+        Raises:
+            ItemNotFound: an id is not known.
+            UserError: the model reads no text, or labels or templates cannot be used.
+        """
+        classes = class_vectors(self.retriever, labels, templates)
+        item_ids, content = self._contents(items)
+        pairs = zip(item_ids, classify(content, classes, labels, k), strict=True)
+        return [{"item_id": item_id, "classes": found} for item_id, found in pairs]
+
+    def _contents(self, items: Sequence[str] | Media) -> tuple[list[str], Tensor]:
+        """Ids and contents (n, D); new items of no use are left out and named in the log."""
+        if not isinstance(items, Sequence):
+            new = encode_new(self.retriever, items)
+            if new.refused or new.broken:
+                logger.warning("%s", problems(new, []))
+            return new.item_ids, new.content
+        self.retriever.require_media("content of items")
+        rows = [self.retriever.item_index(item_id) for item_id in items]
+        assert self.retriever.content is not None
+        chosen = torch.tensor(rows, dtype=torch.int64, device=self.retriever.device)
+        return [str(item_id) for item_id in items], self.retriever.content[chosen]
 
     def _asked(
         self,

@@ -13,6 +13,7 @@ from tiny_run import CATALOGUE, tiny_config, write_source
 
 from data_prep.prepare import prepare
 from data_prep.shards import PreparedData
+from mmrec.build import assemble
 from mmrec.config import parse_config
 from mmrec.errors import ConfigError, UserError
 from mmrec.loaded import load_run
@@ -143,7 +144,8 @@ def test_attribute_switched_off_says_nothing(data: Path, tmp_path: Path) -> None
     ("options", "words"),
     [
         ({"colour": False}, r"options.colour is False: allowed are .* tags, year, studio"),
-        ({"year": 3}, "options.year is 3"),
+        ({"year": 3}, "options.year is 3: allowed are .* of a number also log"),
+        ({"studio": "log"}, "options.studio is log: allowed are"),
         ({"tags": False, "year": False, "studio": False}, "no attribute is left to encode"),
     ],
 )
@@ -170,3 +172,35 @@ def test_cold_items_teach_no_vocabulary(data: Path, run: Path) -> None:
         if field["name"] == "year"
     ]
     assert set(year["knots"]) <= {float(each) for each in years if each is not None}
+
+
+def test_prices_are_scaled_by_items_of_training_and_those_below_0_set_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_source(tmp_path / "source")
+    table = pl.read_csv(tmp_path / "source" / "items.csv")
+    items = {**CATALOGUE["items"], "attributes": {"price": {"type": "number"}}}
+    (tmp_path / "catalogue.yaml").write_text(json.dumps({**CATALOGUE, "items": items}))
+
+    def prepared(prices: list[float]) -> PreparedData:
+        table.with_columns(price=pl.Series(prices)).write_csv(tmp_path / "source" / "items.csv")
+        prepare(tmp_path / "catalogue.yaml", tmp_path / "source", tmp_path / "data", num_workers=1)
+        return PreparedData.open(tmp_path / "data")
+
+    roles = prepared([1.0] * len(table)).split().items
+    cold = roles.filter(pl.col("role").str.starts_with("cold"))["item_index"].to_list()
+    warm = [row for row in range(len(table)) if row not in cold]
+    prices = [10.0**row for row in range(len(table))]
+    for row in cold:
+        prices[row] = 1e12 + row
+    prices[warm[0]], prices[warm[1]] = 0.0, -3.0
+    prepared(prices)
+    with caplog.at_level("INFO", logger="mmrec"):
+        assembly = assemble(configure(price="log", num_knots=20), tmp_path / "data")
+    (field,) = assembly.encoder_documents["attributes"]["fields"]
+    assert field["knots"] == [0.0, *(prices[row] for row in warm[2:])]
+    named = f"1 broken (first: item i{warm[1]}: attribute price is -3: a log scale begins at 0)"
+    assert named in caplog.text
+    assert assembly.source is not None
+    present = assembly.source.caches["attributes"].present
+    assert present.tolist() == [row != warm[1] for row in range(len(table))]

@@ -101,6 +101,37 @@ def test_number_is_piecewise_linear_and_clamped() -> None:
     assert one_value.weights(3) == {0: 1.0}
 
 
+def test_on_a_log_scale_ratios_count_and_0_has_a_place_of_its_own() -> None:
+    field = FieldSpec("price", "number", knots=(0.0, 10.0, 1000.0), log=True)
+    assert field.weights(0) == {0: 1.0} and field.weights(0.001) == {1: 1.0}
+    assert field.weights(1e9) == {2: 1.0}
+    for low, number, high in ((10.0, 100.0, 1000.0), (10.0, 40.0, 1000.0)):
+        weights = field.weights(number)
+        assert sum(weights.values()) == pytest.approx(1)
+        place = weights[1] * np.log(low) + weights[2] * np.log(high)
+        assert place == pytest.approx(np.log(number))
+    # where nothing in training is free, 0 is as good as the lowest price
+    assert FieldSpec("price", "number", knots=(10.0, 1000.0), log=True).weights(0) == {0: 1.0}
+    with pytest.raises(ValueError, match="attribute price is -3: a log scale begins at 0"):
+        field.weights(-3)
+
+
+def test_knots_of_a_log_scale_pass_over_values_below_0() -> None:
+    prices = [0, 0, -1, 1, 10, 100]
+    records = [{"price": price} for price in prices]
+    (field,) = describe_fields({"price": "number"}, records, num_knots=4, logs={"price"})
+    assert field.knots == (0.0, 1.0, 10.0, 100.0) and field.log
+    with pytest.raises(
+        ValueError, match="attribute price: no item of training has a value above 0"
+    ):
+        describe_fields({"price": "number"}, records[:3], logs={"price"})
+    transform = AttributeTransform([field])
+    assert AttributeTransform.from_document(transform.document()).fields == (field,)
+    plain = AttributeTransform([FieldSpec("price", "number", knots=field.knots)])
+    assert "log" not in plain.document()[0]  # so that older caches stay good
+    assert plain.fingerprint() != transform.fingerprint()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "abc"])
 def test_number_that_is_none_is_refused(value: Any) -> None:
     with pytest.raises(ValueError):

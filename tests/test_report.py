@@ -26,7 +26,7 @@ from mmrec.evaluation.findings import Findings, OffsetPoint
 from mmrec.evaluation.gap import Gap
 from mmrec.evaluation.report import SLICE_LABELS, render_report
 from mmrec.evaluation.report_tables import in_order, metrics_table
-from mmrec.evaluation.report_words import headline
+from mmrec.evaluation.report_words import headline, zero_shot
 from mmrec.evaluation.schemas import ReportDocument
 from mmrec.evaluation.scorecard import scorecard_markdown
 from mmrec.evaluation.scorecard_plot import scorecard_png
@@ -303,6 +303,15 @@ def test_the_headline_admits_defeat() -> None:
     sentences = headline(MODELS, {"warm": "", "cold": ""})
     assert "45.0% of users, behind the best baseline, popularity, at 50.0%" in sentences[0]
     assert "20.0% of users, ahead of the best baseline, popularity, at 0.0%" in sentences[1]
+
+
+def test_the_report_says_what_zero_shot_gives() -> None:
+    slices = {"warm": scores(0.3, 0.2), "cold": scores(0.1, 0.05), "new_users": None}
+    labels = {"warm": "Warm items", "cold": "Cold items", "new_users": "New users"}
+    (sentence,) = zero_shot({**MODELS, "content_knn": slices}, labels)
+    assert sentence.startswith("Zero-shot, without any training on the log: content_knn")
+    assert sentence.endswith("in its first ten for Warm items: 30.0%, Cold items: 10.0%.")
+    assert zero_shot(MODELS, labels) == []  # a run of ids
 
 
 def test_a_run_without_test_figures_is_refused_in_one_line(

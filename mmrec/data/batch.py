@@ -28,6 +28,7 @@ from mmrec.data.told import columns_of, join_columns, unknown_events
 
 if TYPE_CHECKING:
     from data_prep.shards import History
+    from mmrec.data.item_labels import ItemLabels
     from mmrec.data.mix import MixedStream
     from mmrec.data.signals import SignalSource
     from mmrec.data.unlabelled import Unlabelled, UnlabelledSource
@@ -66,6 +67,7 @@ class Batch:
     shown: (2, E) int64, what users were shown between their events and did not meet: the position
         behind which, and the row of the item.
     num_shown: E of the whole batch, over all ranks.
+    item_labels: (M, K) labels of the fresh items, over all ranks, of each set that is told.
     catalogue: which of several it is of; None for one alone.
     unlabelled: items without events that are encoded beside the fresh ones; None for none.
     own: range of `fresh` that this rank encodes.
@@ -99,6 +101,7 @@ class Batch:
     heads: dict[str, HeadLabels] = field(default_factory=dict)
     shown: Tensor = field(default_factory=lambda: torch.zeros(2, 0, dtype=torch.int64))
     num_shown: int = 0
+    item_labels: dict[str, Tensor] = field(default_factory=dict)
     catalogue: str | None = None
 
     @property
@@ -126,6 +129,7 @@ class Batch:
             signals=None if self.signals is None else self.signals.to(device),
             heads={name: each.to(device) for name, each in self.heads.items()},
             shown=self.shown.to(device),
+            item_labels={name: each.to(device) for name, each in self.item_labels.items()},
         )
 
 
@@ -253,6 +257,7 @@ class BatchStream(IterableDataset[Batch]):
         event_weights: (types + 1,) of a target in the loss, by the code of its event, the last for
             events without a type; None: 1 each.
         heads: labels of what the model tells beside the next item; None for nothing.
+        item_labels: labels of items that the model tells; None for none.
     """
 
     def __init__(
@@ -278,8 +283,9 @@ class BatchStream(IterableDataset[Batch]):
         start: bool = False,
         event_weights: npt.NDArray[np.float32] | None = None,
         heads: LabelSource | None = None,
+        item_labels: ItemLabels | None = None,
     ) -> None:
-        self.heads = heads
+        self.heads, self.item_labels = heads, item_labels
         self.event_weights = event_weights
         self.signals, self.start = signals, start
         self.hidden_share = hidden_share
@@ -416,6 +422,7 @@ class BatchStream(IterableDataset[Batch]):
             heads=of_heads,
             shown=torch.from_numpy(_join_shown(shown[part], lengths)),
             num_shown=num_shown,
+            item_labels={} if self.item_labels is None else self.item_labels.of(fresh),
         )
 
     def _shown(self, record: History, start: int, stop: int, *, begins: bool) -> IntArray:

@@ -365,10 +365,20 @@ class ItemInputs:
             medium = self.media.load(item_index, modality)
             return None if medium is None else transform(medium)
         except BrokenMedium as error:
-            item_id = self.media.item_id(item_index)
-            broken = Broken(item_index, item_id, modality, str(error))
-            self._broken[item_index, modality] = broken
-            return broken
+            return self._set_aside(item_index, modality, str(error))
+        except DataError:
+            raise
+        except ValueError as error:
+            # a number that its scale has no place for is one item's fault; what else a transform
+            # refuses, such as the width of a vector, is the whole column's
+            if modality != "attributes":
+                raise
+            return self._set_aside(item_index, modality, str(error))
+
+    def _set_aside(self, item_index: int, modality: str, reason: str) -> Broken:
+        broken = Broken(item_index, self.media.item_id(item_index), modality, reason)
+        self._broken[item_index, modality] = broken
+        return broken
 
 
 def _takes_several(transform: Transform) -> bool:

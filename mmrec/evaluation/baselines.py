@@ -5,7 +5,9 @@
     item_knn     cosine of co-occurrence, summed over the history
     ease         closed-form linear item-item model
     markov       transitions from the last item, popularity where there is none
-    content_knn  cosine to the mean content of the last ten items; the only one cold items gain by
+    content_knn  zero-shot: cosine to the mean content of the last ten items, by the encoders as
+                 they were before any training; it learns nothing of the log, and is the only one
+                 that cold items gain by
 
 What they are fitted to, and what reproduces the published figures on ML-1M leave-one-out
 (HR@10 / NDCG@10 .1099 / .0544 for EASE, .2144 / .1259 for Markov): popularity, item_knn and ease

@@ -38,6 +38,7 @@ from mmrec.evaluation.gap import training_gap
 from mmrec.evaluation.groups import attribute_breakdowns, check_groups
 from mmrec.evaluation.heads import evaluate_heads
 from mmrec.evaluation.initial import initial_content
+from mmrec.evaluation.item_labels import evaluate_labels
 from mmrec.evaluation.lists import ItemTraits, category_shares
 from mmrec.evaluation.protocol import (
     Cases,
@@ -140,6 +141,7 @@ def evaluate_run(
     if loaded.config.evaluation.popularity_share < 1:
         document["popularity_share"] = loaded.config.evaluation.popularity_share
     document |= {"heads": evaluate_heads(loaded, split)} if loaded.model.heads else {}
+    document |= {"labels": evaluate_labels(loaded, split)} if loaded.model.label_sets else {}
     write_evaluation(
         run,
         split,

@@ -23,6 +23,7 @@ from data_prep.shards import PreparedData
 from mmrec.errors import UserError
 from mmrec.evaluation.ablation import KnockoutRow
 from mmrec.evaluation.findings import Findings
+from mmrec.evaluation.item_labels import label_rows
 from mmrec.evaluation.report_document import report_document, write_aside, write_document
 from mmrec.evaluation.report_plots import (
     OURS,
@@ -60,6 +61,7 @@ from mmrec.evaluation.report_words import (
     headline,
     limits,
     shown_slices,
+    zero_shot,
 )
 from mmrec.evaluation.scorecard import scorecard_markdown
 from mmrec.evaluation.scorecard_plot import scorecard_png
@@ -111,7 +113,7 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
     simulated = findings.simulated or data.catalogue.kind == "simulated"
     steps = _read_lines(run / "metrics.jsonl")
     sweeps = list(in_order({each.model: each for each in findings.sweeps}, models).values())
-    sentences = headline(models, labels)
+    sentences = [*headline(models, labels), *zero_shot(models, labels)]
     said = limits(document, findings, intervals, simulated=simulated)
     quarantine = quarantine_rows(data, document)
     page = {
@@ -156,6 +158,7 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
         "reliability": findings.reliability,
         "reliability_plot": reliability_plot(findings.reliability),
         "heads": head_rows(document.get("heads", {})),
+        "labels_of_items": label_rows(document.get("labels", {})),
         "strips": [_strip(data, strip) for strip in findings.strips],
         "extremes": [
             (title, [_strip(data, strip) for strip in strips])

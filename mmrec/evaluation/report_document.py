@@ -6,7 +6,7 @@
      breakdowns, lists, before, knockout,       by counts of events; what lists are measured with
      learning, offset, sweeps, tail,            curves; the gap to training
      at_costs,                                  test figures with offsets of validation
-     reliability, heads,                        heads: figures by name, where the model has some
+     reliability, heads, labels,                the last two by name, where the model has some
      strips, best, worst,                       ids of items, in the order shown
      costs, facts, data, quarantine,
      stability}                                 that of stability.json, where there is one
@@ -100,6 +100,7 @@ def report_document(
         },
         "reliability": [asdict(each) for each in findings.reliability],
         "heads": metrics.get("heads", {}),
+        "labels": metrics.get("labels", {}),
         "costs": None if findings.costs is None else asdict(findings.costs),
         "facts": None if findings.facts is None else asdict(findings.facts),
         "stability": None if findings.stability is None else asdict(findings.stability),

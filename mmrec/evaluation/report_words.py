@@ -59,6 +59,23 @@ def headline(models: Models, labels: Mapping[str, str]) -> list[str]:
     return sentences
 
 
+def zero_shot(models: Models, labels: Mapping[str, str]) -> list[str]:
+    """What pretrained encoders give before any training on the log; nothing of a run of ids."""
+    slices = models.get("content_knn", {})
+    found = {name: slices[name] for name in labels if slices.get(name)}
+    if not found:
+        return []
+    shares = ", ".join(
+        f"{labels[name]}: {metrics['hr@10']:.1%}"  # type: ignore[index]
+        for name, metrics in found.items()
+    )
+    return [
+        "Zero-shot, without any training on the log: content_knn lists what is nearest to the last "
+        "ten items a user met, by the states of the encoders as they began (pretrained, or random "
+        f"where a run names no weights). The right item is in its first ten for {shares}."
+    ]
+
+
 def limits(
     document: Mapping[str, Any], findings: Findings, intervals: Intervals, *, simulated: bool
 ) -> list[str]:

@@ -111,6 +111,7 @@ class ReportDocument(Document):
     tail: Tail
     reliability: list[Reliability]
     heads: dict[str, dict[str, Any]]
+    labels: dict[str, dict[str, Any]]
     costs: Costs | None
     facts: DataFacts | None
     stability: Stability | None

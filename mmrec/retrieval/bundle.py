@@ -36,6 +36,7 @@ from encoders.adapters import MERGEABLE, merge
 from encoders.cut import StackedEncoder
 from mmrec.build import pick_device
 from mmrec.config import Config, change, dump_config, load_trained_config
+from mmrec.data.item_labels import label_sets_of
 from mmrec.data.labels import heads_of
 from mmrec.data.signals import SignalSpec, spec_of
 from mmrec.data.told import columns_of
@@ -144,7 +145,9 @@ def load_bundle(folder: Path, overrides: Sequence[str] = ()) -> Retriever:
     signals = spec_of(state.get("signals"))
     counts = torch.zeros(len(state["item_ids"]))
     heads = heads_of(state.get("heads"))
-    model = make_model(config, parts, counts, signals=signals, heads=heads).to(device)
+    labels = label_sets_of(state.get("labels"))
+    model = make_model(config, parts, counts, signals=signals, heads=heads, labels=labels)
+    model = model.to(device)
     load_model(folder, model)
     model.eval()
     content = None

@@ -121,7 +121,7 @@ def score_file(
     )  # fmt: skip
     num_rows = _write(tables, out)
     line = f"{len(new.item_ids):,} items for {len(known):,} users: {num_rows:,} rows in {out}"
-    return "; ".join(filter(None, [line, _problems(new, unknown)]))
+    return "; ".join(filter(None, [line, problems(new, unknown)]))
 
 
 def score_frame(retriever: Retriever, new: NewContent, asked: Iterable[Asked]) -> pl.DataFrame:
@@ -291,7 +291,7 @@ def _check_quarantine(new: NewContent, table: Path, retriever: Retriever) -> Non
     More than a few bad files are a wrong folder or column.
     """
     if not new.item_ids:
-        raise UserError(f"{table}: no item can be scored: {_problems(new, [])}")
+        raise UserError(f"{table}: no item can be scored: {problems(new, [])}")
     limit = retriever.config.data.max_broken_media
     num_media = sum(map(len, new.modalities)) + len(new.broken)
     num_items = len(new.item_ids) + len(new.refused)
@@ -302,12 +302,12 @@ def _check_quarantine(new: NewContent, table: Path, retriever: Retriever) -> Non
         if count > limit * total:
             raise MediaError(
                 f"{table}: {count:,} of {total:,} {noun} cannot be used ({count / total:.1%}, at "
-                f"most {limit:.0%} are set aside): {_problems(new, [])}; mend these, take them out "
+                f"most {limit:.0%} are set aside): {problems(new, [])}; mend these, take them out "
                 f"of the table, or check --source"
             )
 
 
-def _problems(new: NewContent, unknown_users: Sequence[str]) -> str:
+def problems(new: NewContent, unknown_users: Sequence[str]) -> str:
     """What could not be used, counted and named."""
     parts = []
     if unknown_users:

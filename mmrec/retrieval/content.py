@@ -2,7 +2,7 @@
 
     files ─ NewItems ─┐
                       ├─ normalise ─ transform ─ below ─ round ─ above ─ fusion ─► content
-    QueryMedium ──────┘
+    QueryMedia ───────┘
 
 It is the way that training and export took, so the same media give the same vector.
 """
@@ -10,6 +10,7 @@ It is the way that training and export took, so the same media give the same vec
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,20 +51,20 @@ class NewContent:
     broken: list[Broken]
 
 
-class QueryMedium:
-    """One item that has one medium and nothing else, as `Media`."""
+class QueryMedia:
+    """Items that have one medium each and nothing else, as `Media`."""
 
     state = None
 
-    def __init__(self, modality: str, medium: Any) -> None:
-        self.modality, self.medium = modality, medium
+    def __init__(self, modality: str, media: Sequence[Any]) -> None:
+        self.modality, self.media = modality, media
 
     def __len__(self) -> int:
-        return 1
+        return len(self.media)
 
     def item_id(self, item_index: int) -> str:
-        """A name for messages."""
-        return "query"
+        """Its place, for messages."""
+        return str(item_index)
 
     def digest(self, item_index: int, modality: str) -> str | None:
         """None: a question is not cached."""
@@ -71,11 +72,11 @@ class QueryMedium:
 
     def load(self, item_index: int, modality: str) -> Any | None:
         """The medium, where its modality is asked for."""
-        return self.medium if modality == self.modality else None
+        return self.media[item_index] if modality == self.modality else None
 
     def load_all(self, item_index: int, modality: str) -> list[Any]:
         """The same in a list."""
-        return [self.medium] if modality == self.modality else []
+        return [self.media[item_index]] if modality == self.modality else []
 
     def digest_all(self, item_index: int, modality: str) -> str | None:
         """None: a question is not cached."""
@@ -126,6 +127,14 @@ def encode_new(retriever: Retriever, media: Media) -> NewContent:
 def encode_query(retriever: Retriever, modality: str, query: Path | str) -> Tensor:
     """Content (D,) of one medium: a text, or the path of a picture or a sound.
 
+    Raises: as `encode_queries`.
+    """
+    return encode_queries(retriever, modality, [query])[0]
+
+
+def encode_queries(retriever: Retriever, modality: str, queries: Sequence[Path | str]) -> Tensor:
+    """Contents (n, D) of several media of one modality: texts, or paths of pictures or sounds.
+
     Raises:
         UserError: the model does not encode this modality, or there is nothing in the text.
         BrokenMedium: the file cannot be used.
@@ -137,10 +146,12 @@ def encode_query(retriever: Retriever, modality: str, query: Path | str) -> Tens
             f"a query by {modality}: the model in {retriever.path} encodes "
             f"{', '.join(retriever.transforms)}; ask with one of these"
         )
-    found = encode_new(retriever, QueryMedium(modality, _load_query(modality, query, retriever)))
+    media = [_load_query(modality, query, retriever) for query in queries]
+    found = encode_new(retriever, QueryMedia(modality, media))
     if found.refused:
-        raise UserError(f"a query by {modality}: there is nothing in {str(query)!r} to encode")
-    return found.content[0]
+        empty = str(queries[int(found.refused[0])])
+        raise UserError(f"a query by {modality}: there is nothing in {empty!r} to encode")
+    return found.content
 
 
 def _load_query(modality: str, query: Path | str, retriever: Retriever) -> Any:

@@ -81,6 +81,7 @@ def write_final(
             "encoders": assembly.encoder_documents,
             "cache_dtypes": assembly.cache_dtypes,
             "heads": {name: asdict(each) for name, each in assembly.model.head_specs.items()},
+            "labels": {name: asdict(each) for name, each in assembly.model.label_sets.items()},
             "signals": assembly.model.reader and assembly.model.reader.spec.document(),
         },
     )

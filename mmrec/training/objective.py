@@ -24,6 +24,7 @@ from mmrec.model import RecommenderModel
 from mmrec.training.distributed import GatherContents, gathering
 from mmrec.training.fresh import fresh_content
 from mmrec.training.gradient import scale_gradient
+from mmrec.training.item_labels import label_losses
 from mmrec.training.losses import catalogue_softmax, met_before, sampled_softmax
 from mmrec.training.one_modality import align, head_tables
 from mmrec.training.text_query import match_queries
@@ -44,6 +45,7 @@ class Losses:
             modalities; None where it has no weight.
         query_loss: of pieces of their texts that find the fresh items; None where there are none.
         heads: of each head.
+        labels: of each set of labels of the fresh items; empty where nothing is encoded.
         shown_loss: of items met next beside those shown before; None where it has no weight.
     """
 
@@ -55,6 +57,7 @@ class Losses:
     modality_loss: Tensor | None
     query_loss: Tensor | None
     heads: dict[str, Tensor]
+    labels: dict[str, Tensor]
     shown_loss: Tensor | None = None
 
 
@@ -136,6 +139,9 @@ def compute_losses(
         asked = [fresh.clean] if fresh.unlabelled is None else [fresh.clean, fresh.unlabelled]
         with gathering(gather, batch.num_items):
             query = match_queries(model, batch.queries, torch.cat(asked), gather)
+    labels: dict[str, Tensor] = {}
+    if fresh is not None:
+        labels = label_losses(model, fresh.noisy, fresh.weight, batch.item_labels)
     return Losses(
         loss=loss,
         cold_loss=cold_loss,
@@ -145,6 +151,7 @@ def compute_losses(
         modality_loss=torch.stack(others).mean() if others else None,
         query_loss=query,
         heads=of_heads,
+        labels=labels,
         shown_loss=shown_loss,
     )
 

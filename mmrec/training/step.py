@@ -94,6 +94,8 @@ class TrainedModel(nn.Module):
                 total = total + weight * loss
         for name, loss in losses.heads.items():
             total = total + self.model.head_weights[name] * loss
+        for name, loss in losses.labels.items():
+            total = total + self.model.label_weights[name] * loss
         extra = budget.penalty(self.model)
         return total if extra is None else total + extra, losses
 
@@ -178,6 +180,7 @@ def _others(losses: Losses, ranks: Ranks) -> dict[str, Tensor]:
     shares["shown_loss"] = losses.shown_loss
     shares |= {f"{name}_loss": each for name, each in losses.heads.items()}
     whole = {"alignment": losses.alignment, "query_loss": losses.query_loss}
+    whole |= {f"{name}_labels_loss": each for name, each in losses.labels.items()}
     return {
         **{name: ranks.mean(each.detach()) for name, each in shares.items() if each is not None},
         **{name: each.detach() for name, each in whole.items() if each is not None},
