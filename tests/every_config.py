@@ -49,11 +49,13 @@ class Example:
 
     Attributes:
         overrides: what each `mmrec prepare` of the header changes; a split a time.
+        named: the header of the config names the catalogue file.
     """
 
     catalogue: Path
     config: Path | None
     overrides: tuple[tuple[str, ...], ...] = ((),)
+    named: bool = False
 
     @property
     def name(self) -> str:
@@ -77,7 +79,7 @@ def examples(configs: Path = CONFIGS) -> list[Example]:
         if prepares:
             catalogue = configs.parent / prepares[0][0]
             named.add(catalogue)
-            found.append(Example(catalogue, path, tuple(words for _, words in prepares)))
+            found.append(Example(catalogue, path, tuple(words for _, words in prepares), True))
         else:
             wanted = set(config.encoders)
             fitting = (each for each in files if wanted <= {*load_catalogue(each).modalities})
