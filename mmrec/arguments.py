@@ -113,6 +113,20 @@ NewSourceOption = Annotated[
     typer.Option(exists=True, file_okay=False, help="Folder that its paths start from."),
 ]
 CountOption = Annotated[int, typer.Option("-k", min=1, help="Number of items.")]
+AtOption = Annotated[
+    str | None, typer.Option(help="Time of the request: now, Unix seconds or ISO 8601 (UTC).")
+]
+AttributeOption = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=VALUE of a user who is not known; of a set, VALUE,VALUE."),
+]
+ContextOption = Annotated[
+    list[str] | None, typer.Option(help="NAME=VALUE of the request, such as device=phone.")
+]
+HalfLifeOption = Annotated[
+    float | None, typer.Option(metavar="HOURS", help="Age at which an item's odds have halved.")
+]
+UnmetOption = Annotated[bool, typer.Option("--unmet", help="List items nobody has met as well.")]
 OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="SECTION.FIELD=VALUE", help="Settings to change."),

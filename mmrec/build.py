@@ -46,6 +46,7 @@ from mmrec.evaluation.protocol import Cases, load_cases, training_popularity
 from mmrec.model import RecommenderModel
 from mmrec.network import make_model
 from mmrec.training.take_over import take_over
+from mmrec.training.transfer import Transfer
 from mmrec.training.validate import check_stop_on
 from mmrec.vectors import encode_content
 
@@ -202,10 +203,12 @@ def assemble(
         )
     counts = torch.from_numpy(popularity[item_index_of])
     made: Mapping[str, EncoderParts] = {} if shared is None else shared.parts
+    transfer = Transfer.open(config)
+    known = made if transfer is None else transfer.rebuild()
     texts = partial(corpus, data) if shared is None else shared.texts
     parts = {
-        modality: made[modality]
-        if modality in made
+        modality: known[modality]
+        if modality in known
         else make_encoder(
             modality,
             encoder,
@@ -243,6 +246,8 @@ def assemble(
     if config.training.start_from is not None:  # before the caches: states depend on what is below
         item_ids = [data.items.item_ids[row] for row in item_index_of]
         take_over(model, item_ids, config.training.start_from)
+    if transfer is not None:  # likewise
+        transfer.give(model, parts.keys())
     model = model.to(device)
     source: ModelInputs | None = None
     dtypes: dict[str, str] = {}

@@ -22,11 +22,15 @@ import typer
 
 from data_prep.errors import DataError
 from mmrec.arguments import (
+    AtOption,
+    AttributeOption,
     CatalogueArgument,
     CataloguesOption,
     ConfigArgument,
+    ContextOption,
     CountOption,
     DataOption,
+    HalfLifeOption,
     JsonOption,
     OverridesArgument,
     OverridesInUseArgument,
@@ -34,6 +38,7 @@ from mmrec.arguments import (
     PreparedOption,
     RunArgument,
     SourceOption,
+    UnmetOption,
     exactly_one,
     one_or_several,
     split_names,
@@ -539,17 +544,12 @@ def recommend(
     taste: Annotated[
         str | None, typer.Option(help="What the user says he likes, in his words.")
     ] = None,
-    attribute: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=VALUE of a user who is not known; of a set, VALUE,VALUE."),
-    ] = None,
-    at: Annotated[
-        str | None, typer.Option(help="Time of the request: now, Unix seconds or ISO 8601 (UTC).")
-    ] = None,
-    context: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE of the request, such as device=phone.")
-    ] = None,
+    attribute: AttributeOption = None,
+    at: AtOption = None,
+    context: ContextOption = None,
     k: CountOption = 10,
+    half_life: HalfLifeOption = None,
+    unmet: UnmetOption = False,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -575,6 +575,8 @@ def recommend(
         time=time,
         context=where,
         k=k,
+        half_life_hours=half_life,
+        unmet=unmet,
     )
     query = {"user_id": user, "history": items, "taste": taste, "attributes": attributes}
     _print_found({**query, "time": time, "context": where or None}, found, as_json)
@@ -595,6 +597,7 @@ def similar(
     audio: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="A sound file.")
     ] = None,
+    at: AtOption = None,
     k: CountOption = 10,
     data: DataOption = None,
     as_json: JsonOption = False,
@@ -604,8 +607,9 @@ def similar(
     exactly_one({f"--{name}": value for name, value in query.items()})
     from mmrec.recommender import Recommender
 
+    time = read_time(at)
     recommender = Recommender.load(run, data=data)
-    found = recommender.similar(item_id=item, image=image, text=text, audio=audio, k=k)
+    found = recommender.similar(item_id=item, image=image, text=text, audio=audio, k=k, time=time)
     _print_found({name: value for name, value in query.items() if value}, found, as_json)
 
 

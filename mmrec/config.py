@@ -273,6 +273,10 @@ class TrainingConfig(Section):
     start_from: Path | None = None
     """A finished run on the same split, whose weights this one starts with, in place of fresh ones:
     to go on with more blocks, another method or other rates. Both know the same modalities."""
+    transfer_from: Path | None = None
+    """A finished run on another catalogue, of any kind, with the same model section: encoders of
+    modalities that both have, fusion and user model start with its weights; ids, popularity,
+    attributes, heads and signals start fresh. For catalogues that have few events themselves."""
     max_epochs: int = Field(40, ge=1)
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many steps; null: epochs decide."""
@@ -428,6 +432,11 @@ class Config(Section):
             raise ValueError(
                 "model.item is 'id' but encoders names "
                 f"{', '.join(self.encoders)}: drop the encoders, or set model.item=both"
+            )
+        if self.training.start_from is not None and self.training.transfer_from is not None:
+            raise ValueError(
+                "training.start_from and training.transfer_from are both set: a run starts from "
+                "one on the same catalogue, or from one on another; drop one of them"
             )
         if self.training.modality_weight and len(self.encoders) < 2:
             raise ValueError(

@@ -27,10 +27,8 @@ from mmrec.encoder_parts import EncoderParts
 from mmrec.errors import ConfigError
 from mmrec.mixed_model import MixedModel
 from mmrec.model import RecommenderModel
+from mmrec.training.transfer import FUSIONS, OWN
 
-OWN = "attributes"
-FUSIONS = ("latents", "mean")
-"""Of the kinds of fusion those in which a modality's own weights are all in its projection."""
 COMMON = ("history", "log_temperature", "log_alignment_temperature", "log_query_temperature")
 
 
@@ -186,10 +184,11 @@ def check_mix(config: Config, folders: Mapping[str, Path]) -> None:
             f"model.fusion.kind is '{config.model.fusion.kind}', which has weights for each set of "
             f"modalities: several catalogues may share {' or '.join(FUSIONS)}"
         )
-    if config.training.start_from is not None:
-        raise ConfigError(
-            "training.start_from is one run of one catalogue: leave it out of a run on several"
-        )
+    for name in ("start_from", "transfer_from"):
+        if getattr(config.training, name) is not None:
+            raise ConfigError(
+                f"training.{name} is one run of one catalogue: leave it out of a run on several"
+            )
     if config.training.sharding != "none":
         raise ConfigError(
             f"training.sharding is '{config.training.sharding}': a run on several catalogues takes "

@@ -100,6 +100,8 @@ class Recommender:
         time: float | None = None,
         context: Mapping[str, str] | None = None,
         k: int = 10,
+        half_life_hours: float | None = None,
+        unmet: bool = False,
     ) -> list[Recommendation]:
         """The next items of a stored user, or of one who comes with his history.
 
@@ -114,19 +116,25 @@ class Recommender:
             taste: what the user says he likes, such as "quiet films about the sea"; it is read like
                 an item he met last, so it goes with a history or without one.
             attributes: of a user who is not stored, by the catalogue's names.
-            time: of the request, Unix seconds; None: not known.
+            time: of the request, Unix seconds; None: not known, and items must be available now.
             context: of the request, by the log's columns, such as device and place.
             k: how many; fewer are returned where no more candidates are left.
+            half_life_hours: age at which an item's odds have halved, for catalogues whose items
+                age; None: age does not count.
+            unmet: list items that no event of the data names as well.
 
         Raises:
             ItemNotFound: the user is not known, or no item of the history.
             UserError: a user is given in two ways, a name is not the catalogue's, the model reads
-                no text to take a taste from, or k is below 1.
+                no text to take a taste from, k is below 1, or a half-life is asked for where the
+                catalogue file has no items.available.from.
         """
         asked = self._asked(user_id, history, attributes, Request(time, context or {}))
         if taste is not None:
             asked = replace(asked, taste=encode_query(self.retriever, "text", taste))
-        return recommend_next(self.retriever, asked, k)
+        return recommend_next(
+            self.retriever, asked, k, at=time, half_life_hours=half_life_hours, unmet=unmet
+        )
 
     def predict(
         self,
@@ -258,11 +266,12 @@ class Recommender:
         text: str | None = None,
         audio: AnyPath | None = None,
         k: int = 10,
+        time: float | None = None,
     ) -> list[Recommendation]:
         """The items whose content is nearest to an item's, a picture's, a text's or a sound's.
 
         Whatever is asked, contents are compared: what users did has no part. An item is never in
-        its own list.
+        its own list. Items must be available at `time` (Unix seconds; None: now).
 
         Raises:
             ItemNotFound: the item is not known.
@@ -277,7 +286,8 @@ class Recommender:
             )
         if item_id is None:
             query = text if text is not None else Path(image or audio or "")
-            return most_similar(self.retriever, encode_query(self.retriever, asked[0], query), k)
+            found = encode_query(self.retriever, asked[0], query)
+            return most_similar(self.retriever, found, k, at=time)
         self.retriever.require_media("similar items")
         row = self.retriever.item_index(item_id)
         if not self.retriever.items.any_medium[row]:
@@ -286,7 +296,7 @@ class Recommender:
                 f"{', '.join(self.retriever.transforms)}"
             )
         assert self.retriever.content is not None
-        return most_similar(self.retriever, self.retriever.content[row], k, without=row)
+        return most_similar(self.retriever, self.retriever.content[row], k, without=row, at=time)
 
     def new_items(self, table: AnyPath, source: AnyPath) -> NewItems:
         """Opens a table (csv, jsonl, parquet) of items that the prepared folder does not hold.

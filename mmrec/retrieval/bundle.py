@@ -19,7 +19,7 @@ import copy
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,13 @@ from mmrec.build import pick_device
 from mmrec.config import Config, change, dump_config, load_trained_config
 from mmrec.data.item_labels import label_sets_of
 from mmrec.data.labels import heads_of
+from mmrec.data.ragged import IntArray
 from mmrec.data.signals import SignalSpec, spec_of
 from mmrec.data.told import columns_of
 from mmrec.encoder_parts import rebuild_encoder
 from mmrec.errors import CheckpointMismatch
 from mmrec.network import make_model
+from mmrec.retrieval.available import Available
 from mmrec.retrieval.retriever import Items, Retriever
 from mmrec.training.checkpoint import load_model
 
@@ -73,6 +75,7 @@ def write_bundle(retriever: Retriever, folder: Path) -> None:
             "deleted": items.deleted,
             "is_candidate": items.is_candidate,
             "held_out": items.held_out,
+            **_spans(items),
         },
         schema_overrides={"title": pl.String, "modalities": pl.List(pl.String)},
     ).write_parquet(folder / "items.parquet")
@@ -88,6 +91,21 @@ def write_bundle(retriever: Retriever, folder: Path) -> None:
     }
     text = json.dumps(document, indent=1, ensure_ascii=False)
     (folder / BUNDLE_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _spans(items: Items) -> dict[str, IntArray]:
+    """When each item may be listed; no column where that is always."""
+    if items.available is None:
+        return {}
+    return {"available_from": items.available.start, "available_until": items.available.until}
+
+
+def _available(table: pl.DataFrame) -> Callable[[], Available] | None:
+    """What `_spans` wrote."""
+    if "available_from" not in table.columns:
+        return None
+    start, until = (table[name].to_numpy() for name in ("available_from", "available_until"))
+    return lambda: Available(start, until)
 
 
 def _merge_adapters(retriever: Retriever, path: Path) -> Config:
@@ -161,6 +179,7 @@ def load_bundle(folder: Path, overrides: Sequence[str] = ()) -> Retriever:
         deleted=table["deleted"].to_numpy(),
         is_candidate=table["is_candidate"].to_numpy(),
         held_out=table["held_out"].to_numpy(),
+        read_available=_available(table),
     )
     item_index_of = np.array([items.rows[item_id] for item_id in state["item_ids"]], np.int64)
     return Retriever(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from data_prep.shards import History, PreparedData, Split
 from mmrec.loaded import LoadedRun, load_run
+from mmrec.retrieval.available import Available
 from mmrec.retrieval.bundle import BUNDLE_FILE, load_bundle
 from mmrec.retrieval.retriever import MODEL_FILES, Items, Retriever
 
@@ -60,6 +61,7 @@ def retriever_of(loaded: LoadedRun) -> Retriever:
             deleted=deleted,
             is_candidate=(roles != "no_events") & ~deleted,
             held_out=np.char.startswith(roles, "cold"),
+            read_available=_reads_available(prepared),
         ),
         users=_PreparedUsers(prepared, split),
         content=loaded.content,
@@ -67,6 +69,13 @@ def retriever_of(loaded: LoadedRun) -> Retriever:
         source={"data_hash": prepared.data_hash, "split": split.name, "split_hash": split.hash},
         device=loaded.device,
     )
+
+
+def _reads_available(data: PreparedData) -> Callable[[], Available] | None:
+    """Reads a record an item; None where the catalogue file says nothing of it."""
+    if data.catalogue.items.available is None:
+        return None
+    return lambda: Available.of(data.items.record(row) for row in range(len(data.items)))
 
 
 class _PreparedUsers:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,7 @@ from mmrec.data.told import (
 )
 from mmrec.errors import ItemNotFound, UserError
 from mmrec.model import RecommenderModel
+from mmrec.retrieval.available import Available
 from mmrec.vectors import ItemVectors, item_vectors, score_vectors, user_vectors
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class Items:
         deleted: (N,) bool, True = withdrawn.
         is_candidate: (N,) bool, True = may be recommended: it is in the log and not withdrawn.
         held_out: (N,) bool, True = a cold item of the split: no input of a stored user's vector.
+        read_available: reads when each may be listed; None: always.
     """
 
     item_ids: Sequence[str]
@@ -94,6 +96,12 @@ class Items:
     deleted: BoolArray
     is_candidate: BoolArray
     held_out: BoolArray
+    read_available: Callable[[], Available] | None = None
+
+    @cached_property
+    def available(self) -> Available | None:
+        """When each item may be listed; read when it is first asked for. None: always."""
+        return None if self.read_available is None else self.read_available()
 
     @cached_property
     def rows(self) -> dict[str, int]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fusion.item import TokenProjection
 from mmrec.build import Assembly
 from mmrec.data.ragged import IntArray
+from mmrec.training.transfer import Transfer, centre
 from mmrec.vectors import encode_content
 
 # Items whose contents say how the fusion's last layer starts: enough for any width in use.
@@ -21,9 +22,10 @@ MOST_ITEMS = 16_384
 def start_content(assemblies: Sequence[Assembly]) -> None:
     """Finds the components of modalities that have some, and starts contents apart.
 
-    A run that starts from another's weights has both already. See `fusion.item.TokenProjection` and
-    `fusion.item.Output`. Items of training alone are read, at most 16,384 of a catalogue, chosen by
-    the run's seed.
+    A run that starts from another's weights has both already; one that starts from another
+    catalogue's has what it took, and centres contents on its own items. See
+    `fusion.item.TokenProjection` and `fusion.item.Output`. Items of training alone are read, at
+    most 16,384 of a catalogue, chosen by the run's seed.
 
     Args:
         assemblies: of the run's catalogues, which share the layers that are told; usually one.
@@ -36,11 +38,13 @@ def start_content(assemblies: Sequence[Assembly]) -> None:
     if not reading:
         return
     chosen = [_choose(each) for each in reading]
+    transfer = Transfer.open(reading[0].config)  # of a run on one catalogue
+    taken = set() if transfer is None else {_key(name) for name in transfer.modalities}
     pooled: dict[TokenProjection, list[Tensor]] = {}
     for assembly, items in zip(reading, chosen, strict=True):
         fusion: Any = assembly.model.fusion
-        for projection in fusion.projections.values():
-            if projection.num_components:
+        for name, projection in fusion.projections.items():
+            if projection.num_components and name not in taken:
                 pooled.setdefault(projection, []).append(_pool(projection, assembly, items))
     for projection, parts in pooled.items():
         projection.fit(torch.cat(parts))
@@ -49,6 +53,9 @@ def start_content(assemblies: Sequence[Assembly]) -> None:
         _hidden(out, assembly, items)
         for out, assembly, items in zip(outs, reading, chosen, strict=True)
     ]
+    if transfer is not None:
+        centre(outs[0], *hidden[0])
+        return
     if len(outs) == 1:
         outs[0].spread(*hidden[0])
         return
@@ -57,6 +64,11 @@ def start_content(assemblies: Sequence[Assembly]) -> None:
     outs[0].spread(torch.cat([each - each.mean(0) for (each,) in hidden]))
     for out, (each,) in zip(outs, hidden, strict=True):
         out.mean.copy_(out.projection(each).detach().mean(0))
+
+
+def _key(modality: str) -> str:
+    """A module's name may hold no dot (`vector.clip`)."""
+    return modality.replace(".", "_")
 
 
 def _choose(assembly: Assembly) -> IntArray:
