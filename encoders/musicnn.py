@@ -40,6 +40,7 @@ TIMBRE_BANDS = (38, 67)  # of 96: .4 and .7 of the pitch range
 RHYTHM_FRAMES = (128, 64, 32)
 FRONT_CHANNELS = len(TIMBRE_BANDS) * TIMBRE_CHANNELS + len(RHYTHM_FRAMES) * RHYTHM_CHANNELS
 EPSILON = 1e-3  # of all its norms
+PATCHES_AT_ONCE = 16  # that pass the front end where no gradient is wanted
 
 
 class MusicTransform:
@@ -143,6 +144,12 @@ class FrontEnd(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         """Map patches (n, F, 96) to (n, F, 561)."""
+        if torch.is_grad_enabled():
+            return self._found(mel)
+        # the maps of a patch take some 30 MB, those of 32 full tracks would take 20 GB
+        return torch.cat([self._found(part) for part in mel.split(PATCHES_AT_ONCE)])
+
+    def _found(self, mel: Tensor) -> Tensor:
         maps = self.norm(mel.unsqueeze(1))
         found = [
             norm(F.relu(convolution(maps)))
