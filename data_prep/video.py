@@ -142,7 +142,8 @@ def _sought(
     import av
 
     first_s = 0.0 if stream.start_time is None else float(stream.start_time * stream.time_base)
-    last_pts, num_found = None, 0
+    last_pts: int | None = None
+    num_found = 0
     for place in range(num_frames):
         wanted_s = first_s + (place + 0.5) * duration_s / num_frames
         try:
@@ -162,7 +163,8 @@ def _read_through(container: Any, stream: Any, wanted: Sequence[int], rule: Rule
     """Frames of the places wanted, of all frames or of key frames; the last where fewer decode."""
     if rule == "keyframes":
         stream.codec_context.skip_frame = "NONKEY"
-    last, place, num_found = None, 0, 0
+    last: Any = None
+    place, num_found = 0, 0
     for frame in _decoded(container, stream):
         if rule == "keyframes" and not frame.key_frame:
             continue

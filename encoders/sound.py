@@ -28,8 +28,13 @@ HIGHEST_PEAK = 10 ** (-1 / 20)  # 1 dB below full scale, as EBU R128 has it
 class SoundLike(Protocol):
     """A sound whose stretches can be asked for."""
 
-    rate_hz: int
-    num_samples: int
+    @property
+    def rate_hz(self) -> int:
+        """Of the samples."""
+
+    @property
+    def num_samples(self) -> int:
+        """Of a channel."""
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return samples [start, stop): (n, channels) float32 in [-1, 1]."""
