@@ -21,7 +21,6 @@ import polars as pl
 from data_prep.catalogue import AttributeSpec, Catalogue
 from data_prep.duplicates import DuplicateFinder, text_digest
 from data_prep.errors import DataError
-from data_prep.media import NO_SOUND
 from data_prep.media_pool import LoadedMedium, MediumJob, load_media
 from data_prep.quarantine import Quarantine
 from data_prep.shard_format import ITEMS_SCHEMA, sample_key
@@ -32,6 +31,7 @@ from data_prep.shard_writer import (
     open_item_index,
     write_item_index,
 )
+from data_prep.sound import NO_SOUND
 
 MEDIA_KINDS: tuple[Literal["image", "audio", "video"], ...] = ("image", "audio", "video")
 Progress = Callable[[str, int, int], None]
@@ -129,7 +129,10 @@ def build_items(
     )
     num_slots = sum(map(len, slots))
     loaded = load_media(
-        jobs, image_side=image_side, num_workers=num_workers if num_slots >= _FEW_MEDIA else 1
+        jobs,
+        image_side=image_side,
+        num_workers=num_workers if num_slots >= _FEW_MEDIA else 1,
+        aside=folder.parent,
     )
     summary = ItemsSummary()
     finder = DuplicateFinder()

@@ -19,3 +19,8 @@ class ShardError(DataError):
 
     The message names the path and, where there is one, the key of the sample.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,6 +1,6 @@
 """The one door for media: bytes as they come -> checked, normalised bytes -> arrays.
 
-    file bytes -> normalise -> Medium (what a shard keeps) -> decode_image / decode_audio -> array
+    file -> normalise -> Medium (what a shard keeps) -> decode_image, Sound, Clip
 
 Preparing, scoring and serving all pass through `normalise`, so no file is seen differently in
 training and in use. Whatever cannot be used raises `BrokenMedium` with its reason.
@@ -12,17 +12,18 @@ import io
 import warnings
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data_prep.errors import BrokenMedium
+from data_prep.abridge import MAX_CLIP_BYTES, abridge
+from data_prep.errors import BrokenMedium, one_line
+from data_prep.medium_file import Source, size_of, whole
+from data_prep.sound import to_flac
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
 MediumKind = Literal["image", "audio", "video"]
@@ -34,8 +35,6 @@ MIN_IMAGE_SIDE = 4
 MAX_PIXELS = 100_000_000
 """A header that claims more is an attack or damage: it is refused before anything is decoded."""
 JPEG_QUALITY = 90
-NO_SOUND = "broken audio: there is no sound in the file"
-_BLOCK_SAMPLES = 2**18
 _EXIF_ORIENTATION = 0x0112
 _VIDEO_EXTENSIONS = {
     "mp4": "mp4", "mov": "mp4", "webm": "webm", "matroska": "mkv", "avi": "avi", "gif": "gif",
@@ -52,33 +51,44 @@ class Medium:
     data: bytes
 
 
-def normalise(data: bytes, *, kind: MediumKind, image_side: int = IMAGE_SIDE) -> Medium:
+def normalise(source: Source, *, kind: MediumKind, image_side: int = IMAGE_SIDE) -> Medium:
     """Check one medium and bring it to the form that shards keep.
 
     Image: JPEG and PNG keep their bytes where the short side is at most `image_side` pixels;
     everything else is turned upright (EXIF), laid on white, made smaller (never larger) and
     written as JPEG. Audio: FLAC at its own rate, one or two channels. Video: its bytes, if at
-    least one frame decodes.
+    least one frame decodes; of a file of more than 8 MiB 64 frames, no larger than an image, see
+    `abridge`.
+
+    Args:
+        source: the bytes, or the file, of which a sound or a video is never whole in memory.
+        kind: what it should be.
+        image_side: pixels.
 
     Raises:
         BrokenMedium: the bytes are empty, damaged or not of this kind.
+        OSError: the file cannot be read.
     """
-    return normalise_with_preview(data, kind=kind, image_side=image_side)[0]
+    return normalise_with_preview(source, kind=kind, image_side=image_side)[0]
 
 
 def normalise_with_preview(
-    data: bytes, *, kind: MediumKind, image_side: int = IMAGE_SIDE
+    source: Source, *, kind: MediumKind, image_side: int = IMAGE_SIDE
 ) -> tuple[Medium, NDArray[np.uint8] | None]:
     """Like `normalise`; also returns an image's pixels, (H, W, 3) upright, decoded once for both.
 
     The pixels serve to find near-duplicates; they are those before a re-encoding.
     """
-    if not data:
+    size = size_of(source)
+    if size == 0:
         raise BrokenMedium(f"broken {kind}: the file is empty")
     if kind == "image":
-        return _normalise_image(data, image_side)
+        return _normalise_image(whole(source), image_side)
     if kind == "audio":
-        return Medium("audio", "flac", _to_flac(data)), None
+        return Medium("audio", "flac", to_flac(source)), None
+    if size > MAX_CLIP_BYTES:
+        return Medium("video", "mp4", abridge(source, side=image_side)), None
+    data = whole(source)
     return Medium("video", _video_extension(data), data), None
 
 
@@ -89,30 +99,6 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
         BrokenMedium: the bytes are not a whole image.
     """
     return _decode_image(data, image_side=None)[0]
-
-
-def decode_audio(data: bytes) -> tuple[NDArray[np.float32], int]:
-    """Decode sound: samples (num_samples, channels) float32 in [-1, 1] and the rate in Hz.
-
-    soundfile reads most formats; what it cannot (AAC, a film's sound track) goes through PyAV.
-
-    Raises:
-        BrokenMedium: there is no sound in the bytes.
-    """
-    import soundfile  # here, not at the top: a worker that meets only images never loads it
-
-    try:
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError):
-        blocks = list(_blocks_of_av(data))
-        rate = blocks[0][0] if blocks else 0
-        silence = np.empty((0, 1), np.float32)
-        samples = np.concatenate([piece for _, piece in blocks]) if blocks else silence
-    if samples.shape[0] == 0:
-        raise BrokenMedium("broken audio: it holds no samples")
-    if not np.isfinite(samples).all():
-        raise BrokenMedium("broken audio: samples that are not numbers")
-    return samples, int(rate)
 
 
 def _normalise_image(data: bytes, image_side: int) -> tuple[Medium, NDArray[np.uint8]]:
@@ -159,7 +145,7 @@ def _decode_image(
     except UnidentifiedImageError as error:
         raise BrokenMedium("broken image: not an image format that is known") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise BrokenMedium(f"broken image: {_one_line(error)}") from error
+        raise BrokenMedium(f"broken image: {one_line(error)}") from error
 
 
 def _check_size(width: int, height: int) -> None:
@@ -207,92 +193,6 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image.convert("RGB"))
 
 
-def _to_flac(data: bytes) -> bytes:
-    """FLAC with 16 bits a sample: an Ogg stream carries a random serial, FLAC is reproducible.
-
-    Block by block: an hour of sound is never in memory as samples.
-    """
-    import soundfile
-
-    try:
-        return _encode_flac(data, _blocks_of_soundfile(data))
-    except (soundfile.SoundFileError, RuntimeError):
-        return _encode_flac(data, _blocks_of_av(data))
-
-
-def _encode_flac(data: bytes, blocks: Iterator[tuple[int, NDArray[np.float32]]]) -> bytes:
-    """Blocks of samples as FLAC; the bytes themselves where they are FLAC already."""
-    import soundfile
-
-    buffer = io.BytesIO()
-    file, kept = None, False
-    try:
-        for rate, block in blocks:
-            if not np.isfinite(block).all():
-                raise BrokenMedium("broken audio: samples that are not numbers")
-            if len(block) == 0:
-                continue
-            kept = kept or (data[:4] == b"fLaC" and block.shape[1] <= 2)
-            if kept:
-                continue  # only looked through
-            if block.shape[1] > 2:
-                block = block.mean(axis=1, keepdims=True)
-            if file is None:
-                channels = block.shape[1]
-                file = soundfile.SoundFile(
-                    buffer, "w", rate, channels, format="FLAC", subtype="PCM_16"
-                )
-            file.write(np.clip(block, -1, 1))
-    finally:
-        if file is not None:
-            file.close()
-    if kept:
-        return data
-    if file is None:
-        raise BrokenMedium("broken audio: it holds no samples")
-    return buffer.getvalue()
-
-
-def _blocks_of_soundfile(data: bytes) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Rate and samples (n, channels), block by block."""
-    import soundfile
-
-    with soundfile.SoundFile(io.BytesIO(data)) as file:
-        # not file.blocks(): where a stream ends before its header says, that pads the last block
-        # with whatever the memory held
-        while len(block := file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
-            yield file.samplerate, block
-
-
-def _blocks_of_av(data: bytes) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """The same of whatever FFmpeg decodes.
-
-    Raises:
-        BrokenMedium: there is no sound in the bytes, or it does not decode.
-    """
-    import av
-
-    try:
-        with av.open(io.BytesIO(data), mode="r") as container:
-            if not container.streams.audio:
-                raise BrokenMedium(NO_SOUND)
-            rate = int(container.streams.audio[0].rate)
-            resampler = av.AudioResampler(format="fltp", rate=rate)
-            for frame in container.decode(audio=0):
-                for piece in _planes(resampler.resample(frame)):
-                    yield rate, piece
-            for piece in _planes(resampler.resample(None)):
-                yield rate, piece
-    except (av.FFmpegError, OSError, ValueError, EOFError) as error:
-        if isinstance(error, BrokenMedium):
-            raise
-        raise BrokenMedium(f"broken audio: {_one_line(error)}") from error
-
-
-def _planes(frames: list[Any]) -> list[NDArray[np.float32]]:
-    return [np.ascontiguousarray(frame.to_ndarray().T, dtype=np.float32) for frame in frames]
-
-
 def _video_extension(data: bytes) -> str:
     import av
 
@@ -306,11 +206,7 @@ def _video_extension(data: bytes) -> str:
     except (av.FFmpegError, OSError, ValueError, EOFError) as error:
         if isinstance(error, BrokenMedium):
             raise
-        raise BrokenMedium(f"broken video: {_one_line(error)}") from error
+        raise BrokenMedium(f"broken video: {one_line(error)}") from error
     if data[4:8] == b"ftyp":
         return "mp4"
     return next((_VIDEO_EXTENSIONS[name] for name in names if name in _VIDEO_EXTENSIONS), "mp4")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -3,20 +3,21 @@
     bytes ─ Clip.frames(n, side, rule) ─► n pictures (H, W, 3), evenly spread from start to end
 
 `uniform` takes the frames nearest to n even places in time; `keyframes` those that are stored
-whole, which costs a fraction where frames lie minutes apart. A clip with fewer frames gives what it
-has; a still is a clip of one. Only kept frames are turned into pixels, made smaller as they are.
+whole, which costs a fraction where frames lie minutes apart: no other frame is decoded. A clip with
+fewer frames gives what it has; a still is a clip of one. Only kept frames are turned into pixels,
+made smaller as they are found.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from data_prep.errors import BrokenMedium
+from data_prep.errors import BrokenMedium, one_line
+from data_prep.medium_file import Source, opened
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,11 +34,11 @@ class Clip:
     """A video file whose frames are decoded when they are asked for.
 
     Args:
-        data: its bytes.
+        source: its bytes, or its file.
     """
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
+    def __init__(self, source: Source) -> None:
+        self._source = source
 
     def frames(
         self, num_frames: int, *, side: int, rule: Rule = "uniform"
@@ -55,19 +56,22 @@ class Clip:
         Raises:
             BrokenMedium: no frame decodes.
         """
-        with _opened(self._data) as (container, stream):
+        with _opened(self._source) as (container, stream):
             duration = _duration_s(container, stream)
             if duration is not None and duration >= SEEK_FROM_S:
-                found = _sought(container, stream, num_frames, duration, rule)
+                sought = _sought(container, stream, num_frames, duration, rule)
+                found = [_pixels(frame, side) for frame in sought]
                 if len(found) == num_frames:
-                    return [_pixels(frame, side) for frame in found]
-            count = sum(1 for packet in container.demux(stream) if _counts(packet, rule))
+                    return found
         # opened anew: not every stream can be sought in
-        with _opened(self._data) as (container, stream):
-            found = _read_through(container, stream, evenly(num_frames, count), rule)
+        with _opened(self._source) as (container, stream):
+            count = sum(1 for packet in container.demux(stream) if _counts(packet, rule))
+        with _opened(self._source) as (container, stream):
+            read = _read_through(container, stream, evenly(num_frames, count), rule)
+            found = [_pixels(frame, side) for frame in read]
             if not found:
                 raise BrokenMedium("broken video: no frame decodes")
-            return [_pixels(frame, side) for frame in found]
+            return found
 
 
 def evenly(num_kept: int, num_all: int) -> list[int]:
@@ -78,7 +82,7 @@ def evenly(num_kept: int, num_all: int) -> list[int]:
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[tuple[Any, Any]]:
+def _opened(source: Source) -> Iterator[tuple[Any, Any]]:
     """The container and its first video stream.
 
     Raises:
@@ -87,7 +91,7 @@ def _opened(data: bytes) -> Iterator[tuple[Any, Any]]:
     import av
 
     try:
-        with av.open(io.BytesIO(data), mode="r") as container:
+        with opened(source) as file, av.open(file, mode="r") as container:
             if not container.streams.video:
                 raise BrokenMedium("broken video: there is no picture in the file")
             stream = container.streams.video[0]
@@ -100,8 +104,7 @@ def _opened(data: bytes) -> Iterator[tuple[Any, Any]]:
     except BrokenMedium:
         raise
     except (av.FFmpegError, OSError, ValueError, EOFError) as error:
-        what = " ".join(str(error).split()) or type(error).__name__
-        raise BrokenMedium(f"broken video: {what}") from error
+        raise BrokenMedium(f"broken video: {one_line(error)}") from error
 
 
 def _duration_s(container: Any, stream: Any) -> float | None:
@@ -134,12 +137,13 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
 
 def _sought(
     container: Any, stream: Any, num_frames: int, duration_s: float, rule: Rule
-) -> list[Any]:
+) -> Iterator[Any]:
     """Frames at even places in time; fewer where a place cannot be sought."""
     import av
 
     first_s = 0.0 if stream.start_time is None else float(stream.start_time * stream.time_base)
-    found: list[Any] = []
+    last_pts: int | None = None
+    num_found = 0
     for place in range(num_frames):
         wanted_s = first_s + (place + 0.5) * duration_s / num_frames
         try:
@@ -150,26 +154,30 @@ def _sought(
         for frame in _decoded(container, stream):
             if rule == "keyframes" or frame.time is None or frame.time >= wanted_s:
                 break
-        if frame is not None and (not found or frame.pts != found[-1].pts):
-            found.append(frame)
-    return found
+        if frame is not None and (num_found == 0 or frame.pts != last_pts):
+            last_pts, num_found = frame.pts, num_found + 1
+            yield frame
 
 
-def _read_through(container: Any, stream: Any, wanted: Sequence[int], rule: Rule) -> list[Any]:
+def _read_through(container: Any, stream: Any, wanted: Sequence[int], rule: Rule) -> Iterator[Any]:
     """Frames of the places wanted, of all frames or of key frames; the last where fewer decode."""
-    found: list[Any] = []
-    last, place = None, 0
+    if rule == "keyframes":
+        stream.codec_context.skip_frame = "NONKEY"
+    last: Any = None
+    place, num_found = 0, 0
     for frame in _decoded(container, stream):
         if rule == "keyframes" and not frame.key_frame:
             continue
-        last = frame
-        if len(found) < len(wanted) and place == wanted[len(found)]:
-            found.append(frame)
-            last = None
-            if len(found) == len(wanted):
-                break
+        if num_found < len(wanted) and place == wanted[num_found]:
+            yield frame
+            last, num_found = None, num_found + 1
+            if num_found == len(wanted):
+                return
+        else:
+            last = frame
         place += 1
-    return found if last is None or len(found) == len(wanted) else [*found, last]
+    if last is not None:
+        yield last
 
 
 def _pixels(frame: Any, side: int) -> NDArray[np.uint8]:

@@ -10,18 +10,21 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchaudio import functional as sound
 from torchaudio.transforms import MelSpectrogram
 
 from encoders.cut import StackedEncoder
 from encoders.encoder import Inputs, fingerprint
+from encoders.sound import (
+    SAMPLE_RATE_HZ,
+    Medium,
+    checked_loudness,
+    loudness_settings,
+    resampled_windows,
+)
 from encoders.tokens import Tokens, masked, pool_tokens
 
-SAMPLE_RATE_HZ = 16_000
 WINDOW = 400  # samples, 25 ms
 HOP = 160  # samples, 10 ms
 # The resampler rolls off just below 8 kHz: above 7.6 kHz a sound depends on its first rate.
@@ -41,19 +44,22 @@ class AudioTransform:
     start to its end: a song's middle alone would miss how it begins and ends.
     """
 
-    def __init__(self, *, max_seconds: float = 10.0, num_mels: int = 64) -> None:
+    def __init__(
+        self, *, max_seconds: float = 10.0, num_mels: int = 64, loudness: float | None = None
+    ) -> None:
         """Set how much of a sound is heard.
 
         Args:
             max_seconds: in all, at least 0.2.
             num_mels: bands.
+            loudness: LUFS that what is heard is brought to; None: as loud as it comes.
 
         Raises:
-            ValueError: it is shorter.
+            ValueError: it is shorter, or no such loudness.
         """
         if max_seconds < 0.2:
             raise ValueError(f"max_seconds must be at least 0.2, got {max_seconds}")
-        self.max_seconds = max_seconds
+        self.max_seconds, self.loudness = max_seconds, checked_loudness(loudness)
         self.num_mels = num_mels
         with torch.device("cpu"):  # where sounds are read, wherever the encoder is made
             self._mel = MelSpectrogram(
@@ -61,17 +67,20 @@ class AudioTransform:
                 f_min=LOWEST_HZ, f_max=HIGHEST_HZ, n_mels=num_mels,
             )  # fmt: skip
 
-    def __call__(self, medium: tuple[NDArray[np.float32], int]) -> Tensor | None:
+    def __call__(self, medium: Medium) -> Tensor | None:
         """Return the log-mel frames, (F, 64) float32, or None for a sound without a sample.
 
         Args:
-            medium: samples (samples, channels) in [-1, 1], and their rate in Hz.
+            medium: samples (samples, channels) in [-1, 1] and their rate in Hz, or what reads them.
 
         Raises:
             ValueError: another shape, or a sample that is not finite.
         """
         windows = resampled_windows(
-            medium, window_s=self.max_seconds / NUM_WINDOWS, max_windows=NUM_WINDOWS
+            medium,
+            window_s=self.max_seconds / NUM_WINDOWS,
+            max_windows=NUM_WINDOWS,
+            loudness=self.loudness,
         )
         if not windows:
             return None
@@ -115,44 +124,9 @@ class AudioTransform:
                 "constants": constants,
                 "windows": NUM_WINDOWS,
                 "max_seconds": self.max_seconds,
+                **loudness_settings(self.loudness),
             }
         )
-
-
-def resampled_windows(
-    medium: tuple[NDArray[np.float32], int], *, window_s: float, max_windows: int
-) -> list[Tensor]:
-    """Stretches of a sound, mono at 16 kHz.
-
-    Args:
-        medium: samples (samples, channels) in [-1, 1], and their rate in Hz.
-        window_s: seconds of a window.
-        max_windows: of a sound longer than so many windows, these are taken at even distances from
-            its start to its end; a shorter one is one stretch.
-
-    Returns:
-        (samples,) each; none for a sound without a sample.
-
-    Raises:
-        ValueError: another shape, or a sample that is not finite.
-    """
-    samples, rate_hz = medium
-    if samples.ndim != 2:
-        raise ValueError(f"a sound is (samples, channels), got {samples.shape}")
-    mono = torch.from_numpy(np.ascontiguousarray(samples, np.float32)).mean(dim=1)
-    if not bool(mono.isfinite().all()):
-        raise ValueError("a sound with a sample that is not finite")
-    if len(mono) == 0:
-        return []
-    longest = round(window_s * max_windows * rate_hz)
-    windows = [mono]
-    if len(mono) > longest:
-        length = longest // max_windows
-        last = max(max_windows - 1, 1)
-        starts = [place * (len(mono) - length) // last for place in range(max_windows)]
-        windows = [mono[start : start + length] for start in starts]
-    # windows are cut before resampling: an hour of sound costs no more than what is heard of it
-    return [sound.resample(window, rate_hz, SAMPLE_RATE_HZ) for window in windows]
 
 
 def _most_frames(samples: float) -> int:

@@ -15,16 +15,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
 
-from encoders.audio import SAMPLE_RATE_HZ, resampled_windows
 from encoders.cut import StackedEncoder
 from encoders.encoder import Inputs, fingerprint
+from encoders.sound import (
+    SAMPLE_RATE_HZ,
+    Medium,
+    checked_loudness,
+    loudness_settings,
+    resampled_windows,
+)
 from encoders.tokens import Tokens, by_item, masked, pool_tokens, real_rows
 
 PATCH_FRAMES, NUM_MELS = 187, 96
@@ -36,6 +40,7 @@ TIMBRE_BANDS = (38, 67)  # of 96: .4 and .7 of the pitch range
 RHYTHM_FRAMES = (128, 64, 32)
 FRONT_CHANNELS = len(TIMBRE_BANDS) * TIMBRE_CHANNELS + len(RHYTHM_FRAMES) * RHYTHM_CHANNELS
 EPSILON = 1e-3  # of all its norms
+PATCHES_AT_ONCE = 16  # that pass the front end where no gradient is wanted
 
 
 class MusicTransform:
@@ -45,15 +50,18 @@ class MusicTransform:
     end. A sound that is shorter than a patch is repeated until it fills one.
     """
 
-    def __init__(self, *, max_seconds: float = 60.0) -> None:
+    def __init__(self, *, max_seconds: float = 60.0, loudness: float | None = None) -> None:
         """Set how much of a sound is heard.
 
         Args:
             max_seconds: in all; a patch is three.
+            loudness: LUFS that what is heard is brought to; None: as loud as it comes, as in the
+                training of its weights.
 
         Raises:
-            ValueError: less than one patch.
+            ValueError: less than one patch, or no such loudness.
         """
+        self.loudness = checked_loudness(loudness)
         self.max_patches = round(max_seconds * SAMPLE_RATE_HZ) // PATCH_SAMPLES
         if self.max_patches < 1:
             least = PATCH_SAMPLES / SAMPLE_RATE_HZ
@@ -65,17 +73,20 @@ class MusicTransform:
                 norm="slaney", mel_scale="slaney",
             )  # fmt: skip
 
-    def __call__(self, medium: tuple[NDArray[np.float32], int]) -> Tensor | None:
+    def __call__(self, medium: Medium) -> Tensor | None:
         """Return patches, (P, 187, 96) float32, or None for a sound without a sample.
 
         Args:
-            medium: samples (samples, channels) in [-1, 1], and their rate in Hz.
+            medium: samples (samples, channels) in [-1, 1] and their rate in Hz, or what reads them.
 
         Raises:
             ValueError: another shape, or a sample that is not finite.
         """
         windows = resampled_windows(
-            medium, window_s=PATCH_SAMPLES / SAMPLE_RATE_HZ, max_windows=self.max_patches
+            medium,
+            window_s=PATCH_SAMPLES / SAMPLE_RATE_HZ,
+            max_windows=self.max_patches,
+            loudness=self.loudness,
         )
         if not windows:
             return None
@@ -109,7 +120,7 @@ class MusicTransform:
         """Return the sha256 of all settings."""
         constants = (SAMPLE_RATE_HZ, FFT, HOP, NUM_MELS, PATCH_FRAMES, COMPRESSION)
         settings = {"transform": "musicnn", "constants": constants, "patches": self.max_patches}
-        return fingerprint(settings)
+        return fingerprint({**settings, **loudness_settings(self.loudness)})
 
 
 class FrontEnd(nn.Module):
@@ -133,6 +144,12 @@ class FrontEnd(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         """Map patches (n, F, 96) to (n, F, 561)."""
+        if torch.is_grad_enabled():
+            return self._found(mel)
+        # the maps of a patch take some 30 MB, those of 32 full tracks would take 20 GB
+        return torch.cat([self._found(part) for part in mel.split(PATCHES_AT_ONCE)])
+
+    def _found(self, mel: Tensor) -> Tensor:
         maps = self.norm(mel.unsqueeze(1))
         found = [
             norm(F.relu(convolution(maps)))

@@ -16,17 +16,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchaudio.compliance.kaldi import fbank
 
-from encoders.audio import SAMPLE_RATE_HZ, resampled_windows
 from encoders.cut import StackedEncoder
 from encoders.encoder import Inputs, fingerprint
 from encoders.image import all_real
 from encoders.pictures import PicturesEncoder
+from encoders.sound import (
+    SAMPLE_RATE_HZ,
+    Medium,
+    checked_loudness,
+    loudness_settings,
+    resampled_windows,
+)
 from encoders.tokens import Tokens, pool_tokens
 
 FRAME_S = 0.01
@@ -42,14 +46,24 @@ class SpectrogramTransform:
         max_seconds: heard of a sound, in windows at even distances from its start to its end.
         mean: of the log-mel values in training.
         std: of them.
+        loudness: LUFS that what is heard is brought to; None: as loud as it comes, as in the
+            training of AST.
 
     Raises:
-        ValueError: max_seconds is shorter than a window.
+        ValueError: max_seconds is shorter than a window, or no such loudness.
     """
 
     def __init__(
-        self, *, num_frames: int, num_mels: int, max_seconds: float, mean: float, std: float
+        self,
+        *,
+        num_frames: int,
+        num_mels: int,
+        max_seconds: float,
+        mean: float,
+        std: float,
+        loudness: float | None = None,
     ) -> None:
+        self.loudness = checked_loudness(loudness)
         self.num_frames, self.num_mels = num_frames, num_mels
         self.mean, self.std = mean, std
         self.window_s = num_frames * FRAME_S
@@ -59,18 +73,21 @@ class SpectrogramTransform:
                 f"max_seconds is {max_seconds}: a window of this model takes {self.window_s:g}"
             )
 
-    def __call__(self, medium: tuple[NDArray[np.float32], int]) -> Tensor | None:
+    def __call__(self, medium: Medium) -> Tensor | None:
         """Return windows, (P, F, B) float32, or None for a sound without a sample.
 
         Args:
-            medium: samples (samples, channels) in [-1, 1], and their rate in Hz.
+            medium: samples (samples, channels) in [-1, 1] and their rate in Hz, or what reads them.
 
         Raises:
             ValueError: another shape, or a sample that is not finite.
         """
         length = round(self.window_s * SAMPLE_RATE_HZ)
         windows: list[Tensor] = []
-        for part in resampled_windows(medium, window_s=self.window_s, max_windows=self.most):
+        parts = resampled_windows(
+            medium, window_s=self.window_s, max_windows=self.most, loudness=self.loudness
+        )
+        for part in parts:
             windows += part.split(length) if len(part) > length else [part]
         windows = windows[: self.most]
         return torch.stack([self._frames(window) for window in windows]) if windows else None
@@ -110,7 +127,9 @@ class SpectrogramTransform:
 
     def fingerprint(self) -> str:
         """Return the sha256 of all settings."""
-        return fingerprint({"transform": "spectrogram", **vars(self)})
+        settings = {name: value for name, value in vars(self).items() if name != "loudness"}
+        settings |= loudness_settings(self.loudness)
+        return fingerprint({"transform": "spectrogram", **settings})
 
 
 class WindowEncoder(StackedEncoder):

@@ -349,7 +349,9 @@ def _build_musicnn(document: Document, folder: Path | None) -> EncoderParts:
     from encoders.musicnn import MusicEncoder, MusicTransform
 
     options = dict(document["options"])
-    transform = MusicTransform(max_seconds=float(options.pop("max_seconds", 60.0)))
+    transform = MusicTransform(
+        max_seconds=float(options.pop("max_seconds", 60.0)), loudness=options.pop("loudness", None)
+    )
     _refuse(options)
     encoder = MusicEncoder(
         max_patches=transform.max_patches,
@@ -383,6 +385,7 @@ def _build_spectrogram(document: Document, folder: Path | None) -> EncoderParts:
         max_seconds=float(options.pop("max_seconds", 3 * config.max_length / 100)),
         mean=float(described.get("mean", AST_MEAN)),
         std=float(described.get("std", AST_STD)),
+        loudness=options.pop("loudness", None),
     )
     of_one = int(options.pop("tokens_per_window", 6))
     _refuse(options)
@@ -397,7 +400,9 @@ def _build_small_audio(document: Document, _folder: Path | None) -> EncoderParts
 
     options = dict(document["options"])
     for_transform = {
-        name: options.pop(name) for name in ("max_seconds", "num_mels") if name in options
+        name: options.pop(name)
+        for name in ("max_seconds", "num_mels", "loudness")
+        if name in options
     }
     transform = AudioTransform(**for_transform)
     encoder = AudioEncoder(

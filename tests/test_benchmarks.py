@@ -39,6 +39,20 @@ FIGURES = {
         "joint_cut_0_speed": True,
         "joint_history_200_over_50": True,
     },
+    "long_media": {
+        "long_media_prepare_memory": True,
+        "long_media_prepare_time": False,
+        "long_media_prepare_rate": False,
+        "long_media_kept": False,
+        "long_media_fill_audio_memory": True,
+        "long_media_fill_audio_time": False,
+        "long_media_fill_video_memory": True,
+        "long_media_fill_video_time": False,
+        "long_media_bare_needed_time": False,
+        "long_media_bare_whole_time": False,
+        "long_media_prepare_to_bare_needed": False,
+        "long_media_prepare_to_bare_whole": False,
+    },
     "loss": {
         "loss_time_to_plain": True,
         "loss_time": False,
@@ -84,6 +98,7 @@ KEYS = set("name value unit bar ok values small config skipped machine".split())
         pytest.param("scale", marks=pytest.mark.slow),
         pytest.param("joint", marks=pytest.mark.slow),
         pytest.param("prepare", marks=pytest.mark.slow),
+        pytest.param("long_media", marks=pytest.mark.slow),
     ],
 )
 def test_small_benchmark_prints_its_figures(name: str) -> None:

@@ -10,7 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from encoders.musicnn import NUM_MELS, PATCH_FRAMES, PATCH_SAMPLES, MusicEncoder, MusicTransform
+import encoders.musicnn
+from encoders.musicnn import (
+    NUM_MELS,
+    PATCH_FRAMES,
+    PATCH_SAMPLES,
+    FrontEnd,
+    MusicEncoder,
+    MusicTransform,
+)
 from mmrec.tensorflow_checkpoint import MAGIC, read_checkpoint
 from mmrec.weights import folder_of
 
@@ -51,6 +59,19 @@ def test_a_long_sound_is_heard_from_its_start_to_its_end() -> None:
     assert sample is not None and sample.shape == (4, PATCH_FRAMES, NUM_MELS)
     peaks = [int(patch.mean(dim=0).argmax()) for patch in sample]
     assert peaks == sorted(set(peaks))
+
+
+def test_the_front_end_holds_maps_of_few_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a full track without a gradient; the result is that of all at once."""
+    monkeypatch.setattr(encoders.musicnn, "PATCHES_AT_ONCE", 2)
+    torch.manual_seed(0)
+    front, sizes = FrontEnd().eval(), list[int]()
+    front.norm.register_forward_hook(lambda _module, _inputs, maps: sizes.append(len(maps)))
+    mel = torch.rand(5, PATCH_FRAMES, NUM_MELS)
+    whole = front(mel).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(front(mel), whole, atol=1e-5, rtol=1e-5)
+    assert sizes == [5, 2, 2, 1]
 
 
 @pytest.mark.parametrize(

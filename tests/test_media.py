@@ -9,7 +9,8 @@ from PIL import Image
 from tiny_catalogue import RED_PNG, clip, encode, photograph, wave
 
 from data_prep.errors import BrokenMedium
-from data_prep.media import decode_audio, decode_image, normalise
+from data_prep.media import decode_image, normalise
+from data_prep.sound import decode_audio
 
 
 @pytest.mark.parametrize(

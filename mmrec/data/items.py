@@ -32,8 +32,9 @@ from data_prep.build_items import (
 )
 from data_prep.errors import BrokenMedium, DataError
 from data_prep.interactions import read_items
-from data_prep.media import IMAGE_SIDE, MediumKind, decode_audio, decode_image, normalise
+from data_prep.media import IMAGE_SIDE, MediumKind, decode_image, normalise
 from data_prep.shards import PreparedData, decode_attributes, decode_text, decode_vector
+from data_prep.sound import Sound
 from data_prep.video import Clip
 from encoders.encoder import Inputs, Transform
 from encoders.pictures import PicturesTransform
@@ -47,8 +48,8 @@ VECTOR_PREFIX = "vector."
 
 _DECODERS: dict[str, Callable[[bytes], Any]] = {
     "image": decode_image,
-    "audio": decode_audio,
-    "video": Clip,  # whose frames are decoded when the transform asks for them
+    "audio": Sound,  # whose stretches, as a clip's frames, are decoded when the transform asks
+    "video": Clip,
 }
 MEDIA: dict[str, MediumKind] = {"image": "image", "audio": "audio", "video": "video"}
 
@@ -287,8 +288,7 @@ class NewItems:
                 reason = reason or f"{slot.path}: path outside the source folder"
                 continue
             try:
-                data = path.read_bytes()
-                yield normalise(data, kind=slot.kind, image_side=self._image_side).data
+                yield normalise(path, kind=slot.kind, image_side=self._image_side).data
                 found = True
             except OSError as error:
                 reason = reason or f"{slot.path}: {error.strerror}"

@@ -20,10 +20,11 @@ import simplejpeg
 import soundfile
 from numpy.typing import NDArray
 
-from data_prep.media import decode_audio, decode_image, normalise
+from data_prep.media import decode_image, normalise
+from data_prep.sound import Sound, decode_audio
 from mmrec.data.items import Media
 
-Sound = tuple[NDArray[np.float32], int]
+Samples = tuple[NDArray[np.float32], int]
 
 _WORD = re.compile(r"[^\W\d_]{2,}")  # letters of any script
 
@@ -107,11 +108,13 @@ def encode_jpeg_again(
     return decode_image(data)
 
 
-def add_noise(sound: Sound, random: np.random.Generator, *, decibels: float = 20.0) -> Sound:
+def add_noise(
+    sound: Sound | Samples, random: np.random.Generator, *, decibels: float = 20.0
+) -> Samples:
     """Adds white noise at a ratio of signal to noise, and takes the sound through the door.
 
     Args:
-        sound: samples (num_samples, channels) in [-1, 1], and their rate in Hz.
+        sound: samples (num_samples, channels) in [-1, 1], and their rate in Hz; or what reads them.
         random: draws the noise.
         decibels: 10 log10 of the power of the sound over that of the noise, over all channels;
             silence stays silent.
@@ -119,11 +122,11 @@ def add_noise(sound: Sound, random: np.random.Generator, *, decibels: float = 20
     Raises:
         BrokenMedium: the door refuses it.
     """
-    samples, rate = sound
+    samples, rate = sound if isinstance(sound, tuple) else (sound.read(), sound.rate_hz)
     noise = random.standard_normal(samples.shape, dtype=np.float32)
     power, of_noise = (float(np.square(each, dtype=np.float64).mean()) for each in (samples, noise))
     if power == 0:
-        return sound
+        return samples, rate
     noise *= np.sqrt(power / 10 ** (decibels / 10) / of_noise)
     file = io.BytesIO()
     soundfile.write(file, samples + noise, rate, format="WAV", subtype="FLOAT")

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep.media import decode_audio, decode_image, normalise
+from data_prep.media import decode_image, normalise
+from data_prep.sound import Sound
 from encoders.tokens import Tokens
 from mmrec.build import LiveInputs
 from mmrec.data.batch import ModalityInput
@@ -159,13 +160,12 @@ def _load_query(modality: str, query: Path | str, retriever: Retriever) -> Any:
         return {"text": str(query)}
     path = Path(query)
     try:
-        data = path.read_bytes()
+        if modality == "image":
+            medium = normalise(path, kind="image", image_side=retriever.image_side)
+            return decode_image(medium.data)
+        return Sound(normalise(path, kind="audio").data)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if modality == "image":
-        medium = normalise(data, kind="image", image_side=retriever.image_side)
-        return decode_image(medium.data)
-    return decode_audio(normalise(data, kind="audio").data)
 
 
 class _Noticing:
