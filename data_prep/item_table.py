@@ -49,7 +49,7 @@ class ItemTable:
     ) -> None:
         self.modalities = modalities
         self._folder = folder
-        self._paths = {"items": items, "index": index}
+        self._paths = (items, index)
         self._shards = ShardReader(folder)
         self._items = map_arrow(items or folder / "items.arrow", ITEMS_SCHEMA)
         self._index = map_arrow(index or folder / "index.arrow", INDEX_SCHEMA)
@@ -57,7 +57,8 @@ class ItemTable:
         self._num_members = column_as_numpy(self._items, "num_members", np.int32)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(ItemTable, **self._paths), (self._folder, self.modalities)
+        items, index = self._paths
+        return partial(ItemTable, items=items, index=index), (self._folder, self.modalities)
 
     def __len__(self) -> int:
         return int(self._items.num_rows)
