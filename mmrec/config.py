@@ -255,8 +255,9 @@ class TrainingConfig(Section):
 
     seed: int = Field(0, ge=0)
     start_from: Path | None = None
-    """A finished run on the same split, whose weights this one starts with, in place of fresh ones:
-    to go on with more blocks, another method or other rates. Both know the same modalities."""
+    """A finished run whose weights this one starts with, in place of fresh ones: to go on with more
+    blocks, another method or other rates, or with what has come since (`prepare --update`). Both
+    know the same modalities; items that only this one trains on start as their content."""
     max_epochs: int = Field(40, ge=1)
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many steps; null: epochs decide."""
