@@ -18,6 +18,7 @@ from tiny_catalogue import encode, photograph
 import data_prep.media_pool as media_pool_module
 import data_prep.prepare as prepare_module
 from data_prep.errors import DataError, ShardError
+from data_prep.inspect import inspect, render
 from data_prep.install import install_update, settle
 from data_prep.item_writer import ItemChanges
 from data_prep.prepare import PrepareSummary, prepare
@@ -194,6 +195,8 @@ def test_ten_added_one_changed_one_deleted(shop: Shop) -> None:
     events = sum(item == "i5" for _, item, *_ in shop.events)
     assert events and data.manifest["counts"]["interactions_of_deleted_items"] == events
     assert sum(history.count(("i5", "buy")) for history in split_of(data).values()) == 0
+    (line,) = (each for each in render(inspect(shop.out)).splitlines() if "deleted" in each)
+    assert line.split() == f"deleted items 1 {events} interactions left out".split()
     # the past of the folder
     assert data.data_hash != before.data_hash
     state = data.state_at(before.data_hash, split.name, split.hash)
