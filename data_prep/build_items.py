@@ -1,7 +1,9 @@
 """Turns the table of items and its media into item shards, their index and near-duplicate groups.
 
 rows of items ─► media pool ─► KEY.json, KEY.text.json, KEY.image0.jpg, … ─► items-*.tar
-└► quarantine.jsonl        index.arrow, items.arrow ◄──┘
+└► quarantine.jsonl        index.arrow, items.arrow, sources.arrow ◄──┘
+
+With the items that a folder knows already it decodes and writes what is new among them alone.
 """
 
 from __future__ import annotations
@@ -19,18 +21,12 @@ import numpy as np
 import polars as pl
 
 from data_prep.catalogue import AttributeSpec, Catalogue
-from data_prep.duplicates import DuplicateFinder, text_digest
 from data_prep.errors import DataError
+from data_prep.item_writer import ItemChanges, ItemWriter
+from data_prep.known_items import KnownItems, KnownMedium, Part
 from data_prep.media_pool import LoadedMedium, MediumJob, load_media
 from data_prep.quarantine import Quarantine
-from data_prep.shard_format import ITEMS_SCHEMA, sample_key
-from data_prep.shard_writer import (
-    IndexWriter,
-    ShardWriter,
-    compact_json,
-    open_item_index,
-    write_item_index,
-)
+from data_prep.shard_writer import compact_json
 from data_prep.sound import NO_SOUND
 
 MEDIA_KINDS: tuple[Literal["image", "audio", "video"], ...] = ("image", "audio", "video")
@@ -43,9 +39,14 @@ MISSING_DIGEST = b"\0" * 32
 
 @dataclass
 class ItemsSummary:
-    """What the item shards hold."""
+    """What the item shards hold.
+
+    `item_ids` has every row, those of `deleted_ids` too; counts are of the others.
+    """
 
     item_ids: list[str] = field(default_factory=list)
+    deleted_ids: list[str] = field(default_factory=list)
+    changes: ItemChanges = field(default_factory=ItemChanges)
     with_modality: Counter[str] = field(default_factory=Counter)
     with_text_field: Counter[str] = field(default_factory=Counter)
     num_media: int = 0
@@ -103,8 +104,9 @@ def build_items(
     image_side: int,
     num_workers: int,
     progress: Progress | None = None,
+    known: KnownItems | None = None,
 ) -> ItemsSummary:
-    """Write `items-*.tar`, `index.arrow` and `items.arrow` into a folder.
+    """Write `items-*.tar`, `index.arrow`, `items.arrow` and `sources.arrow` into a folder.
 
     Args:
         table: items as `read_items` gives them.
@@ -115,47 +117,47 @@ def build_items(
         image_side: pixels; see `media.normalise`.
         num_workers: processes that decode.
         progress: told after each item.
+        known: items of the folder that these go on from. They keep their item_index and, where
+            nothing changed, their place in its shards; those not in the table count as deleted.
 
     Raises:
         DataError: more than 5 % of the items or media cannot be used, or none is left.
     """
     real_source = os.path.realpath(source)
     slots = [media_slots(catalogue, row) for row in table.iter_rows(named=True)]
-    jobs = (
+    before = _find_known(slots, table["item_id"].to_list(), real_source, known)
+    jobs = [
         MediumJob(path, slot.kind)
-        for row_slots in slots
-        for slot in row_slots
-        if (path := resolve_medium(real_source, slot.path)) is not None
-    )
-    num_slots = sum(map(len, slots))
+        for row_slots, found in zip(slots, before, strict=True)
+        for slot, medium in zip(row_slots, found, strict=True)
+        if medium is None and (path := resolve_medium(real_source, slot.path)) is not None
+    ]
     loaded = load_media(
-        jobs,
+        iter(jobs),
         image_side=image_side,
-        num_workers=num_workers if num_slots >= _FEW_MEDIA else 1,
+        num_workers=num_workers if len(jobs) >= _FEW_MEDIA else 1,
         aside=folder.parent,
     )
     summary = ItemsSummary()
-    finder = DuplicateFinder()
     media_digest = hashlib.sha256()
-    rows: list[tuple[str, int, int, int]] = []
-    index = open_item_index(folder / "index.arrow")
-    num_rows = 0
-    with ShardWriter(folder, "items") as shards:
+    with ItemWriter(folder, known) as writer:
         for row_number, row in enumerate(table.iter_rows(named=True)):
             item_id = row["item_id"]
             place = f"{catalogue.items.table} row {row_number + 1}"
-            media: list[tuple[str, bytes]] = []
+            media: list[Part] = []
             signatures = []
-            for slot in slots[row_number]:
+            for slot, unchanged in zip(slots[row_number], before[row_number], strict=True):
                 outside = resolve_medium(real_source, slot.path) is None
-                result = _OUTSIDE if outside else next(loaded)
+                result = unchanged or (_OUTSIDE if outside else next(loaded))
+                writer.add_source(item_id, slot.member, result)
                 media_digest.update(slot.path.encode() + b"\0")
                 media_digest.update(result.source_sha256 or MISSING_DIGEST)
                 if is_silent_clip(catalogue, slot.kind, slot.column, result.reason):
                     continue
                 summary.num_media += 1
                 summary.num_missing_files += not result.source_sha256
-                if result.medium is None:
+                part = _part_of(slot, result)
+                if part is None:
                     quarantine.add(
                         "medium",
                         place=f"{place}, column {slot.column}",
@@ -164,9 +166,9 @@ def build_items(
                         path=slot.path,
                     )
                     continue
-                media.append((f"{slot.member}.{result.medium.extension}", result.medium.data))
+                media.append(part)
                 signatures += [result.signature] if result.signature else []
-            vectors = list(_read_vectors(row, catalogue, quarantine, place))
+            vectors: list[Part] = list(_read_vectors(row, catalogue, quarantine, place))
             summary.num_media += sum(row[c] is not None for c in catalogue.items.vectors.values())
             texts = {name: row[name] for name in catalogue.items.text if row[name]}
             record = _record(row, catalogue)
@@ -174,39 +176,67 @@ def build_items(
             if not any(present):
                 quarantine.add("item", place=place, id=item_id, reason="no modality at all")
                 continue
-            item_index = len(rows)
-            parts = [("json", compact_json(record))]
+            parts: list[Part] = [("json", compact_json(record))]
             parts += [("text.json", compact_json(texts))] if texts else []
-            members = shards.write(sample_key(item_index), parts + media + vectors)
-            for member in members:
-                write_item_index(index, item_index, item_id, member)
-            bits = sum(bit << number for number, bit in enumerate(present))
-            rows.append((item_id, num_rows, len(members), bits))
-            num_rows += len(members)
-            digests = [member.sha256 for member in members[len(parts) :]]
-            finder.add(item_index, digests + ([text_digest(texts)] if texts else []), signatures)
-            summary.item_ids.append(item_id)
-            summary.media_bytes += sum(len(data) for _, data in media)
+            writer.add(
+                item_id,
+                parts + media + vectors,
+                modalities=sum(bit << number for number, bit in enumerate(present)),
+                texts=texts,
+                signatures=signatures,
+            )
+            summary.media_bytes += sum(
+                len(content) if isinstance(content, bytes) else content.size for _, content in media
+            )
             summary.with_text_field.update(list(texts))
             summary.with_modality.update(
                 name for name, bit in zip(catalogue.modalities, present, strict=True) if bit
             )
             if progress is not None:
                 progress("items", row_number + 1, len(table))
-    index.close()
     quarantine.check_share("medium", summary.num_media)
     quarantine.check_share("item", len(table))
-    if not rows:
+    if not writer.num_live:
         raise DataError(f"{catalogue.items.table}: no item is left; the table is empty")
-    groups = finder.groups(len(rows))
-    _write_items(folder / "items.arrow", rows, groups.tolist())
-    summary.exact_duplicates = finder.num_exact_duplicates()
-    summary.near_duplicate_groups = int((np.unique(groups, return_counts=True)[1] > 1).sum())
+    summary.item_ids = writer.finish()
+    summary.deleted_ids, summary.changes = writer.deleted_ids, writer.changes
+    summary.exact_duplicates = writer.num_exact_duplicates
+    summary.near_duplicate_groups = writer.num_near_duplicate_groups
     summary.media_sha256 = media_digest.hexdigest()
     return summary
 
 
 _OUTSIDE = LoadedMedium(None, "path outside the source folder", b"", b"")
+
+
+def _find_known(
+    slots: Sequence[Sequence[_Slot]],
+    item_ids: Sequence[str],
+    source: str,
+    known: KnownItems | None,
+) -> list[list[KnownMedium | None]]:
+    """Of each item's slots the medium, where its file has not changed."""
+    if known is None:
+        return [[None] * len(row_slots) for row_slots in slots]
+    found: list[list[KnownMedium | None]] = []
+    for item_id, row_slots in zip(item_ids, slots, strict=True):
+        paths = [resolve_medium(source, slot.path) for slot in row_slots]
+        found.append(
+            [
+                None if path is None else known.medium(item_id, slot.member, path)
+                for slot, path in zip(row_slots, paths, strict=True)
+            ]
+        )
+    return found
+
+
+def _part_of(slot: _Slot, medium: LoadedMedium | KnownMedium) -> Part | None:
+    """The file of a sample that a medium is; None where it is of no use."""
+    if isinstance(medium, KnownMedium):
+        return None if medium.member is None else (medium.member.name, medium.member)
+    if medium.medium is None:
+        return None
+    return f"{slot.member}.{medium.medium.extension}", medium.medium.data
 
 
 def convert_attributes(
@@ -270,7 +300,7 @@ def _read_vectors(
 def _present_modalities(
     catalogue: Catalogue,
     texts: Mapping[str, str],
-    media: Sequence[tuple[str, bytes]],
+    media: Sequence[Part],
     attributes: Mapping[str, Any],
 ) -> list[bool]:
     # `image0.jpg` -> image, `vector.clip.npy` -> vector.clip
@@ -279,12 +309,3 @@ def _present_modalities(
     found |= {"text"} if texts else set()
     found |= {"attributes"} if attributes else set()
     return [modality in found for modality in catalogue.modalities]
-
-
-def _write_items(path: Path, rows: Sequence[tuple[str, int, int, int]], groups: list[int]) -> None:
-    writer = IndexWriter(path, ITEMS_SCHEMA)
-    for item_index, ((item_id, first_row, num_members, bits), group) in enumerate(
-        zip(rows, groups, strict=True)
-    ):
-        writer.append(item_index, item_id, first_row, num_members, bits, group, False)
-    writer.close()

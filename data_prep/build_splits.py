@@ -34,13 +34,15 @@ class IndexedLog:
     """The log with ids replaced by rows.
 
     `events` has user_index, item_index and the log's own columns, users ascending, each in his
-    order; `user_ids` by user_index; `num_rows` counts the rows of the raw log.
+    order; `user_ids` by user_index; `num_rows` counts the rows of the raw log, `num_deleted` those
+    of them on items that were deleted.
     """
 
     events: pl.DataFrame
     user_ids: list[str]
     event_types: list[str]
     num_rows: int
+    num_deleted: int = 0
 
 
 def index_events(
@@ -50,8 +52,12 @@ def index_events(
     item_ids: Sequence[str],
     known_users: Sequence[str],
     quarantine: Quarantine | None,
+    deleted: Sequence[str] = (),
 ) -> IndexedLog:
     """Replace ids by rows; events on items that are not known are set aside.
+
+    Events on deleted items are dropped from histories too: what is not in the table is no longer
+    known. They are counted apart, since a log keeps them for ever and nothing about them is wrong.
 
     Args:
         log: as `read_interactions` gives it.
@@ -59,7 +65,12 @@ def index_events(
         item_ids: by item_index.
         known_users: ids that keep their row; others follow in the order of the raw table.
         quarantine: takes events on unknown items; None where they were listed before.
+        deleted: ids of `item_ids` that are no longer in the catalogue.
     """
+    num_rows = len(log)
+    if deleted:
+        log = log.filter(~pl.col("item_id").is_in(list(deleted)).fill_null(False))
+    num_deleted = num_rows - len(log)
     selection = select_events(log, item_ids, min_events=1)
     if quarantine is not None:
         columns = selection.rejected.select("row", "user_id", "item_id", "reason")
@@ -71,7 +82,7 @@ def index_events(
                 reason=reason,
                 user_id=user_id,
             )
-        quarantine.check_share("interaction", len(log))
+        quarantine.check_share("interaction", num_rows)
     items = pl.DataFrame(
         {"item_id": item_ids, "item_index": np.arange(len(item_ids), dtype=np.int64)},
         schema_overrides={"item_id": pl.String},
@@ -91,7 +102,7 @@ def index_events(
     event_types: list[str] = []
     if "event" in events.columns:
         event_types = sorted(events["event"].drop_nulls().unique().to_list())
-    return IndexedLog(events, user_ids, event_types, len(log))
+    return IndexedLog(events, user_ids, event_types, num_rows, num_deleted)
 
 
 def write_users(

@@ -51,6 +51,11 @@ def inspect(path: Path) -> dict[str, Any]:
                 "media",
                 "media_bytes",
             )
+        }
+        | {
+            name: counts[name]
+            for name in ("deleted_items", "interactions_of_deleted_items")
+            if name in counts
         },
         "density": counts["distinct_pairs"] / pairs if pairs else None,
         "repeated_interactions": counts["interactions"] - counts["distinct_pairs"],
@@ -100,6 +105,17 @@ def render(facts: Mapping[str, Any]) -> str:
                 "interactions",
                 _number(counts["interactions"]),
                 f"{facts['repeated_interactions']:,} repeat a pair",
+            ),
+            *(
+                [
+                    (
+                        "deleted items",
+                        _number(counts["deleted_items"]),
+                        f"{counts['interactions_of_deleted_items']:,} interactions left out",
+                    )
+                ]
+                if "deleted_items" in counts
+                else []
             ),
             ("density", "-" if density is None else f"{density:.2%}", "of users x items met"),
             ("media", _number(counts["media"]), f"{counts['media_bytes'] / 1e6:,.1f} MB"),

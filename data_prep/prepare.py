@@ -2,31 +2,31 @@
 
     CATALOGUE.yaml + --source ─► read ─► .staging/{items, users, splits} ─► renamed into --out
 
-The manifest is renamed last and removed first, so an interrupted run leaves nothing that a reader
-accepts; the next run clears it away. A run with nothing changed does nothing; another split of the
-same data adds splits/NAME and touches nothing else.
+An interrupted run leaves nothing that a reader accepts; the next run clears it away. A run with
+nothing changed does nothing; another split of the same data adds splits/NAME and touches nothing
+else. An update goes on from the folder as it is: it decodes and writes what is new among the items,
+makes every split again from the new log, and cut short leaves the old folder or the new one.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
-import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
+import numpy as np
 
 from data_prep.build_items import MEDIA_KINDS, ItemsSummary, Progress, build_items
 from data_prep.build_splits import IndexedLog, build_split, index_events, write_users
 from data_prep.catalogue import Catalogue, load_catalogue
 from data_prep.errors import DataError, ShardError
+from data_prep.install import install, install_update, one_writer
 from data_prep.interactions import read_interactions, read_items, read_users
+from data_prep.item_writer import ItemChanges
+from data_prep.known_items import KnownItems
 from data_prep.media import IMAGE_SIDE
 from data_prep.media_pool import default_num_workers
 from data_prep.quarantine import Quarantine
@@ -40,18 +40,15 @@ from data_prep.source_state import (
     source_is_older,
     table_hashes,
 )
-
-STAGING = ".staging"
-_PARTS = ("items", "users.parquet", "quarantine.jsonl", "splits")
-# What else may lie in a prepared folder: training keeps encoder states there, by content.
-_KEPT = ("manifest.json", STAGING, "cache")
+from data_prep.update import manifest_after, open_earlier, splits_after
 
 
 @dataclass(frozen=True)
 class PrepareSummary:
     """What a run of `prepare` did.
 
-    `counts` has items, users, interactions and media; `quarantined` counts by kind and reason.
+    `counts` has items, users, interactions and media; `quarantined` counts by kind and reason;
+    `changes` is of an update.
     """
 
     counts: dict[str, Any]
@@ -60,6 +57,7 @@ class PrepareSummary:
     seconds: float
     unchanged: bool
     dry_run: bool = False
+    changes: ItemChanges | None = None
 
     def line(self) -> str:
         """The summary in one line, quarantine included."""
@@ -75,7 +73,8 @@ class PrepareSummary:
         if self.dry_run:
             state = "dry run, nothing written"
         where = f"split {self.split}; quarantined: {', '.join(aside) or 'nothing'}; {state}"
-        return f"{numbers}; {where}"
+        changes = "" if self.changes is None else f"{self.changes.line()}; "
+        return f"{changes}{numbers}; {where}"
 
 
 def prepare(
@@ -88,8 +87,12 @@ def prepare(
     image_side: int = IMAGE_SIDE,
     progress: Progress | None = None,
     dry_run: bool = False,
+    update: bool = False,
 ) -> PrepareSummary:
     """Prepare a catalogue and one split of its log.
+
+    Where the source has changed all is made anew, so that the same input gives the same bytes
+    whatever lay there; an update keeps rows and shards of known items instead.
 
     Args:
         catalogue_path: the catalogue file.
@@ -101,10 +104,13 @@ def prepare(
         image_side: pixels of the short side above which images are made smaller.
         progress: called with (what, done, total).
         dry_run: read and check the tables, look for the media, write nothing.
+        update: add to the folder what is new in the source; where there is none, make it.
 
     Raises:
         DataError: the catalogue, a table or the source is at fault, more than 5 % would be set
-            aside, `out` is something else, or the disk is full.
+            aside, `out` is something else, or the disk is full; or an update finds a folder that
+            was made with other settings of items.
+        ShardError: an update finds a folder with a damaged file.
     """
     started = time.time_ns()
     catalogue = load_catalogue(Path(catalogue_path), overrides)
@@ -114,17 +120,23 @@ def prepare(
     if dry_run:
         return _dry_run(catalogue, source, started)
     workers = default_num_workers() if num_workers is None else num_workers
-    with _one_writer(out) as staging:
+    changes = None
+    with one_writer(out) as staging:
         data = _current_data(out, catalogue, source, image_side)
         if data is not None:
             if _has_split(data, catalogue):
                 return _summarise(data, catalogue, started, unchanged=True)
             _add_split(data, catalogue, source, staging, progress)
         else:
-            _build_all(catalogue, source, staging, image_side, workers, progress)
-            _install(staging, out)
+            earlier = open_earlier(out, catalogue, image_side) if update else None
+            if earlier is not None:
+                _has_split(earlier, catalogue)
+            found = _build_all(catalogue, source, staging, image_side, workers, progress, earlier)
+            changes = found if update else None
+            (install if earlier is None else install_update)(staging, out)
         mark_as_current(out, started)
-        return _summarise(PreparedData.open(out), catalogue, started, unchanged=False)
+        data = PreparedData.open(out)
+        return _summarise(data, catalogue, started, unchanged=False, changes=changes)
 
 
 def _build_all(
@@ -134,11 +146,15 @@ def _build_all(
     image_side: int,
     num_workers: int,
     progress: Progress | None,
-) -> None:
+    earlier: PreparedData | None,
+) -> ItemChanges:
+    """Write all of a folder, or what goes on from an earlier state of it, and count the items."""
     tables = table_hashes(catalogue, source)
     items_table = read_items(catalogue, source)
     log_table = read_interactions(catalogue, source)
     users_table = read_users(catalogue, source)
+    known_users = [] if earlier is None else list(earlier.user_ids)
+    known_users += [] if users_table is None else users_table["user_id"].to_list()
     (staging / "items").mkdir()
     with Quarantine(staging / "quarantine.jsonl") as quarantine:
         items = build_items(
@@ -150,14 +166,16 @@ def _build_all(
             image_side=image_side,
             num_workers=num_workers,
             progress=progress,
+            known=None if earlier is None else KnownItems(earlier),
         )
         del items_table
         log = index_events(
             log_table,
             table=catalogue.interactions.table,
             item_ids=items.item_ids,
-            known_users=[] if users_table is None else users_table["user_id"].to_list(),
+            known_users=known_users,
             quarantine=quarantine,
+            deleted=items.deleted_ids,
         )
         del log_table
     write_users(staging / "users.parquet", log, users_table, catalogue)
@@ -179,10 +197,16 @@ def _build_all(
         },
         "files": {str(path.relative_to(staging)): file_record(path) for path in files},
     }
+    if earlier is not None:
+        manifest = manifest_after(manifest, earlier)
     write_json(staging / "manifest.json", manifest)
-    folder = staging / "splits" / catalogue.split.name
-    folder.mkdir(parents=True)
-    build_split(PreparedData.open(staging), catalogue, log, folder, progress=progress)
+    # not `open`: shards of an earlier state lie elsewhere, and no split needs them
+    data = PreparedData(staging, manifest)
+    for each in splits_after(catalogue, earlier):
+        folder = staging / "splits" / each.split.name
+        folder.mkdir(parents=True)
+        build_split(data, each, log, folder, progress=progress)
+    return items.changes
 
 
 def _add_split(
@@ -198,6 +222,7 @@ def _add_split(
         item_ids=data.items.item_ids,
         known_users=data.user_ids,
         quarantine=None,
+        deleted=[data.items.item_ids[row] for row in np.flatnonzero(data.items.deleted)],
     )
     folder = staging / "split"
     folder.mkdir()
@@ -287,7 +312,7 @@ def _dry_run(catalogue: Catalogue, source: Path, started: int) -> PrepareSummary
 def _counts(items: ItemsSummary, log: IndexedLog) -> dict[str, Any]:
     events = log.events
     return {
-        "items": len(items.item_ids),
+        "items": len(items.item_ids) - len(items.deleted_ids),
         "items_with_events": events["item_index"].n_unique(),
         "items_with_modality": dict(sorted(items.with_modality.items())),
         "items_with_text_field": dict(sorted(items.with_text_field.items())),
@@ -299,11 +324,24 @@ def _counts(items: ItemsSummary, log: IndexedLog) -> dict[str, Any]:
         "media_bytes": items.media_bytes,
         "exact_duplicates": items.exact_duplicates,
         "near_duplicate_groups": items.near_duplicate_groups,
+        **(
+            {
+                "deleted_items": len(items.deleted_ids),
+                "interactions_of_deleted_items": log.num_deleted,
+            }
+            if items.deleted_ids
+            else {}
+        ),
     }
 
 
 def _summarise(
-    data: PreparedData, catalogue: Catalogue, started: int, *, unchanged: bool
+    data: PreparedData,
+    catalogue: Catalogue,
+    started: int,
+    *,
+    unchanged: bool,
+    changes: ItemChanges | None = None,
 ) -> PrepareSummary:
     split = data.split(catalogue.split.name)
     return PrepareSummary(
@@ -312,63 +350,5 @@ def _summarise(
         split=split.name,
         seconds=(time.time_ns() - started) / 1e9,
         unchanged=unchanged,
+        changes=changes,
     )
-
-
-@contextlib.contextmanager
-def _one_writer(out: Path) -> Iterator[Path]:
-    """Hold the output folder alone, with an empty staging folder in it; clear it up on failure."""
-    if out.exists() and not out.is_dir():
-        raise DataError(f"--out {out}: is a file; give a folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        strangers = sorted({p.name for p in out.iterdir()} - {*_PARTS, *_KEPT})
-        if strangers:
-            raise DataError(
-                f"--out {out}: holds {strangers[0]!r}, which no prepared folder has; "
-                "give an empty folder or an earlier prepared one"
-            )
-        descriptor = os.open(out, os.O_RDONLY)
-    except OSError as error:
-        raise DataError(f"--out {out}: {error.strerror}") from error
-    staging = out / STAGING
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataError(f"--out {out}: another run is writing there") from error
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        try:
-            yield staging
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise _explain_write_error(error, out) from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    finally:
-        os.close(descriptor)
-
-
-def _explain_write_error(error: Exception, out: Path) -> Exception:
-    """What the system refuses is the user's to mend: one line; anything else goes on as it is."""
-    number = error.errno if isinstance(error, OSError) else None
-    # polars keeps the text of the system's error only
-    if number in (errno.ENOSPC, errno.EDQUOT) or "no space left" in str(error).lower():
-        return DataError(f"--out {out}: the disk is full; make room and run again")
-    if isinstance(error, OSError) and number is not None:
-        return DataError(f"--out {out}: {error.strerror}: {error.filename or 'while writing'}")
-    return error
-
-
-def _install(staging: Path, out: Path) -> None:
-    """Move a whole build into place, its manifest last."""
-    (out / "manifest.json").unlink(missing_ok=True)
-    for name in _PARTS:
-        old = out / name
-        if old.is_dir():
-            shutil.rmtree(old)
-        else:
-            old.unlink(missing_ok=True)
-        (staging / name).rename(old)
-    (staging / "manifest.json").rename(out / "manifest.json")
-    staging.rmdir()

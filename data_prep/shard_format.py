@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "mmrec-prepared/1"
 SPLIT_SCHEMA = "mmrec-split/1"
+PENDING = ".pending"
+"""Folder of an update that was cut short after it counted; see `place`."""
 UNKNOWN_TIME = -1
 """`History.time` where the log does not know it."""
 _KEY_DIGITS = 9
@@ -40,7 +42,8 @@ INDEX_SCHEMA = pa.schema(
         ("sha256", pa.binary(32)),
     ]
 )
-"""`items/index.arrow`, sorted by item_index; offset and size are of the member's own bytes."""
+"""`items/index.arrow`, only ever longer: rows of one item lie together, and those of an item that
+has changed are there again further down. Offset and size are of the member's own bytes."""
 ITEMS_SCHEMA = pa.schema(
     [
         ("item_index", pa.int64()),
@@ -53,6 +56,16 @@ ITEMS_SCHEMA = pa.schema(
     ]
 )
 """`items/items.arrow`: rows of the index as a slice; bit k of `modalities` = manifest's k-th."""
+SOURCES_SCHEMA = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("member", pa.string()),
+        ("source_sha256", pa.binary()),
+        ("reason", pa.string()),
+        ("signature", pa.binary()),
+    ]
+)
+"""`items/sources.arrow`: what each medium that the table names was made from; see `KnownItems`."""
 HISTORY_INDEX_SCHEMA = pa.schema(
     [
         ("user_index", pa.int64()),
@@ -157,6 +170,16 @@ def read_manifest(path: Path, schema: str) -> dict[str, Any]:
     return dict(manifest)
 
 
+def place(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
+    """Where a file of a prepared folder lies.
+
+    It is the name in the folder, or below `.pending` where an update was cut short while it gave
+    its files their places: what has not got there yet is read from where it is.
+    """
+    pending = folder / PENDING / name
+    return pending if manifest.get("pending") and pending.exists() else folder / name
+
+
 def check_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Compare the size of every listed file with the manifest: cheap, and finds truncation.
 
@@ -167,7 +190,7 @@ def check_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
     """
     mirrored = is_mirrored(folder)
     for name, expected in manifest["files"].items():
-        path = folder / name
+        path = place(folder, manifest, name)
         try:
             size = path.stat().st_size
         except OSError as error:
@@ -182,7 +205,8 @@ def check_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
 def hash_manifest(manifest: Mapping[str, Any]) -> str:
     """sha256 of what a root manifest stands for: items, media, users and the log; no split.
 
-    Counts, the quarantine and the names of tables describe the data and are left out.
+    Counts, the quarantine, the names of tables and where media came from describe the data and are
+    left out.
     """
     log = manifest["catalogue"]["interactions"]
     content = {
@@ -194,7 +218,7 @@ def hash_manifest(manifest: Mapping[str, Any]) -> str:
         "files": {
             name: record["sha256"]
             for name, record in manifest["files"].items()
-            if name != "quarantine.jsonl"
+            if name not in ("quarantine.jsonl", "items/sources.arrow")
         },
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -37,6 +37,7 @@ class ShardWriter:
         max_bytes: a shard is closed before a sample would make it longer (a single larger sample
             gets a shard of its own).
         max_count: samples a shard.
+        first: number of the first shard.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class ShardWriter:
         *,
         max_bytes: int = MAX_SHARD_BYTES,
         max_count: int = MAX_SHARD_COUNT,
+        first: int = 0,
     ) -> None:
         self._folder = folder
         self._prefix = prefix
         self._max_bytes = max_bytes
         self._max_count = max_count
+        self._first = first
         self._file: IO[bytes] | None = None
         self._offset = 0
         self._count = 0
@@ -105,7 +108,7 @@ class ShardWriter:
         return self._folder / f"{self.shards[-1]}.part"
 
     def _open_shard(self) -> IO[bytes]:
-        self.shards.append(f"{self._prefix}-{len(self.shards):06d}.tar")
+        self.shards.append(f"{self._prefix}-{self._first + len(self.shards):06d}.tar")
         self._offset = 0
         self._count = 0
         self._file = open(self._part_path(), "wb", buffering=1024 * 1024)  # noqa: SIM115
@@ -140,6 +143,13 @@ class IndexWriter:
             column.append(value)
         if len(self._columns[0]) >= _BATCH_ROWS:
             self._flush()
+
+    def extend(self, table: pa.Table) -> None:
+        """Add all rows of a table of the same schema."""
+        if self._columns[0]:
+            self._flush()
+        for batch in table.to_batches():
+            self._writer.write_batch(batch)
 
     def close(self) -> None:
         """Write what is left and give the file its name."""

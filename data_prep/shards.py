@@ -12,24 +12,23 @@ an unknown schema, a missing or truncated file or a wrong hash is a `ShardError`
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
 from data_prep.catalogue import Catalogue, parse_catalogue
 from data_prep.errors import DataError, ShardError
+from data_prep.item_table import ItemTable, decode_attributes, decode_text, decode_vector
 from data_prep.remote import fetch
 from data_prep.shard_format import (
     HISTORY_INDEX_SCHEMA,
-    INDEX_SCHEMA,
-    ITEMS_SCHEMA,
+    PENDING,
     SCHEMA,
     SPLIT_SCHEMA,
     UNKNOWN_TIME,
@@ -39,6 +38,7 @@ from data_prep.shard_format import (
     column_as_numpy,
     hash_manifest,
     map_arrow,
+    place,
     read_manifest,
     sample_key,
 )
@@ -50,12 +50,16 @@ __all__ = [
     "SCHEMA",
     "SPLIT_SCHEMA",
     "UNKNOWN_TIME",
+    "EarlierState",
     "History",
     "HistoryIndex",
     "ItemTable",
     "Member",
     "PreparedData",
     "Split",
+    "decode_attributes",
+    "decode_text",
+    "decode_vector",
 ]
 
 
@@ -78,133 +82,6 @@ class History:
     context: dict[str, list[Any]] | None
     shown_items: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     shown_before: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-
-
-class ItemTable:
-    """The items of a prepared folder, found by item_index.
-
-    Args:
-        folder: the `items/` folder.
-        modalities: the manifest's, in order.
-    """
-
-    def __init__(self, folder: Path, modalities: tuple[str, ...]) -> None:
-        self.modalities = modalities
-        self._folder = folder
-        self._shards = ShardReader(folder)
-        self._items = map_arrow(folder / "items.arrow", ITEMS_SCHEMA)
-        self._index = map_arrow(folder / "index.arrow", INDEX_SCHEMA)
-        self._first_row = column_as_numpy(self._items, "first_row", np.int64)
-        self._num_members = column_as_numpy(self._items, "num_members", np.int32)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ItemTable, (self._folder, self.modalities)
-
-    def __len__(self) -> int:
-        return int(self._items.num_rows)
-
-    @cached_property
-    def item_ids(self) -> list[str]:
-        """External ids by item_index."""
-        ids: list[str] = self._items.column("item_id").to_pylist()
-        return ids
-
-    @cached_property
-    def _index_of(self) -> dict[str, int]:
-        return {item_id: index for index, item_id in enumerate(self.item_ids)}
-
-    def index_of(self, item_id: str) -> int | None:
-        """Row of an id, None where it is not known."""
-        return self._index_of.get(item_id)
-
-    @property
-    def deleted(self) -> NDArray[np.bool_]:
-        """(N,) bool: True = the item was withdrawn."""
-        return column_as_numpy(self._items, "deleted", np.bool_)
-
-    def is_deleted(self, item_index: int) -> bool:
-        """Whether one item was withdrawn, without reading the column of all."""
-        return bool(self._items.column("deleted")[item_index].as_py())
-
-    @property
-    def duplicate_groups(self) -> NDArray[np.int64]:
-        """(N,) int64: near-duplicates share a number, the smallest item_index among them."""
-        return column_as_numpy(self._items, "duplicate_group", np.int64)
-
-    def has(self, modality: str) -> NDArray[np.bool_]:
-        """(N,) bool: True = the item has at least one medium of the modality.
-
-        Raises:
-            DataError: the catalogue has no such modality.
-        """
-        if modality not in self.modalities:
-            raise DataError(
-                f"modality {modality!r} is not in the data; it has {', '.join(self.modalities)}"
-            )
-        bit = self.modalities.index(modality)
-        return (column_as_numpy(self._items, "modalities", np.int32) >> bit & 1).astype(np.bool_)
-
-    def members(self, item_index: int) -> list[Member]:
-        """All files of an item, in the order of the shard.
-
-        Raises:
-            IndexError: there is no such row.
-        """
-        if not 0 <= item_index < len(self):
-            raise IndexError(f"item_index {item_index} is not in 0..{len(self) - 1}")
-        first, count = int(self._first_row[item_index]), int(self._num_members[item_index])
-        rows = self._index.slice(first, count).select(INDEX_SCHEMA.names[2:]).to_pydict()
-        return [Member(*row) for row in zip(*rows.values(), strict=True)]
-
-    def read(self, member: Member) -> bytes:
-        """Bytes of a member, checked against its sha256.
-
-        Raises:
-            ShardError: the shard is absent, ends early, or the bytes are not those written.
-        """
-        return self._shards.read(member, f"offset {member.offset}")
-
-    def record(self, item_index: int) -> dict[str, Any]:
-        """KEY.json of an item: `id`, `attributes`, `available`."""
-        value: dict[str, Any] = json.loads(self._read_named(item_index, "json") or b"{}")
-        return value
-
-    def text(self, item_index: int) -> dict[str, str]:
-        """Texts of an item by field name, in the catalogue's order; empty where there is none."""
-        return decode_text(self._read_named(item_index, "text.json") or b"{}")
-
-    def media(self, item_index: int, kind: Literal["image", "audio", "video"]) -> list[Member]:
-        """Members of one kind, first column of the catalogue first."""
-        return [member for member in self.members(item_index) if member.name.startswith(kind)]
-
-    def vector(self, item_index: int, name: str) -> NDArray[np.float32] | None:
-        """A ready-made vector (D,) float32, None where the item has none of that name."""
-        data = self._read_named(item_index, f"vector.{name}.npy")
-        return None if data is None else decode_vector(data)
-
-    def _read_named(self, item_index: int, name: str) -> bytes | None:
-        for member in self.members(item_index):
-            if member.name == name:
-                return self._shards.read(member, sample_key(item_index))
-        return None
-
-
-def decode_text(data: bytes) -> dict[str, str]:
-    """Bytes of KEY.text.json -> texts by field name."""
-    texts: dict[str, str] = json.loads(data)
-    return texts
-
-
-def decode_attributes(data: bytes) -> dict[str, Any]:
-    """Bytes of KEY.json -> attributes that are known, by field name."""
-    attributes: dict[str, Any] = json.loads(data)["attributes"]
-    return attributes
-
-
-def decode_vector(data: bytes) -> NDArray[np.float32]:
-    """Bytes of KEY.vector.NAME.npy -> (D,) float32."""
-    vector: NDArray[np.float32] = np.load(io.BytesIO(data), allow_pickle=False)
-    return vector
 
 
 class UserAttributes(Sequence[dict[str, Any]]):
@@ -335,6 +212,23 @@ class Split:
         return pl.read_parquet(self.path / f"targets-{which}.parquet")
 
 
+@dataclass(frozen=True)
+class EarlierState:
+    """What a prepared folder was before an update.
+
+    Attributes:
+        data_hash: of then.
+        num_items: that it had, those deleted included.
+        num_index_rows: rows of its index: what stands further down was added or changed since.
+        splits: hash of each split.
+    """
+
+    data_hash: str
+    num_items: int
+    num_index_rows: int
+    splits: dict[str, str]
+
+
 class PreparedData:
     """A prepared folder, opened with `PreparedData.open`."""
 
@@ -368,22 +262,37 @@ class PreparedData:
         """sha256 that says which items, media, users and log these are; no split is in it."""
         return hash_manifest(self.manifest)
 
+    @property
+    def past_hashes(self) -> list[str]:
+        """`data_hash` of now and of before each update."""
+        earlier = self.manifest.get("earlier", [])
+        return [self.data_hash, *(each["data_hash"] for each in earlier)]
+
     @cached_property
     def items(self) -> ItemTable:
         """The items and their media."""
-        return ItemTable(self.path / "items", tuple(self.manifest["modalities"]))
+        return ItemTable(
+            self.path / "items",
+            tuple(self.manifest["modalities"]),
+            items=self.place("items/items.arrow"),
+            index=self.place("items/index.arrow"),
+        )
+
+    def place(self, name: str) -> Path:
+        """Where a file or a split's folder lies."""
+        return place(self.path, self.manifest, name)
 
     @cached_property
     def user_ids(self) -> list[str]:
         """External ids by user_index."""
-        return pl.read_parquet(self.path / "users.parquet", columns=["user_id"])[
+        return pl.read_parquet(self.place("users.parquet"), columns=["user_id"])[
             "user_id"
         ].to_list()
 
     @cached_property
     def user_attributes(self) -> UserAttributes:
         """Typed attributes of users by user_index; what is not known is left out."""
-        return UserAttributes(self.path / "users.parquet")
+        return UserAttributes(self.place("users.parquet"))
 
     @cached_property
     def _user_index_of(self) -> dict[str, int]:
@@ -396,8 +305,9 @@ class PreparedData:
     @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits there are, in order of the alphabet."""
-        found = (self.path / "splits").glob("*/manifest.json")
-        return tuple(sorted(path.parent.name for path in found))
+        roots = [self.path, *([self.path / PENDING] if self.manifest.get("pending") else [])]
+        found = {path.parent.name for root in roots for path in root.glob("splits/*/manifest.json")}
+        return tuple(sorted(found))
 
     def split(self, name: str | None = None) -> Split:
         """A split by name; without one, the only one there is.
@@ -411,7 +321,14 @@ class PreparedData:
         if name is None or name not in names:
             asked = "no split was named" if name is None else f"there is no split {name!r}"
             raise DataError(f"{self.path}: {asked}; it has {', '.join(names) or 'none'}")
-        return Split(self.path / "splits" / name)
+        return Split(self.place(f"splits/{name}"))
+
+    def state_at(self, data_hash: str, split: str, split_hash: str) -> EarlierState | None:
+        """The state before some update in which data and a split had these hashes; None: never."""
+        for each in reversed(self.manifest.get("earlier", [])):
+            if each["data_hash"] == data_hash and each["splits"].get(split) == split_hash:
+                return EarlierState(**each)
+        return None
 
     def verify_tables(self) -> None:
         """Hash every file that is no shard: indexes, users, targets; some bytes an item.
@@ -438,11 +355,11 @@ class PreparedData:
 
     def _files(self) -> Iterator[tuple[Path, str]]:
         """Every file of the manifests with its sha256."""
-        folders = [(self.path, self.manifest)]
-        folders += [(self.path / "splits" / n, self.split(n).manifest) for n in self.splits]
-        for folder, manifest in folders:
-            for name, expected in manifest["files"].items():
-                yield folder / name, expected["sha256"]
+        for name, expected in self.manifest["files"].items():
+            yield self.place(name), expected["sha256"]
+        for split in map(self.split, self.splits):
+            for name, expected in split.manifest["files"].items():
+                yield split.path / name, expected["sha256"]
 
 
 def _check_hash(path: Path, sha256: str) -> None:

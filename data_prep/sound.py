@@ -204,7 +204,9 @@ def _blocks_of_soundfile(source: Source) -> Iterator[_Block]:
 
     with opened(source) as medium, soundfile.SoundFile(medium) as file:
         length = file.frames if file.frames < _MAX_SAMPLES else 0
-        for block in file.blocks(_BLOCK_SAMPLES, dtype="float32", always_2d=True):
+        # not file.blocks(): where a stream ends before its header says, that pads the last block
+        # with whatever the memory held
+        while len(block := file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
             yield file.samplerate, length, block
 
 

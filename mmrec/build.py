@@ -45,7 +45,7 @@ from mmrec.errors import ConfigError, MediaError
 from mmrec.evaluation.protocol import Cases, load_cases, training_popularity
 from mmrec.model import RecommenderModel
 from mmrec.network import make_model
-from mmrec.training.take_over import take_over
+from mmrec.training.take_over import StartRun, take_over
 from mmrec.training.transfer import Transfer
 from mmrec.training.validate import check_stop_on
 from mmrec.vectors import encode_content
@@ -202,6 +202,10 @@ def assemble(
             "least; check the catalogue's split and targets"
         )
     counts = torch.from_numpy(popularity[item_index_of])
+    start = None
+    if config.training.start_from is not None:
+        start = StartRun.open(config.training.start_from)
+    learnt = {} if start is None else start.state["encoders"]
     made: Mapping[str, EncoderParts] = {} if shared is None else shared.parts
     transfer = Transfer.open(config)
     known = made if transfer is None else transfer.rebuild()
@@ -215,6 +219,7 @@ def assemble(
             texts=texts,
             vector_width=lambda name: _vector_width(data, name),
             attributes=attribute_fields(data),
+            learnt=learnt.get(modality),
         )
         for modality, encoder in config.encoders.items()
         if _is_in(data, modality)
@@ -223,6 +228,8 @@ def assemble(
         transform: Any = parts["text"].transform
         warn_of_unknown(data, transform, config.encoders["text"].weights)
     signals = describe_signals(config.model.signals, data, histories)
+    if start is not None:
+        signals = start.signals(signals)
     row_of = np.full(len(data.items), -1, np.int64)
     row_of[item_index_of] = np.arange(item_index_of.shape[0])
     heads, item_means = describe_heads(
@@ -243,9 +250,17 @@ def assemble(
         model.value_offsets[name].copy_(torch.from_numpy(means.offsets))
     if shared is not None:
         shared.tie(model, parts)
-    if config.training.start_from is not None:  # before the caches: states depend on what is below
+    if start is not None:  # before the caches: states depend on what is below
         item_ids = [data.items.item_ids[row] for row in item_index_of]
-        take_over(model, item_ids, config.training.start_from)
+        # without validation there is nothing to choose it on
+        take_over(
+            model,
+            item_ids,
+            start,
+            data_hashes=data.past_hashes,
+            keep_offset=validation is None,
+        )
+        start.warn_of_met(data, split)
     if transfer is not None:  # likewise
         transfer.give(model, parts.keys())
     model = model.to(device)

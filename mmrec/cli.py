@@ -146,6 +146,9 @@ def prepare(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the tables, write nothing.")
     ] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Go on from the folder: redo what has changed alone.")
+    ] = False,
 ) -> None:
     """Turn tables, media and a log into checked, sharded, split data."""
     from data_prep.prepare import prepare as prepare_folder
@@ -160,6 +163,7 @@ def prepare(
             image_side=image_side,
             progress=report,
             dry_run=dry_run,
+            update=update,
         )
     typer.echo(summary.line())
 

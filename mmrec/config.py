@@ -272,8 +272,9 @@ class TrainingConfig(Section):
 
     seed: int = Field(0, ge=0)
     start_from: Path | None = None
-    """A finished run on the same split, whose weights this one starts with, in place of fresh ones:
-    to go on with more blocks, another method or other rates. Both know the same modalities."""
+    """A finished run whose weights this one starts with, in place of fresh ones: to go on with more
+    blocks, another method or other rates, or with what has come since (`prepare --update`). Both
+    know the same modalities; items that only this one trains on start as their content."""
     transfer_from: Path | None = None
     """A finished run on another catalogue, of any kind, with the same model section: encoders of
     modalities that both have, fusion and user model start with its weights; ids, popularity,

@@ -52,6 +52,7 @@ def make_encoder(
     texts: Texts,
     vector_width: Callable[[str], int],
     attributes: AttributeFields = NO_FIELDS,
+    learnt: Document | None = None,
 ) -> EncoderParts:
     """Builds an encoder with its pretrained weights, if it has any.
 
@@ -61,12 +62,14 @@ def make_encoder(
         texts: the catalogue's texts, for a vocabulary trained on them.
         vector_width: width of a ready-made vector by its name.
         attributes: the catalogue's.
+        learnt: document of the run that this one starts from, whose weights know its vocabulary
+            and its fields; what the catalogue has learnt to say since is not among them.
 
     Raises:
         ConfigError: the kind does not fit the modality.
         WeightsError: the weights are missing or of another architecture.
     """
-    document, folder = _checked(modality, config, texts, vector_width, attributes)
+    document, folder = _checked(modality, config, texts, vector_width, attributes, learnt)
     try:
         return _build(document, folder)
     except (ValueError, TypeError) as error:
@@ -91,6 +94,7 @@ def _checked(
     texts: Texts,
     vector_width: Callable[[str], int],
     attributes: AttributeFields,
+    learnt: Document | None = None,
 ) -> tuple[Document, Path | None]:
     """As `_describe`, of a kind that fits the modality."""
     kinds = ALLOWED_KINDS.get(modality.partition(".")[0])
@@ -104,7 +108,7 @@ def _checked(
             f"encoders.{modality}.kind is '{config.kind}': allowed are {', '.join(kinds)}"
         )
     try:
-        return _describe(modality, config, texts, vector_width, attributes)
+        return _describe(modality, config, texts, vector_width, attributes, learnt or {})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"encoders.{modality}: {error}") from None
 
@@ -130,6 +134,7 @@ def _describe(
     texts: Texts,
     vector_width: Callable[[str], int],
     attributes: AttributeFields,
+    learnt: Document,
 ) -> tuple[Document, Path | None]:
     """The document of an encoder and the folder that holds its weights."""
     folder = resolve_weights(config.weights) if config.weights else None
@@ -142,12 +147,14 @@ def _describe(
     if config.kind == "vector":
         document["vector_width"] = vector_width(modality.partition(".")[2])
     elif config.kind == "fields":
-        document["fields"] = _describe_fields(config, attributes)
+        as_there = learnt.get("options") == document["options"] and "fields" in learnt
+        document["fields"] = learnt["fields"] if as_there else _describe_fields(config, attributes)
     elif modality == "text" and config.kind == "small":
         from encoders.text import train_vocabulary
 
         size = int(document["options"].pop("vocabulary_size", 4000))
-        document["tokenizer"] = train_vocabulary(texts(), size)
+        as_there = learnt.get("kind") == "small"
+        document["tokenizer"] = learnt["tokenizer"] if as_there else train_vocabulary(texts(), size)
     elif modality == "audio" and config.kind == "transformers":
         if folder is None:
             raise ConfigError(

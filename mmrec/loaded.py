@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep.shards import PreparedData, Split
+from data_prep.shards import EarlierState, PreparedData, Split
 from mmrec.build import ModelInputs, filled_source, pick_device
 from mmrec.config import Config, load_trained_config
 from mmrec.data.histories import IntArray
@@ -25,6 +26,9 @@ from mmrec.errors import CheckpointMismatch
 from mmrec.model import RecommenderModel
 from mmrec.network import make_model
 from mmrec.training.checkpoint import SCHEMA, load_model, read_tensors
+from mmrec.vectors import encode_content
+
+logger = logging.getLogger(__name__)
 
 
 def open_source(loaded: LoadedRun) -> ModelInputs | None:
@@ -62,7 +66,11 @@ class LoadedRun:
 
 
 def load_run(
-    run: Path, data_folder: Path | None = None, overrides: Sequence[str] = ()
+    run: Path,
+    data_folder: Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    may_have_grown: bool = False,
 ) -> LoadedRun:
     """Loads a finished run with the data it was trained on.
 
@@ -70,6 +78,9 @@ def load_run(
         run: folder of the run.
         data_folder: the prepared folder where it has moved; null: as data.json says.
         overrides: `section.field=value` of settings that count in use.
+        may_have_grown: take a folder that was updated since as well: what is new or has changed in
+            it is encoded, and all else is as it was. For use, not for figures: targets and cold
+            items are others now, and training may have met them.
 
     Raises:
         ConfigError: an override names a setting that training has settled, or is wrong.
@@ -89,7 +100,9 @@ def load_run(
     state = _read_json(final / "state.json")
     if state.get("schema") != SCHEMA:
         raise CheckpointMismatch(f"{final}: schema {state.get('schema')} is not {SCHEMA}")
-    data, split = open_data(run, data_folder)
+    data, split, before = _open_data(run, data_folder)
+    if before is not None and not may_have_grown:
+        raise _updated(run, data)
     config = load_trained_config(run / "config.yaml", overrides)
     split = open_split(data, split.name, config.data.event_share)
     device = pick_device()
@@ -107,6 +120,8 @@ def load_run(
     content = None
     if parts:
         content = read_tensors(final / "content.safetensors")["content"].to(device)
+        if before is not None:
+            content = _grown_content(content, before, config, data, parts, model)
     return LoadedRun(
         run=run,
         config=config,
@@ -122,6 +137,33 @@ def load_run(
     )
 
 
+def _grown_content(
+    content: Tensor,
+    before: EarlierState,
+    config: Config,
+    data: PreparedData,
+    parts: Mapping[str, EncoderParts],
+    model: RecommenderModel,
+) -> Tensor:
+    """Content (N, D) of a folder that was updated: of then, and of what is new or has changed."""
+    changed = data.items.changed_since(before.num_index_rows)
+    # some may have come and gone: they have a row too
+    rows = np.union1d(changed, np.arange(before.num_items, len(data.items)))
+    whole = content.new_zeros(len(data.items), content.shape[1])
+    whole[: before.num_items] = content
+    if len(rows):
+        source, _ = filled_source(config, data, parts, model, content.device)
+        encoded = encode_content(model, source, rows)
+        whole[torch.from_numpy(rows).to(content.device)] = encoded
+    logger.info(
+        "%s was updated since training: content of %d items encoded, of %d as it was",
+        data.path,
+        len(rows),
+        len(data.items) - len(rows),
+    )
+    return whole
+
+
 def open_data(run: Path, data_folder: Path | None = None) -> tuple[PreparedData, Split]:
     """The data that a run was trained on, checked.
 
@@ -133,6 +175,24 @@ def open_data(run: Path, data_folder: Path | None = None) -> tuple[PreparedData,
         CheckpointMismatch: the data are others, or are not where data.json says.
         ShardError: the data cannot be opened, or a file of theirs was changed.
     """
+    data, split, before = _open_data(run, data_folder)
+    if before is not None:
+        raise _updated(run, data)
+    return data, split
+
+
+def _updated(run: Path, data: PreparedData) -> CheckpointMismatch:
+    return CheckpointMismatch(
+        f"{data.path}: was updated since {run} was trained on it, and figures of a model need the "
+        f"split it was trained on: train one with training.start_from={run}, or give --data a copy "
+        "of the folder as it was"
+    )
+
+
+def _open_data(
+    run: Path, data_folder: Path | None
+) -> tuple[PreparedData, Split, EarlierState | None]:
+    """The data, or what they have become by updates: then also what they were."""
     bound = _read_json(run / "data.json")
     if data_folder is None and not Path(bound["path"]).is_dir():
         raise CheckpointMismatch(
@@ -140,6 +200,12 @@ def open_data(run: Path, data_folder: Path | None = None) -> tuple[PreparedData,
             "give --data the folder where the data are now"
         )
     data = PreparedData.open(data_folder or Path(bound["path"]))
+    before = data.state_at(bound["data_hash"], bound["split"], bound["split_hash"])
+    if before is not None:
+        data.verify_tables()
+        split = data.split(bound["split"])
+        same = (data.data_hash, split.hash) == (bound["data_hash"], bound["split_hash"])
+        return data, split, None if same else before
     if data.data_hash != bound["data_hash"]:
         raise CheckpointMismatch(
             f"{data.path}: data hash {data.data_hash[:12]} is not {bound['data_hash'][:12]}, "
@@ -152,7 +218,7 @@ def open_data(run: Path, data_folder: Path | None = None) -> tuple[PreparedData,
             f"{data.path}: split {split.name} has hash {split.hash[:12]}, {run} was trained on "
             f"{bound['split_hash'][:12]}; give --data the folder it was trained on"
         )
-    return data, split
+    return data, split, None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

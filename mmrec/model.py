@@ -107,6 +107,11 @@ class Popularity(nn.Module):
         self.register_buffer("means", torch.stack([x.mean(), x.square().mean()]))
         self.coefficients = nn.Parameter(torch.tensor([scale, 0.0]))
 
+    def recentre(self, counts: Tensor) -> None:
+        """Take other items' (R,) counts for the centre; what an event adds stays what it is."""
+        x = torch.log1p(counts.float()) / self.scale
+        self.means.copy_(torch.stack([x.mean(), x.square().mean()]))
+
     def forward(self, counts: Tensor) -> Tensor:
         """(R,) counts -> (R,) additions to the logits."""
         x = torch.log1p(counts.float()) / self.scale

@@ -126,11 +126,12 @@ def test_prepare_passes_its_options(
     fake_prepare(monkeypatch, None)
     folder = str(catalogue.parent)
     words = ["prepare", str(catalogue), "--source", folder, "--out", "data", "split.seed=1"]
-    assert main([*words, "split.cold_test=0.1", "--num-workers", "2"]) == 0
+    assert main([*words, "split.cold_test=0.1", "--num-workers", "2", "--update"]) == 0
     captured = capsys.readouterr()
     assert captured.out == (
         f"['catalogue.yaml', '{catalogue.parent.name}', 'data'] {{'overrides': ['split.seed=1', "
-        "'split.cold_test=0.1'], 'num_workers': 2, 'image_side': 256, 'dry_run': False}\n"
+        "'split.cold_test=0.1'], 'num_workers': 2, 'image_side': 256, 'dry_run': False, "
+        "'update': True}\n"
     )
     assert captured.err == ""
 

@@ -26,7 +26,7 @@ from tiny_catalogue import (
     write_source,
 )
 
-import data_prep.build_items as build_items_module
+import data_prep.item_writer as item_writer_module
 import data_prep.prepare as prepare_module
 from data_prep.duplicates import DuplicateFinder, image_signature, text_digest
 from data_prep.errors import DataError, ShardError
@@ -93,6 +93,7 @@ def test_a_whole_run(catalogue: Path, source: Path, tmp_path: Path) -> None:
         "items/index.arrow",
         "items/items-000000.tar",
         "items/items.arrow",
+        "items/sources.arrow",
         "quarantine.jsonl",
         "users.parquet",
     }
@@ -395,7 +396,7 @@ def test_a_full_disk_is_one_line(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(build_items_module, "write_item_index", full)
+    monkeypatch.setattr(item_writer_module, "write_item_index", full)
     with pytest.raises(DataError, match="the disk is full"):
         run(catalogue, source, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []

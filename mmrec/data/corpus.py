@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from data_prep.shards import PreparedData
 
 
 def never_cold(data: PreparedData) -> Iterator[int]:
-    """Index of each item that is no cold item of any split, ascending."""
-    hidden: set[int] = set()
+    """Index of each item that is there and no cold item of any split, ascending."""
+    hidden = set(np.flatnonzero(data.items.deleted).tolist())
     for name in data.splits:
         items = data.split(name).items
         roles = items["role"].to_list()

@@ -49,6 +49,7 @@ from mmrec.retrieval.retriever import Items, Retriever
 from mmrec.training.checkpoint import load_model
 
 BUNDLE_FILE = "bundle.json"
+CONTENT_FILE = "content.safetensors"
 SCHEMA = "mmrec-bundle/1"
 
 
@@ -61,7 +62,10 @@ def write_bundle(retriever: Retriever, folder: Path) -> None:
     """
     folder.mkdir(parents=True)
     for name, path in retriever.files.items():
-        shutil.copyfile(path, folder / name)
+        if name != CONTENT_FILE:
+            shutil.copyfile(path, folder / name)
+    if retriever.content is not None:  # of a catalogue that may have grown since training
+        save_file({"content": retriever.content.cpu()}, folder / CONTENT_FILE)
     merged = _merge_adapters(retriever, folder / "model.safetensors")
     # with what was changed for this use: a bundle serves as its retriever does
     (folder / "config.yaml").write_text(dump_config(merged), encoding="utf-8")
@@ -169,8 +173,8 @@ def load_bundle(folder: Path, overrides: Sequence[str] = ()) -> Retriever:
     load_model(folder, model)
     model.eval()
     content = None
-    if "content.safetensors" in document["files"]:
-        content = load_file(folder / "content.safetensors")["content"].to(device)
+    if CONTENT_FILE in document["files"]:
+        content = load_file(folder / CONTENT_FILE)["content"].to(device)
     table = pl.read_parquet(folder / "items.parquet")
     items = Items(
         item_ids=table["item_id"].to_list(),

@@ -20,6 +20,9 @@ def load_retriever(
 ) -> Retriever:
     """Loads a run or a bundle; both serve alike.
 
+    A folder that was updated since the run was trained is taken as it is now: new items are their
+    content, deleted ones are gone.
+
     Args:
         path: folder of a finished run, or a bundle that `export --bundle` wrote.
         data: the prepared folder where it has moved; a bundle needs none and looks at none.
@@ -33,7 +36,8 @@ def load_retriever(
     path = Path(path)
     if (path / BUNDLE_FILE).is_file():
         return load_bundle(path, overrides)
-    return retriever_of(load_run(path, None if data is None else Path(data), overrides))
+    folder = None if data is None else Path(data)
+    return retriever_of(load_run(path, folder, overrides, may_have_grown=True))
 
 
 def retriever_of(loaded: LoadedRun) -> Retriever:
