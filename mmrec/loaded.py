@@ -119,9 +119,10 @@ def load_run(
     item_index_of = np.array([index_of(item_id) for item_id in state["item_ids"]], np.int64)
     content = None
     if parts:
-        content = read_tensors(final / "content.safetensors")["content"].to(device)
+        kept = read_tensors(final / "content.safetensors")
+        content = kept["content"].to(device)
         if before is not None:
-            content = _grown_content(content, before, config, data, parts, model)
+            content = _grown_content(content, kept["had"], before, config, data, parts, model)
     return LoadedRun(
         run=run,
         config=config,
@@ -139,6 +140,7 @@ def load_run(
 
 def _grown_content(
     content: Tensor,
+    had: Tensor,
     before: EarlierState,
     config: Config,
     data: PreparedData,
@@ -153,7 +155,9 @@ def _grown_content(
     whole[: before.num_items] = content
     if len(rows):
         source, _ = filled_source(config, data, parts, model, content.device)
-        encoded = encode_content(model, source, rows)
+        known = torch.zeros(len(data.items), had.shape[1], dtype=torch.bool)
+        known[: before.num_items] = had
+        encoded = encode_content(model, source, rows, had=known.numpy()[rows])
         whole[torch.from_numpy(rows).to(content.device)] = encoded
     logger.info(
         "%s was updated since training: content of %d items encoded, of %d as it was",

@@ -244,12 +244,13 @@ class RecommenderModel(nn.Module):
             for name, each in media.items()
         }
 
-    def content(self, media: Mapping[str, ModalityInput], complete: Tensor | None = None) -> Tensor:
+    def content(self, media: Mapping[str, ModalityInput], had: Tensor | None = None) -> Tensor:
         """Content of M items.
 
         Args:
             media: modality -> cached states or raw inputs of M items.
-            complete: (M,) bool, items whose missing modalities are to be made up for; None: none.
+            had: (M, modalities) bool, those that training met the items with: what they have lost
+                since is made up for; None: nothing is.
 
         Returns:
             (M, D) unit vectors; of what was made up for shorter ones, see `Completion`.
@@ -257,10 +258,10 @@ class RecommenderModel(nn.Module):
         assert self.fusion is not None and self.completion is not None
         tokens = self.tokens(media)
         content: Tensor = self.fusion(tokens)
-        if complete is None:
+        if had is None:
             return content
         missing = [~tokens[name].mask.any(1) for name in self.completion.modalities]
-        completed: Tensor = self.completion(content, torch.stack(missing, 1) & complete[:, None])
+        completed: Tensor = self.completion(content, torch.stack(missing, 1) & had)
         return completed
 
     def embeddings(self, content: Tensor | None, rows: Tensor | None = None) -> Tensor:

@@ -42,7 +42,7 @@ def encode_content(
     *,
     precision: str = "fp32",
     tile: int = 256,
-    complete: npt.NDArray[np.bool_] | None = None,
+    had: npt.NDArray[np.bool_] | None = None,
 ) -> Tensor:
     """Content of items in their order, on the model's device: (n,) -> (n, D) unit vectors.
 
@@ -52,8 +52,8 @@ def encode_content(
         item_index: (n,).
         precision: of the products.
         tile: items encoded together.
-        complete: (n,) items that training met with all media and that may have lost some since:
-            what they lack is made up for; None: none.
+        had: (n, M) modalities, in the order of `model.completion`, that training met the items
+            with: what they have lost since is made up for; None: nothing is.
     """
     device = model.counts.device
     was_training = model.training
@@ -62,10 +62,10 @@ def encode_content(
     for start in range(0, item_index.shape[0], tile):
         media = media_to(source.collate(item_index[start : start + tile]), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            chosen = None
-            if complete is not None:
-                chosen = torch.from_numpy(complete[start : start + tile]).to(device)
-            parts.append(model.content(media, chosen).float())
+            before = None
+            if had is not None:
+                before = torch.from_numpy(had[start : start + tile]).to(device)
+            parts.append(model.content(media, before).float())
     model.train(was_training)
     return torch.cat(parts) if parts else torch.zeros(0, model.width, device=device)
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,7 +55,7 @@ def write_final(
             assembly.model.expectation.copy_(new.expectation)
     content = look(trained, assembly.all_content)
     if content is not None:
-        tensors["content"] = {"content": content}
+        tensors["content"] = {"content": content, "had": _had(assembly)}
     tensors["model"] = model_tensors(assembly.model)
     if not ranks.is_main:
         return
@@ -85,6 +86,17 @@ def write_final(
             "signals": assembly.model.reader and assembly.model.reader.spec.document(),
         },
     )
+
+
+def _had(assembly: Assembly) -> Tensor:
+    """(N, M) the modalities that training met each item with; none of those that it never met."""
+    assert assembly.model.completion is not None
+    items = assembly.data.items
+    names = assembly.model.completion.modalities
+    has = np.stack([items.has(name) for name in names], axis=1)
+    had = np.zeros_like(has)
+    had[assembly.item_index_of] = has[assembly.item_index_of]
+    return torch.from_numpy(had)
 
 
 def _added(assembly: Assembly, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
