@@ -102,8 +102,10 @@ class EncoderConfig(Section):
     """How much this modality weighs at the start beside the others; learning may change it."""
     options: dict[str, int | float | str | bool] = {}
     """Arguments of the encoder and its transform (image size, seconds, vocabulary size; of text
-    max_length, the pieces of a chunk, and max_chunks, for texts longer than the model reads). Of
-    attributes: max_values, num_knots, and FIELD: false for each that is to be left out."""
+    max_length, the pieces of a chunk, and max_chunks, for texts longer than the model reads; of
+    small text vocabulary: `pieces` of words, or `characters`, which reads any text of any language;
+    see `encoders/characters.py`). Of attributes: max_values, num_knots, and FIELD: false for each
+    that is to be left out."""
 
 
 class FusionConfig(Section):

@@ -144,10 +144,7 @@ def _describe(
     elif config.kind == "fields":
         document["fields"] = _describe_fields(config, attributes)
     elif modality == "text" and config.kind == "small":
-        from encoders.text import train_vocabulary
-
-        size = int(document["options"].pop("vocabulary_size", 4000))
-        document["tokenizer"] = train_vocabulary(texts(), size)
+        document["tokenizer"] = _learn_vocabulary(document["options"], texts())
     elif modality == "audio" and config.kind == "transformers":
         if folder is None:
             raise ConfigError(
@@ -182,6 +179,21 @@ def _describe(
     if modality == "image" and document["options"].get("pictures") == 1:
         del document["options"]["pictures"]  # one is what an image encoder reads anyway
     return document, folder
+
+
+def _learn_vocabulary(options: dict[str, Any], texts: Iterable[str]) -> str:
+    """Tokenizer JSON of the catalogue's own; what it is made by is taken from the options."""
+    from encoders.characters import learn_characters
+    from encoders.text import train_vocabulary
+
+    size = int(options.pop("vocabulary_size", 4000))
+    kind = options.pop("vocabulary", "pieces")
+    if kind == "characters":
+        options.setdefault("max_length", 256)  # as many characters say less than as many pieces
+        return learn_characters(texts, size)
+    if kind != "pieces":
+        raise ValueError(f"options.vocabulary is '{kind}': allowed are pieces, characters")
+    return train_vocabulary(texts, size)
 
 
 def _describe_fields(config: EncoderConfig, attributes: AttributeFields) -> list[dict[str, Any]]:

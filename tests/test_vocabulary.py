@@ -55,6 +55,7 @@ def test_only_what_cannot_be_read_is_told(
     (message,) = [record.getMessage() for record in caplog.records]
     assert message.startswith("encoders.text: 100 % of the pieces of field 'zh' are not in")
     assert "vocabulary of minilm" in message and "encoders.text.kind=small" in message
+    assert "encoders.text.options.vocabulary=characters" in message
 
 
 @pytest.mark.realdata

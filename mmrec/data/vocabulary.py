@@ -62,7 +62,8 @@ def warn_of_unknown(data: PreparedData, transform: TextTransform, weights: str |
             logger.warning(
                 "encoders.text: %.0f %% of the pieces of field '%s' are not in the vocabulary of "
                 "%s: the model cannot read them; use weights of that language, or "
-                "encoders.text.kind=small, which learns a vocabulary from the catalogue",
+                "encoders.text.kind=small with encoders.text.options.vocabulary=characters, which "
+                "reads any text",
                 100 * share,
                 field,
                 weights or "the encoder",
