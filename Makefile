@@ -19,7 +19,7 @@ STAMP := $(VENV)/.mmrec-$(shell cat pyproject.toml constraints.txt | cksum | cut
 # Whatever clone an environment was installed from, the code of this one is used.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: install demo test check bench bench-peers bench-speed ablation cut sparsity few-shot signals format
+.PHONY: install demo test check bench bench-peers bench-speed ablation cut sparsity few-shot signals languages format
 
 install: $(STAMP)
 
@@ -65,6 +65,9 @@ few-shot: install
 
 signals: install
 	$(BIN)/python -m benchmarks.signals.run $(ARGS)
+
+languages: install
+	$(BIN)/python -m benchmarks.languages.run --data "$(DATA)" $(ARGS)
 
 format: install
 	$(BIN)/ruff check --fix .
