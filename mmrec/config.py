@@ -103,9 +103,10 @@ class EncoderConfig(Section):
     options: dict[str, int | float | str | bool] = {}
     """Arguments of the encoder and its transform (image size, seconds, vocabulary size; of text
     max_length, the pieces of a chunk, and max_chunks, for texts longer than the model reads; of
-    audio loudness, the LUFS that a sound is brought to, off unless given: -23 is broadcast's). Of
-    attributes: max_values, num_knots, FIELD: false for each that is to be left out, and FIELD: log
-    for a number whose ratios count, such as a price."""
+    audio loudness, the LUFS that a sound is brought to, off unless given: -23 is broadcast's; of
+    small text vocabulary: `pieces` of words, or `characters`, which reads any text of any language;
+    see `encoders/characters.py`). Of attributes: max_values, num_knots, FIELD: false for each that
+    is to be left out, and FIELD: log for a number whose ratios count, such as a price."""
 
 
 class FusionConfig(Section):

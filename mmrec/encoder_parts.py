@@ -150,11 +150,8 @@ def _describe(
         as_there = learnt.get("options") == document["options"] and "fields" in learnt
         document["fields"] = learnt["fields"] if as_there else _describe_fields(config, attributes)
     elif modality == "text" and config.kind == "small":
-        from encoders.text import train_vocabulary
-
-        size = int(document["options"].pop("vocabulary_size", 4000))
-        as_there = learnt.get("kind") == "small"
-        document["tokenizer"] = learnt["tokenizer"] if as_there else train_vocabulary(texts(), size)
+        known = learnt["tokenizer"] if learnt.get("kind") == "small" else None
+        document["tokenizer"] = _learn_vocabulary(document["options"], texts, known)
     elif modality == "audio" and config.kind == "transformers":
         if folder is None:
             raise ConfigError(
@@ -189,6 +186,26 @@ def _describe(
     if modality == "image" and document["options"].get("pictures") == 1:
         del document["options"]["pictures"]  # one is what an image encoder reads anyway
     return document, folder
+
+
+def _learn_vocabulary(
+    options: dict[str, Any], texts: Callable[[], Iterable[str]], known: str | None
+) -> str:
+    """Tokenizer JSON of the catalogue's own; what it is made by is taken from the options.
+
+    `known` is one that weights have learnt already, and stays.
+    """
+    from encoders.characters import learn_characters
+    from encoders.text import train_vocabulary
+
+    size = int(options.pop("vocabulary_size", 4000))
+    kind = options.pop("vocabulary", "pieces")
+    if kind == "characters":
+        options.setdefault("max_length", 256)  # as many characters say less than as many pieces
+        return known or learn_characters(texts(), size)
+    if kind != "pieces":
+        raise ValueError(f"options.vocabulary is '{kind}': allowed are pieces, characters")
+    return known or train_vocabulary(texts(), size)
 
 
 def _describe_fields(config: EncoderConfig, attributes: AttributeFields) -> list[dict[str, Any]]:

@@ -63,7 +63,7 @@ def test_what_means_the_same_everywhere_is_taken_and_the_rest_is_fresh(
     here, other = taken.model.state_dict(), fresh.model.state_dict()
 
     own = ("fusion.out.mean", "fusion.projections.attributes", "encoders.attributes", "id_part",
-           "popularity", "counts", "offset", "expectation", "domain")  # fmt: skip
+           "popularity", "counts", "offset", "expectation", "completion", "domain")  # fmt: skip
     for name, tensor in here.items():
         expected = other if name.startswith(own) else there
         assert torch.equal(tensor, expected[name]), name

@@ -8,13 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from encoders.characters import learn_characters
 from encoders.text import TextTransform, train_vocabulary
 from mmrec.config import EncoderConfig
 from mmrec.data import vocabulary
-from mmrec.data.vocabulary import unknown_shares, warn_of_unknown
+from mmrec.data.vocabulary import new_shares, unknown_shares, warn_of_unknown
 from mmrec.encoder_parts import make_encoder
 from mmrec.weights import folder_of
 
@@ -55,6 +57,32 @@ def test_only_what_cannot_be_read_is_told(
     (message,) = [record.getMessage() for record in caplog.records]
     assert message.startswith("encoders.text: 100 % of the pieces of field 'zh' are not in")
     assert "vocabulary of minilm" in message and "encoders.text.kind=small" in message
+    assert "encoders.text.options.vocabulary=characters" in message
+
+
+def test_signs_to_come_are_as_many_as_those_that_occur_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beside a draw: texts of a vocabulary with a long tail, and how many of the next are new."""
+    random = np.random.default_rng(0)
+    chances = 1 / np.arange(1, 2001)
+    drawn = random.choice(2000, size=(400, 8), p=chances / chances.sum())
+    signs = ["".join(chr(0x4E00 + sign) for sign in row) for row in drawn]
+    texts = [{"en": "a river", "zh": name} for name in signs[:300]]
+    learnt = TextTransform(train_vocabulary([f"a river {name}" for name in signs[:300]], 4000))
+    found = new_shares(learnt, texts)
+    met = set("".join(signs[:300]))
+    wanted = np.mean([sign not in met for name in signs[300:] for sign in name])
+    assert found["en"] == 0 and found["zh"] == pytest.approx(wanted, rel=0.25) and wanted > 0.05
+    monkeypatch.setattr(vocabulary, "never_cold", lambda data: iter(range(300)))
+    data: Any = SimpleNamespace(items=SimpleNamespace(text=lambda row: texts[row]))
+    with caplog.at_level(logging.WARNING):
+        warn_of_unknown(data, learnt, None)
+        warn_of_unknown(data, TextTransform(learn_characters(signs[:300])), None)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert f"about {100 * found['zh']:.0f} % of the signs of new texts like those of" in message
+    assert "field 'zh'" in message and "encoders.text.options.vocabulary=characters" in message
+    assert new_shares(learnt, [{"en": "a river"}]) == {}  # too little to tell from
 
 
 @pytest.mark.realdata
