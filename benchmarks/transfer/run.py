@@ -1,6 +1,6 @@
 """What a catalogue with few events gains by a start from a model of another catalogue.
 
-    python -m benchmarks.transfer.run [--users 1000] [--seeds 0,1,2] [--shares 0.01,0.05,0.2]
+    python -m benchmarks.transfer.run [--users 300] [--seeds 0,1,2] [--shares 0.01,0.05,0.2]
 
     OUT/seed-K/films/ …        a made catalogue and the model of it; `strange` has other tastes
     OUT/seed-K/podcasts/       the catalogue that starts, with runs by share and start
@@ -74,7 +74,7 @@ class Gain:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure all shares and starts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--users", type=int, default=1000, help="of the target; twice the source")
+    parser.add_argument("--users", type=int, default=300, help="of the target")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--shares", default="0.01,0.05,0.2")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "transfer")
