@@ -68,6 +68,7 @@ signals: install
 
 transfer: install
 	$(BIN)/python -m benchmarks.transfer.run $(ARGS)
+
 languages: install
 	$(BIN)/python -m benchmarks.languages.run --data "$(DATA)" $(ARGS)
 
