@@ -7,6 +7,7 @@ result; an unknown key names the nearest valid one. The resolved settings are sa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -628,8 +629,8 @@ def change(config: Config, settings: Mapping[str, Any], source: str) -> Config:
         ConfigError: a name is unknown, or a value is not allowed.
     """
     document = config.model_dump(mode="json")
-    for key, value in settings.items():
-        _set(document, key, value, f"{source}: {key}")
+    for key, value in settings.items():  # a later name may change a part of an earlier value
+        _set(document, key, deepcopy(value), f"{source}: {key}")
     return parse_config(document, source)
 
 

@@ -34,7 +34,8 @@ def test_media_say_what_is_liked_where_tastes_overlap(tmp_path: Path) -> None:
         folder = tmp_path / str(overlaps)
         write_world(folder, "x", overlaps=overlaps, num_items=120, num_users=100, seed=0)
         found[overlaps] = likeness(folder)
-    assert found[True] > 0.1 and abs(found[False]) < 0.03
+    # looks are half of a wish, and a wish asks for a pair: a little more alike, seed after seed
+    assert found[True] > 0.02 and abs(found[False]) < 0.01
 
 
 def test_look_and_sound_are_the_same_map_in_every_catalogue(tmp_path: Path) -> None:

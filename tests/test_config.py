@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from mmrec.config import (
     Config,
+    change,
     dump_config,
     load_config,
     load_trained_config,
@@ -203,3 +204,10 @@ def test_settings_of_a_run_that_were_cut_are_refused(last: str, tmp_path: Path) 
         load_trained_config(path)
     path.write_text(whole, encoding="utf-8")
     assert load_trained_config(path).model.item == "id"
+
+
+def test_change_leaves_the_values_it_is_given_as_they_are() -> None:
+    encoders = {"text": {"kind": "small"}}
+    changes = {"encoders": encoders, "encoders.text.components": 4}
+    changed = change(parse_config({"name": "run"}), changes, "test")
+    assert changed.encoders["text"].components == 4 and encoders == {"text": {"kind": "small"}}
