@@ -125,7 +125,8 @@ def test_new_items_give_what_prepared_items_give(
         for modality in MODALITIES:
             ours, theirs = new.load(row, modality), prepared.load(row, modality)
             if modality == "audio" and ours is not None and theirs is not None:
-                assert np.array_equal(ours[0], theirs[0]) and ours[1] == theirs[1] == 8000
+                assert np.array_equal(ours.read(), theirs.read())
+                assert ours.rate_hz == theirs.rate_hz == 8000
             elif isinstance(ours, np.ndarray):
                 assert np.array_equal(ours, theirs)
             else:
