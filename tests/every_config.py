@@ -114,6 +114,7 @@ def small_settings(config: Config) -> list[str]:
         "training.precision": "fp32",
         "training.trackers": [],
         "training.start_from": None,
+        "training.stop_on": "all",  # which slices thirty made users fall in is chance
         "data.num_workers": 0,
     }
     for modality, encoder in config.encoders.items():

@@ -209,5 +209,6 @@ def test_settings_of_a_run_that_were_cut_are_refused(last: str, tmp_path: Path) 
 def test_change_leaves_the_values_it_is_given_as_they_are() -> None:
     encoders = {"text": {"kind": "small"}}
     changes = {"encoders": encoders, "encoders.text.components": 4}
-    changed = change(parse_config({"name": "run"}), changes, "test")
+    config = parse_config({"name": "run", "encoders": {"image": {"kind": "small"}}})
+    changed = change(config, changes, "test")
     assert changed.encoders["text"].components == 4 and encoders == {"text": {"kind": "small"}}

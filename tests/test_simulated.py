@@ -95,7 +95,7 @@ def test_another_world_is_written_anew_and_only_rows_that_count(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "real" / "audio").mkdir(parents=True)
-    items = made_items().rename({"item_id": "clip"})
+    items = made_items().rename({"item_id": "track_id"})
     parts = pl.Series("part", ["0", "1"] * (len(items) // 2))
     items.with_columns(parts).write_csv(tmp_path / "real" / "clips.csv")
     sizes = ["--users", "20", "--events", "10"]
@@ -105,10 +105,10 @@ def test_another_world_is_written_anew_and_only_rows_that_count(
     table = pl.read_csv(tmp_path / "out" / "clips.csv", infer_schema=False)
     log = pl.read_parquet(tmp_path / "out" / "interactions.parquet")
     new = pl.read_csv(tmp_path / "out" / "new.csv", infer_schema=False)
-    assert new["clip"].to_list() == [f"i{k}" for k in range(100, 120, 2)]
-    assert len(table) == 50 and not table["clip"].is_in(new["clip"].to_list()).any()
+    assert new["track_id"].to_list() == [f"i{k}" for k in range(100, 120, 2)]
+    assert len(table) == 50 and not table["track_id"].is_in(new["track_id"].to_list()).any()
     assert table["part"].unique().to_list() == ["0"]
-    assert log["item_id"].is_in(table["clip"].to_list()).all()
+    assert log["item_id"].is_in(table["track_id"].to_list()).all()
     assert main(["shop", *folders, *sizes]) == 2
     assert "no items.parquet there" in capsys.readouterr().err
 

@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from benchmarks.ablation.stamps import write_source
 
 from benchmarks.languages.names import (
     COLUMN,
@@ -43,6 +42,7 @@ from benchmarks.languages.names import (
     questions,
 )
 from benchmarks.runs import ROOT, install_weights
+from benchmarks.simulated.source import write_source
 from data_prep.prepare import prepare
 from mmrec.config import change, load_config
 from mmrec.data.vocabulary import unknown_shares

@@ -64,7 +64,7 @@ class World:
 WORLDS = {
     "stamps": World("items.csv", "item_id", ("images", "sounds"), tastes.stamps, num_new=0),
     # the second clip of a track would give it away
-    "music": World("clips.csv", "clip", ("audio",), tastes.music, where="part = '0'"),
+    "music": World("clips.csv", "track_id", ("audio",), tastes.music, where="part = '0'"),
     "video": World("items.csv", "item_id", ("video",), tastes.video),
     "shop": World(
         "items.parquet", "item_id", ("images",), tastes.shop, add=tastes.with_prices, buys=True
