@@ -100,7 +100,7 @@ def _breakdown(
     )
     sizes: dict[str, int] = dict(table.group_by("group").len().iter_rows())
     groups = {
-        group: f"{group}: {sizes[group]:,} {noun}"
+        group: f"{group}: {sizes[group]:,} {noun if sizes[group] != 1 else noun[:-1]}"
         for group in (*kept, OTHERS, UNKNOWN)
         if group in sizes
     }

@@ -134,8 +134,8 @@ def _fairness(models: Any, breakdowns: Sequence[Any]) -> Group:
                 m: (each["models"].get(m, {}).get(worst) or {}).get("ndcg@10") for m in models
             }
             users = each["models"][OURS][worst]["num_users"]
-            title = f"Worst of {each['by']}: {worst}"
-            facets.append(Facet(title, f"NDCG@10, {users:,} users", values))
+            title = f"Worst of {each['by']}: {worst}, {users:,} users"
+            facets.append(Facet(title, "NDCG@10", values))
     shown = {model: (slices.get("all") or {}).get("gini@10") for model, slices in models.items()}
     if any(value is not None for value in shown.values()):
         facets.append(Facet("Exposure of items", "Gini@10", shown, "lower"))
