@@ -105,6 +105,8 @@ def with_and_without_picture(
     assert loaded.data is not None and loaded.split is not None
     source = open_source(loaded)
     assert source is not None
+    assert loaded.model.completion is not None
+    loaded.model.completion.maps.zero_()  # asked is what the fusion makes of the rest by itself
     cases = load_cases(loaded.data, loaded.split, "test")
     rows = knock_out(loaded, source, cases, training_popularity(loaded.split))
     ndcg = {row.name: row.ndcg["cold_among_cold"] for row in rows}
