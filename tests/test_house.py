@@ -107,7 +107,8 @@ def test_readme_tree_is_true() -> None:
 
 def test_constraints_pin_what_pyproject_names() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = project["dependencies"] + project["optional-dependencies"]["dev"]
+    extras = project["optional-dependencies"]
+    named = project["dependencies"] + [line for extra in extras.values() for line in extra]
     names = {re.match(r"[\w.-]+", line).group().lower().replace("_", "-") for line in named}  # type: ignore[union-attr]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = {
@@ -115,7 +116,8 @@ def test_constraints_pin_what_pyproject_names() -> None:
         for line in lines
         if line and not line.startswith("#")
     }
-    assert names <= pins
+    unpinned = {"mmrec", "wandb", "mlflow-skinny"}  # itself; trackers that no test runs
+    assert names - unpinned <= pins
     assert all("==" in line for line in lines if line and not line.startswith("#"))
 
 
