@@ -217,7 +217,7 @@ def assemble(
             modality,
             encoder,
             texts=texts,
-            vector_width=lambda name: _vector_width(data, name),
+            vector_width=partial(vector_width, data),
             attributes=attribute_fields(data),
             learnt=learnt.get(modality),
         )
@@ -439,7 +439,12 @@ def attribute_fields(data: PreparedData) -> AttributeFields:
     )
 
 
-def _vector_width(data: PreparedData, name: str) -> int:
+def vector_width(data: PreparedData, name: str) -> int:
+    """Width of a ready-made vector.
+
+    Raises:
+        ConfigError: no item has one of that name.
+    """
     for item_index in np.flatnonzero(data.items.has(f"vector.{name}")):
         vector = data.items.vector(int(item_index), name)
         if vector is not None:
