@@ -1,16 +1,21 @@
-"""`mmrec drift` on catalogues in which one thing has moved."""
+"""`mmrec drift` on catalogues in which one thing has moved, and the line before a run starts."""
 
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from data_prep.prepare import prepare
+from mmrec import build
+from mmrec.build import assemble
 from mmrec.cli import main
 from mmrec.config import Config, change, dump_config, parse_config
 from mmrec.drift.compare import compare
@@ -188,3 +193,45 @@ def test_what_does_not_belong_together_is_refused_in_a_line(
         assert main([*words, *more]) == 2
         fault = capsys.readouterr().err
         assert told in fault and fault.count("\n") == 1
+
+
+def test_a_start_from_a_far_catalogue_is_told_in_a_line(
+    run: Path, foreign: Path, earlier: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "mmrec.drift"):
+        assemble(configure(**{"training.transfer_from": str(run)}), foreign)
+        (record,) = [each for each in caplog.records if each.name == "mmrec.drift.warn"]
+        said = record.getMessage()
+        assert said.startswith(f"training.transfer_from is {run}: its catalogue is far from this")
+        assert "text title, unknown pieces 1.000 (at most" in said
+        assert f"mmrec drift {foreign} --against {run}" in said
+        caplog.clear()
+        assemble(configure(**{"training.start_from": str(run)}), earlier)  # the same catalogue
+        assemble(configure(), foreign)  # from nothing
+    assert not [each for each in caplog.records if each.name == "mmrec.drift.warn"]
+
+
+def test_the_line_changes_no_result(
+    run: Path, foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(**{"training.transfer_from": str(run)})
+    told = assemble(config, foreign)
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    monkeypatch.setattr(build, "warn_of_drift", lambda *_: None)
+    silent = assemble(config, foreign)
+    for name, tensor in silent.model.state_dict().items():
+        assert torch.equal(tensor, told.model.state_dict()[name]), name
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1] == np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+
+
+def test_a_start_goes_on_without_the_other_catalogue(
+    run: Path, foreign: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = shutil.copytree(run, tmp_path / "run")
+    bound = json.loads((alone / "data.json").read_text()) | {"path": str(tmp_path / "gone")}
+    (alone / "data.json").write_text(json.dumps(bound))
+    with caplog.at_level(logging.INFO, "mmrec.drift"):
+        assemble(configure(**{"training.transfer_from": str(alone)}), foreign)
+    (record,) = [each for each in caplog.records if each.name == "mmrec.drift.warn"]
+    assert record.levelno == logging.INFO and "not at hand" in record.getMessage()
