@@ -19,7 +19,7 @@ from mmrec.drift.buckets import category_gap, number_gap, unseen_gap
 from mmrec.drift.features import record_lines
 from mmrec.drift.lines import large
 from mmrec.drift.state_gaps import REGULARISATION, classifier_gap, kernel_gap
-from mmrec.drift.texts import text_lines
+from mmrec.drift.texts import familiar, text_lines
 from mmrec.drift.two_samples import share_gap, stability_gap
 
 SEEDS = range(5)
@@ -211,6 +211,15 @@ def test_texts_that_a_vocabulary_does_not_know_are_told() -> None:
     characters = TextTransform(learn_characters(ENGLISH))
     lines = text_lines(characters, english, chinese, is_learnt=True)
     assert "unknown pieces" not in [line.measure for line in large(lines)]
+
+
+def test_texts_with_signs_that_no_other_has_are_told_from_the_rest() -> None:
+    transform = TextTransform(train_vocabulary(ENGLISH, 200))
+    earlier = [{"a": "sea", "b": "ease"}, {"a": "Sea"}, {"a": "sex"}, {"a": ""}]
+    new = [{"a": "ease"}, {"a": "x"}, {"a": "sea", "b": "小"}]
+    kept, kept_new = familiar(transform, earlier, new)
+    assert kept.tolist() == [True, True, False, True]  # no other has an x
+    assert kept_new.tolist() == [True, True, False]
 
 
 def test_lengths_are_counted_before_texts_are_cut() -> None:

@@ -13,13 +13,22 @@ import polars as pl
 import pytest
 import torch
 
+from data_prep.errors import BrokenMedium
 from data_prep.prepare import prepare
+from data_prep.shards import ItemTable, PreparedData
+from encoders.vectors import VectorEncoder, VectorTransform
 from mmrec import build
 from mmrec.build import assemble
 from mmrec.cli import main
 from mmrec.config import Config, change, dump_config, parse_config
+from mmrec.drift import sides
 from mmrec.drift.compare import compare
 from mmrec.drift.lines import large
+from mmrec.drift.sides import Side
+from mmrec.drift.states import pooled_states
+from mmrec.drift.warn import cheap_lines
+from mmrec.encoder_parts import EncoderParts
+from mmrec.errors import UserError
 from mmrec.retrieval.bundle import BUNDLE_FILE
 from mmrec.training.train import train
 
@@ -54,11 +63,12 @@ def make(folder: Path, seed: int, moved: str = "") -> Path:
     source = folder / "source"
     source.mkdir(parents=True)
     random = np.random.default_rng(seed)
-    words = list(SIGNS) if moved == "texts" else WORDS
+    words = list(SIGNS) if moved == "texts" else WORDS[:10] if moved == "words" else WORDS
     items = []
     for number in range(NUM_ITEMS):
         item: dict[str, Any] = {"id": f"i{number}", "title": " ".join(random.choice(words, 5))}
-        item["look"] = [float(each) for each in random.standard_normal(8) + 2 * (moved == "looks")]
+        width = 9 if moved == "width" else 8
+        item["look"] = [float(e) for e in random.standard_normal(width) + 2 * (moved == "looks")]
         if moved == "fewer looks" and number % 2:
             item["look"] = None
         chances = [0.05, 0.15, 0.8] if moved == "genre" else [0.5, 0.3, 0.2]
@@ -127,6 +137,7 @@ def run(earlier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("moved", "told"),
     [
         ("", set()),
+        ("words", {"states text"}),
         ("looks", {"states vector.look"}),
         ("fewer looks", {"media vector.look"}),
         ("genre", {"attributes genre"}),
@@ -153,10 +164,10 @@ def test_command_compares_with_the_catalogue_of_a_run(
     by_name = {(line["of"], line["measure"]): line for line in found["lines"]}
     unknown = by_name["title", "unknown pieces"]
     assert unknown["gap"] == "large" and unknown["new"] > 0.9 and unknown["earlier"] == 0
-    auc = by_name["text", "two-sample AUC"]
-    assert auc["gap"] == "large" and auc["interval"][0] > 0.6
-    assert by_name["text", "MMD share"]["p_value"] == 0.001
-    assert by_name["vector.look", "two-sample AUC"]["gap"] == "ok"
+    assert by_name["text", "two-sample AUC"]["gap"] == "too few"  # none that it can read
+    looks = by_name["vector.look", "two-sample AUC"]
+    assert looks["gap"] == "ok" and looks["interval"][0] < looks["figure"] < looks["interval"][1]
+    assert by_name["vector.look", "MMD share"]["p_value"] > 0.001
     assert found["num_large"] == sum(line["gap"] == "large" for line in found["lines"])
     assert any("vocabulary=characters" in each for each in found["advice"])
     assert main([*words, "--items", "60", "--seed", "1"]) == 0
@@ -171,6 +182,42 @@ def test_a_folder_is_compared_with_another_without_encoders(
     said = capsys.readouterr().out
     assert "no gap is large" in said
     assert "not compared: states of text, vector.look" in said and "--config" in said
+
+
+class HalfBroken(VectorTransform):
+    """Cannot read what begins with a number below 0."""
+
+    def __call__(self, medium: Any) -> Any:
+        if medium[0] < 0:
+            raise BrokenMedium("begins below 0")
+        return super().__call__(medium)
+
+
+def test_broken_media_are_named_and_left_out(
+    earlier: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    side = Side(PreparedData.open(earlier), max_items=100)
+    parts = EncoderParts(HalfBroken(8), VectorEncoder(8), {})
+    with caplog.at_level(logging.WARNING):
+        rows = side.rows_with("vector.look")
+        cpu = torch.device("cpu")
+        states = pooled_states("vector.look", parts, side.data, rows, device=cpu)
+    looks = [side.data.items.vector(int(row), "look") for row in rows]
+    kept = [each for each in looks if each is not None and each[0] >= 0]
+    np.testing.assert_allclose(states, np.stack(kept))
+    assert f"{100 - len(kept)} of 100 media of vector.look cannot be read" in caplog.text
+    assert "item i" in caplog.text and "begins below 0" in caplog.text
+
+
+def test_shards_of_a_mirror_are_not_fetched_for_a_line(
+    earlier: Path, foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sides, "is_mirrored", lambda folder: folder == foreign)
+    monkeypatch.setattr(ItemTable, "read", None)
+    monkeypatch.setattr(ItemTable, "_read_named", None)
+    pair = Side(PreparedData.open(earlier)), Side(PreparedData.open(foreign))
+    parts = {line.part for line in cheap_lines(*pair, None, is_learnt=True)}
+    assert parts == {"events", "media"}
 
 
 def test_what_does_not_belong_together_is_refused_in_a_line(
@@ -193,6 +240,11 @@ def test_what_does_not_belong_together_is_refused_in_a_line(
         assert main([*words, *more]) == 2
         fault = capsys.readouterr().err
         assert told in fault and fault.count("\n") == 1
+
+
+def test_vectors_of_another_width_are_refused(earlier: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="vector.look has 9 numbers, in .* it has 8"):
+        compare(make(tmp_path, 1, "width"), earlier, config=configure())
 
 
 def test_a_start_from_a_far_catalogue_is_told_in_a_line(

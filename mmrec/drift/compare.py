@@ -10,15 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from data_prep.shards import PreparedData
 from encoders.text import TextTransform
+from mmrec.build import vector_width
 from mmrec.config import Config
+from mmrec.data.items import VECTOR_PREFIX
 from mmrec.drift.earlier import open_earlier
 from mmrec.drift.features import attribute_lines, event_lines, media_lines
 from mmrec.drift.lines import Line, large
 from mmrec.drift.sides import MAX_ITEMS, Side
 from mmrec.drift.states import Progress, state_lines
-from mmrec.drift.texts import text_lines
+from mmrec.drift.texts import familiar, text_lines
 from mmrec.errors import UserError
 
 SCHEMA = 1
@@ -107,27 +112,47 @@ def compare(
     found = open_earlier(against, config, earlier_data)
     earlier, new = (Side(each, max_items, seed) for each in (found.data, data))
     lines: list[Line] = []
+    left_out = _left_out(earlier, new, set(found.parts))
     both = set(earlier.data.items.modalities) & set(data.items.modalities)
-    if "text" in found.parts and "text" in both:
-        transform = found.parts["text"].transform
-        assert isinstance(transform, TextTransform)
-        is_learnt = found.has_learnt_texts
-        lines += text_lines(transform, earlier.texts, new.texts, is_learnt=is_learnt)
     for name, parts in found.parts.items():
-        if name in both and name != OWN:
-            try:
-                lines += state_lines(
-                    name, parts, earlier, new, device=found.device, seed=seed, progress=progress
-                )
-            except ValueError as error:  # of a transform: what it refuses is the column's fault
-                raise UserError(
-                    f"{data_folder}: {name} is not that of {against}: {error}"
-                ) from None
+        if name not in both or name == OWN:
+            continue
+        drawn = [(side.data, side.rows_with(name)) for side in (earlier, new)]
+        if name == "text":
+            transform, is_learnt = parts.transform, found.has_learnt_texts
+            assert isinstance(transform, TextTransform)
+            lines += text_lines(transform, earlier.texts, new.texts, is_learnt=is_learnt)
+            if is_learnt:
+                masks = familiar(transform, earlier.texts, new.texts)
+                drawn = [(at, rows[kept]) for (at, rows), kept in zip(drawn, masks, strict=True)]
+                left_out += _unfamiliar(*masks)
+        elif name.startswith(VECTOR_PREFIX):
+            _check_width(name, earlier, new)
+        lines += state_lines(name, parts, *drawn, device=found.device, seed=seed, progress=progress)
     lines += [
         *attribute_lines(earlier, new), *event_lines(earlier, new), *media_lines(earlier, new)
     ]  # fmt: skip
     sizes = int(earlier.there.sum()), int(new.there.sum())
-    return Report(data_folder, against, sizes, lines, _left_out(earlier, new, set(found.parts)))
+    return Report(data_folder, against, sizes, lines, left_out)
+
+
+def _check_width(modality: str, earlier: Side, new: Side) -> None:
+    name = modality.removeprefix(VECTOR_PREFIX)
+    width, width_new = (vector_width(side.data, name) for side in (earlier, new))
+    if width != width_new:
+        raise UserError(
+            f"{new.data.path}: {modality} has {width_new} numbers, in {earlier.data.path} it has "
+            f"{width}: prepare it with the vectors of one model, or without"
+        )
+
+
+def _unfamiliar(earlier: npt.NDArray[np.bool_], new: npt.NDArray[np.bool_]) -> list[str]:
+    if earlier.all() and new.all():
+        return []
+    return [
+        f"states of {int((~earlier).sum()):,} of {len(earlier):,} earlier and of "
+        f"{int((~new).sum()):,} of {len(new):,} new texts, whose signs other earlier ones lack"
+    ]
 
 
 def _left_out(earlier: Side, new: Side, encoded: set[str]) -> list[str]:

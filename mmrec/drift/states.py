@@ -8,9 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from data_prep.shards import PreparedData
 from mmrec.data.items import ItemInputs
 from mmrec.drift.lines import Line, enough
-from mmrec.drift.sides import Side
+from mmrec.drift.sides import IntArray
 from mmrec.drift.state_gaps import classifier_gap, kernel_gap
 from mmrec.drift.two_samples import FloatArray
 from mmrec.encoder_parts import EncoderParts
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 TILE = 64
 """Items encoded at once."""
+Drawn = tuple[PreparedData, IntArray]
 Progress = Callable[[str, int, int | None], None]
 """Told the stage, items done and items in all."""
 
@@ -26,8 +28,8 @@ Progress = Callable[[str, int, int | None], None]
 def state_lines(
     modality: str,
     parts: EncoderParts,
-    earlier: Side,
-    new: Side,
+    earlier: Drawn,
+    new: Drawn,
     *,
     device: torch.device,
     seed: int = 0,
@@ -38,14 +40,14 @@ def state_lines(
     Args:
         modality: that both sides have.
         parts: its encoder, on the device and in evaluation mode, and its transform.
-        earlier: the items that it was trained on, or the like.
+        earlier: a folder and some of its items, those that it was trained on or the like.
         new: those it is asked about.
         device: of the encoder.
         seed: of folds and divisions.
         progress: told of each tile of items.
     """
     states = [
-        pooled_states(modality, parts, side, device=device, stage=f"{modality}, {whose}",
+        pooled_states(modality, parts, *side, device=device, stage=f"{modality}, {whose}",
                       progress=progress)
         for whose, side in (("earlier", earlier), ("new", new))
     ]  # fmt: skip
@@ -61,19 +63,28 @@ def state_lines(
 def pooled_states(
     modality: str,
     parts: EncoderParts,
-    side: Side,
+    data: PreparedData,
+    rows: IntArray,
     *,
     device: torch.device,
     stage: str = "",
     progress: Progress | None = None,
 ) -> FloatArray:
-    """Pooled states of the side's items that have the medium and whose medium can be read.
+    """Pooled states of those items that have the medium and whose medium can be read.
+
+    Args:
+        modality: of the encoder.
+        parts: the encoder and its transform.
+        data: the prepared folder.
+        rows: item_index of those asked for.
+        device: of the encoder.
+        stage: what is told to `progress` beside the numbers.
+        progress: told of each tile of items.
 
     Returns:
         (n, W) float32.
     """
-    inputs = ItemInputs(side.data, {modality: parts.transform})
-    rows = side.rows_with(modality)
+    inputs = ItemInputs(data, {modality: parts.transform})
     found = []
     for start in range(0, len(rows), TILE):
         samples = inputs.samples(rows[start : start + TILE], modality)
@@ -88,7 +99,7 @@ def pooled_states(
         first = inputs.broken[0]
         logger.warning(
             "%s: %d of %d media of %s cannot be read and are left out; the first: item %s: %s",
-            side.data.path,
+            data.path,
             len(inputs.broken),
             len(rows),
             modality,

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from encoders.text import TextTransform
 from mmrec.data.vocabulary import MANY, new_shares, unknown_shares
@@ -64,6 +65,38 @@ def text_lines(
         *shares, num_earlier=len(cut), num_new=len(cut_new), limit=CUT_LIMIT, two_sided=False
     )
     return [*lines, Line("text", "all", "cut off", gap, *shares)]
+
+
+def familiar(
+    transform: TextTransform, earlier: Texts, new: Texts
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which items have no sign that other earlier texts lack.
+
+    A vocabulary that was learnt from the earlier texts has all of their signs and not all of more
+    texts of the same kind. States would tell two halves of one set apart by that alone: of Chinese
+    names, the classifier's AUC is .74 between halves, and .53 between what this keeps of them.
+
+    Args:
+        transform: with the tokeniser, for what it makes of a sign.
+        earlier: texts by field of n items.
+        new: of m items.
+
+    Returns:
+        (n,) and (m,) bool: True = each sign of the item occurs in another earlier one.
+    """
+    signs, signs_new = ([_signs(transform, item) for item in side] for side in (earlier, new))
+    num_items = Counter(sign for item in signs for sign in item)
+    return (
+        np.array([all(num_items[sign] > 1 for sign in item) for item in signs], np.bool_),
+        np.array([all(num_items[sign] > 0 for sign in item) for item in signs_new], np.bool_),
+    )
+
+
+def _signs(transform: TextTransform, item: Mapping[str, str]) -> set[str]:
+    normaliser = transform.tokenizer.normalizer
+    text = " ".join(item.values())
+    text = text if normaliser is None else normaliser.normalize_str(text)
+    return set("".join(text.split()))
 
 
 def _measure(transform: TextTransform, item: Mapping[str, str]) -> tuple[float, float]:
