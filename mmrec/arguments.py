@@ -11,7 +11,7 @@ import typer
 from mmrec.errors import UserError
 
 
-def _prepared(location: str) -> Path:
+def prepared(location: str) -> Path:
     """A prepared folder that is there, or the local mirror of one on a remote path."""
     from data_prep.remote import is_url, mirror
 
@@ -28,8 +28,8 @@ def _named(location: str) -> tuple[str | None, Path]:
     """NAME=DATA, or DATA alone."""
     name, sign, rest = location.partition("=")
     if sign and name.replace("-", "_").isidentifier() and not Path(location).exists():
-        return name, _prepared(rest)
-    return None, _prepared(location)
+        return name, prepared(rest)
+    return None, prepared(location)
 
 
 def one_or_several(given: Sequence[tuple[str | None, Path]]) -> Path | dict[str, Path]:
@@ -72,10 +72,10 @@ CatalogueArgument = Annotated[
     Path, typer.Argument(metavar="CATALOGUE.yaml", exists=True, dir_okay=False)
 ]
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", exists=True, dir_okay=False)]
-PreparedArgument = Annotated[Path, typer.Argument(metavar="DATA", parser=_prepared)]
+PreparedArgument = Annotated[Path, typer.Argument(metavar="DATA", parser=prepared)]
 PreparedOption = Annotated[
     Path,
-    typer.Option("--data", metavar="DATA", parser=_prepared, help="Prepared folder, or its URL."),
+    typer.Option("--data", metavar="DATA", parser=prepared, help="Prepared folder, or its URL."),
 ]
 CataloguesOption = Annotated[
     list[Any],
@@ -99,7 +99,7 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         metavar="DATA",
-        parser=_prepared,
+        parser=prepared,
         help="The prepared folder, where it has moved since training.",
     ),
 ]

@@ -35,6 +35,7 @@ from mmrec.data.stand_ins import StandIns
 from mmrec.data.thinning import open_split
 from mmrec.data.unlabelled import UnlabelledSource, find_unlabelled
 from mmrec.data.vocabulary import warn_of_unknown
+from mmrec.drift.warn import warn_of_drift
 from mmrec.encoder_parts import (
     AttributeFields,
     Document,
@@ -217,16 +218,18 @@ def assemble(
             modality,
             encoder,
             texts=texts,
-            vector_width=lambda name: _vector_width(data, name),
+            vector_width=partial(vector_width, data),
             attributes=attribute_fields(data),
             learnt=learnt.get(modality),
         )
         for modality, encoder in config.encoders.items()
         if _is_in(data, modality)
     }
-    if "text" in parts and rank == 0:
-        transform: Any = parts["text"].transform
+    transform: Any = parts["text"].transform if "text" in parts else None
+    if transform is not None and rank == 0:
         warn_of_unknown(data, transform, config.encoders["text"].weights)
+    if rank == 0:
+        warn_of_drift(config, data, transform)
     signals = describe_signals(config.model.signals, data, histories)
     if start is not None:
         signals = start.signals(signals)
@@ -439,7 +442,12 @@ def attribute_fields(data: PreparedData) -> AttributeFields:
     )
 
 
-def _vector_width(data: PreparedData, name: str) -> int:
+def vector_width(data: PreparedData, name: str) -> int:
+    """Width of a ready-made vector.
+
+    Raises:
+        ConfigError: no item has one of that name.
+    """
     for item_index in np.flatnonzero(data.items.has(f"vector.{name}")):
         vector = data.items.vector(int(item_index), name)
         if vector is not None:

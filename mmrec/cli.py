@@ -20,6 +20,7 @@ import typer
 from data_prep.errors import DataError
 from mmrec.commands.catalogue import demo, inspect, prepare
 from mmrec.commands.classify import classify
+from mmrec.commands.drift import drift
 from mmrec.commands.evaluation import compare, evaluate, stability
 from mmrec.commands.export import export, score
 from mmrec.commands.predict import predict
@@ -73,6 +74,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     demo,
     prepare,
     inspect,
+    drift,
     pretrain,
     describe,
     train,

@@ -280,7 +280,8 @@ class TrainingConfig(Section):
     transfer_from: Path | None = None
     """A finished run on another catalogue, of any kind, with the same model section: encoders of
     modalities that both have, fusion and user model start with its weights; ids, popularity,
-    attributes, heads and signals start fresh. For catalogues that have few events themselves."""
+    attributes, heads and signals start fresh. For catalogues that have few events themselves; how
+    far the two are apart says `mmrec drift`."""
     max_epochs: int = Field(40, ge=1)
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many steps; null: epochs decide."""
