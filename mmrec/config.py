@@ -319,6 +319,9 @@ class TrainingConfig(Section):
     shown_weight: float = Field(0.0, ge=0)
     """Weight of a loss (BPR) in which the item met next scores above each that was shown before it
     and not met; of catalogues that name such event types (interactions.shown)."""
+    variety_weight: float = Field(0.0, ge=0)
+    """Weight of how alike two items are that the model would show a user: above 0, lists are more
+    varied and a little less to the point. Only users learn from it; items stay where they are."""
     content_gradient: float = Field(1.0, ge=0, le=1)
     """Share of the first loss's gradient that reaches contents. Encoders that still have to learn
     what to look at learn the items of training by heart with all of it; cached ones do not."""

@@ -89,6 +89,7 @@ class TrainedModel(nn.Module):
             (config.modality_weight, losses.modality_loss),
             (config.query_weight, losses.query_loss),
             (config.shown_weight, losses.shown_loss),
+            (config.variety_weight, losses.variety_loss),
         ):
             if loss is not None:
                 total = total + weight * loss
@@ -177,7 +178,7 @@ def train_step(
 def _others(losses: Losses, ranks: Ranks) -> dict[str, Tensor]:
     """The losses beside the first; those of positions are shares of a mean over the ranks."""
     shares = {"cold_loss": losses.cold_loss, "modality_loss": losses.modality_loss}
-    shares["shown_loss"] = losses.shown_loss
+    shares |= {"shown_loss": losses.shown_loss, "variety_loss": losses.variety_loss}
     shares |= {f"{name}_loss": each for name, each in losses.heads.items()}
     whole = {"alignment": losses.alignment, "query_loss": losses.query_loss}
     whole |= {f"{name}_labels_loss": each for name, each in losses.labels.items()}
