@@ -10,7 +10,7 @@ Legend: R items in training · M fresh items · P positions · D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -51,6 +51,7 @@ class Losses:
         shown_loss: of items met next beside those shown before; None where it has no weight.
         variety_loss: how alike two items are that are drawn for a user; None where it has no
             weight.
+        log_variances: of the tasks, by the names they are logged with; empty where none is learned.
     """
 
     loss: Tensor
@@ -64,6 +65,7 @@ class Losses:
     labels: dict[str, Tensor]
     shown_loss: Tensor | None = None
     variety_loss: Tensor | None = None
+    log_variances: dict[str, Tensor] = field(default_factory=dict)
 
 
 def compute_losses(
