@@ -51,7 +51,7 @@ class LossWeights(nn.Module):
         """The term of another task."""
         if self.log_variance is None:
             return self.weights[name] * loss
-        learned = self.log_variances[f"of_{name}"]
+        learned: Tensor = self.log_variances[f"of_{name}"]
         return self.share[name] * (-learned).exp() * loss + learned / 2
 
     def current(self) -> dict[str, Tensor]:

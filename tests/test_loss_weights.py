@@ -15,6 +15,7 @@ from test_training import assert_same_run, train_until
 from data_prep.prepare import prepare
 from mmrec.errors import ConfigError
 from mmrec.loss_weights import LossWeights
+from mmrec.recommender import Recommender
 from mmrec.training.train import train
 
 pytestmark = pytest.mark.usefixtures("restored_torch")
@@ -73,6 +74,7 @@ def test_a_run_learns_logs_and_resumes_its_weights(tmp_path: Path) -> None:
         logged = [line[f"{name}log_variance"] for line in steps]
         assert logged[0] == pytest.approx(start) and len(set(logged)) == 8
     assert all({"buys_loss", "stars_loss"} <= set(line) for line in steps)
+    assert len(Recommender.load(whole).recommend("u0", k=3)) == 3
     # a run with fixed weights may start from it, and the other way round
     for start_from, kind in ((whole, "fixed"), (tmp_path / "fixed", "learned")):
         onwards = shop_config(loss_weights=kind, start_from=start_from, **changes)
