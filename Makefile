@@ -19,7 +19,7 @@ STAMP := $(VENV)/.mmrec-$(shell cat pyproject.toml constraints.txt | cksum | cut
 # Whatever clone an environment was installed from, the code of this one is used.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: install demo test check bench bench-peers bench-speed ablation cut sparsity few-shot signals transfer languages format
+.PHONY: install demo test check bench bench-peers bench-speed ablation cut sparsity few-shot signals transfer variety languages format
 
 install: $(STAMP)
 
@@ -68,6 +68,9 @@ signals: install
 
 transfer: install
 	$(BIN)/python -m benchmarks.transfer.run $(ARGS)
+
+variety: install
+	$(BIN)/python -m benchmarks.variety.run $(ARGS)
 
 languages: install
 	$(BIN)/python -m benchmarks.languages.run --data "$(DATA)" $(ARGS)

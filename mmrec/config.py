@@ -320,6 +320,13 @@ class TrainingConfig(Section):
     shown_weight: float = Field(0.0, ge=0)
     """Weight of a loss (BPR) in which the item met next scores above each that was shown before it
     and not met; of catalogues that name such event types (interactions.shown)."""
+    variety_weight: float = Field(0.0, ge=0)
+    """Weight of how alike two items are that the model would show a user: above 0, lists are more
+    varied and a little less to the point. Only users learn from it; items stay where they are."""
+    loss_weights: Literal["fixed", "learned"] = "fixed"
+    """`learned`: each task (the next item, each of model.heads and of model.labels) learns how much
+    noise it has, from where its weight is on, and weighs the less (Kendall et al., 1705.07115). The
+    losses that have a weight in this section keep that share of the next item's."""
     content_gradient: float = Field(1.0, ge=0, le=1)
     """Share of the first loss's gradient that reaches contents. Encoders that still have to learn
     what to look at learn the items of training by heart with all of it; cached ones do not."""
@@ -462,6 +469,12 @@ class Config(Section):
                 f"training.query_weight is {self.training.query_weight:g} but encoders names no "
                 "text: queries are pieces of texts; add encoders.text, or set "
                 "training.query_weight=0"
+            )
+        if self.training.loss_weights == "learned" and not (self.model.heads or self.model.labels):
+            raise ValueError(
+                "training.loss_weights is 'learned' but model.heads and model.labels are empty: "
+                "there is one task alone, and nothing to weigh it against; name a head, or set "
+                "training.loss_weights=fixed"
             )
         if not self.model.popularity and self.evaluation.popularity_share < 1:
             raise ValueError(

@@ -228,6 +228,8 @@ def config_of(config: Config, name: str, data: PreparedData) -> Config:
         training["query_weight"] = 0.0
     if not training["alignment_weight"] and not training["query_weight"]:
         training["unlabelled_items"] = 0
+    if not document["model"]["heads"] and not document["model"]["labels"]:
+        training["loss_weights"] = "fixed"
     return parse_config(document)
 
 

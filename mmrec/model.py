@@ -29,6 +29,7 @@ from mmrec.data.batch import ModalityInput
 from mmrec.data.item_labels import LabelSet
 from mmrec.data.labels import HeadSpec
 from mmrec.data.signals import SignalReader
+from mmrec.loss_weights import LossWeights
 
 
 class IdPart(nn.Module):
@@ -140,10 +141,9 @@ class RecommenderModel(nn.Module):
         reader: turns what is told of them into its facts; None with `signals`.
         heads: what is told beside the next item, by name.
         head_specs: how their labels are made.
-        head_weights: of their losses.
         labels: heads that tell labels of an item from its content, by name.
         label_sets: which labels.
-        label_weights: of their losses.
+        loss_weights: of the heads and labels; None where there are none.
     """
 
     counts: Tensor
@@ -170,10 +170,9 @@ class RecommenderModel(nn.Module):
         reader: SignalReader | None = None,
         heads: Mapping[str, Head] | None = None,
         head_specs: Mapping[str, HeadSpec] | None = None,
-        head_weights: Mapping[str, float] | None = None,
         labels: Mapping[str, LabelHead] | None = None,
         label_sets: Mapping[str, LabelSet] | None = None,
-        label_weights: Mapping[str, float] | None = None,
+        loss_weights: LossWeights | None = None,
     ) -> None:
         super().__init__()
         # a module's name may hold no dot (`vector.clip`)
@@ -195,13 +194,14 @@ class RecommenderModel(nn.Module):
             self.domain = nn.Parameter(torch.randn(1, history.width) / math.sqrt(history.width))
         self.signals, self.reader = signals, reader
         self.heads = nn.ModuleDict(dict(heads or {}))
-        self.head_specs, self.head_weights = dict(head_specs or {}), dict(head_weights or {})
+        self.head_specs = dict(head_specs or {})
         for name, spec in self.head_specs.items():
             if spec.kind == "value":  # how far each item's values lie from the mean of all
                 self.register_buffer(f"value_offsets_{name}", torch.zeros(counts.shape[0]))
         # an attribute may be called like a method of ModuleDict, `type` or `items`
         self.labels = nn.ModuleDict({f"of_{name}": head for name, head in (labels or {}).items()})
-        self.label_sets, self.label_weights = dict(label_sets or {}), dict(label_weights or {})
+        self.label_sets = dict(label_sets or {})
+        self.loss_weights = LossWeights({}) if loss_weights is None else loss_weights
         # a dial in use, not of the checkpoint: one run can be asked with several
         self.popularity_share = popularity_share
         self.register_buffer("counts", counts.float())

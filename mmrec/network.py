@@ -20,6 +20,7 @@ from mmrec.data.labels import HeadSpec
 from mmrec.data.signals import SignalReader, SignalSpec
 from mmrec.encoder_parts import EncoderParts
 from mmrec.errors import ConfigError
+from mmrec.loss_weights import LossWeights
 from mmrec.model import IdPart, Popularity, RecommenderModel
 
 # settings, and by modality the width of its tokens and how many there are
@@ -123,13 +124,23 @@ def make_model(
             for name, spec in (heads or {}).items()
         },
         head_specs=heads,
-        head_weights={name: each.weight for name, each in settings.heads.items()},
         labels={
             name: LabelHead(settings.width, kind=each.kind, base=each.base)
             for name, each in (labels or {}).items()
         },
         label_sets=labels,
-        label_weights={name: each.weight for name, each in settings.labels.items()},
+        loss_weights=_loss_weights(config),
+    )
+
+
+def _loss_weights(config: Config) -> LossWeights:
+    heads, labels = config.model.heads, config.model.labels
+    weights = {name: each.weight for name, each in heads.items()}
+    weights |= {f"{name}_labels": each.weight for name, each in labels.items()}
+    return LossWeights(
+        weights,
+        learned=config.training.loss_weights == "learned",
+        squared={name for name, each in heads.items() if each.kind == "value"},
     )
 
 

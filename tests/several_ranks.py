@@ -118,7 +118,7 @@ def finish(processes: list[Any], run: Path) -> None:
 
 def losses_of(run: Path) -> list[list[float]]:
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    names = ("loss", "cold_loss", "alignment", "modality_loss", "query_loss")
+    names = ("loss", "cold_loss", "alignment", "modality_loss", "query_loss", "variety_loss")
     return [[each.get(name, 0.0) for name in names] for each in lines if "loss" in each]
 
 

@@ -95,6 +95,7 @@ def test_two_ranks_compute_what_one_does(
             "training.alignment_weight": 0.5,
             "training.modality_weight": 0.5,
             "training.query_weight": 0.5,
+            "training.variety_weight": 0.5,
             "training.unlabelled_items": 3,
             "training.max_epochs": 3,
             "training.optimiser": "sgd",

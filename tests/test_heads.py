@@ -27,7 +27,8 @@ from mmrec.evaluation.heads import binary_figures, calibration_error, heads_line
 from mmrec.evaluation.schemas import ReportDocument
 from mmrec.recommender import Recommender
 from mmrec.retrieval.export import export_run
-from mmrec.training.objective import compute_losses, head_losses, split_histories
+from mmrec.training.micro_batches import split_histories
+from mmrec.training.objective import compute_losses, head_losses
 from mmrec.training.train import train
 
 pytestmark = pytest.mark.usefixtures("restored_torch")

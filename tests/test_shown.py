@@ -22,7 +22,8 @@ from mmrec.data.batch import batch_loader
 from mmrec.data.labels import not_met
 from mmrec.evaluation.command import evaluate_run
 from mmrec.recommender import Recommender
-from mmrec.training.objective import compute_losses, shown_loss_of, split_histories
+from mmrec.training.micro_batches import split_histories
+from mmrec.training.objective import compute_losses, shown_loss_of
 from mmrec.training.train import train
 
 pytestmark = pytest.mark.usefixtures("restored_torch")

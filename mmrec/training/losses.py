@@ -34,6 +34,19 @@ class ExcludedPairs:
         counts = torch.bincount(rows, minlength=num_rows)
         self.starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
+    def of_rows(self, rows: Tensor) -> ExcludedPairs:
+        """The pairs of some of the positions, which are numbered anew: (n,) ascending."""
+        place = torch.full((len(self.starts) - 1,), -1, device=rows.device)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        kept = place[self.rows] >= 0
+        return ExcludedPairs(place[self.rows[kept]], self.items[kept], num_rows=len(rows))
+
+    def among(self, place: Tensor) -> ExcludedPairs:
+        """The pairs of some of the items: (N,) the new row of each, -1 for one that is left out."""
+        places = place[self.items]
+        kept = places >= 0
+        return ExcludedPairs(self.rows[kept], places[kept], num_rows=len(self.starts) - 1)
+
     def within(self, start: int, stop: int, num_items: int) -> Tensor:
         """Flat indices of the pairs of rows start..stop in their (stop - start, N) logits."""
         low, high = int(self.starts[start]), int(self.starts[stop])
@@ -162,18 +175,13 @@ def sampled_softmax(
     """
     place = torch.full((items.shape[0],), -1, dtype=torch.int64, device=items.device)
     place[candidates] = torch.arange(candidates.shape[0], device=items.device)
-    left = None
-    if excluded is not None:
-        places = place[excluded.items]
-        kept = places >= 0
-        left = ExcludedPairs(excluded.rows[kept], places[kept], num_rows=users.shape[0])
     return catalogue_softmax(
         users,
         items.index_select(0, candidates),
         bias.index_select(0, candidates) - log_inclusion,
         place[targets],
         weights=weights,
-        excluded=left,
+        excluded=None if excluded is None else excluded.among(place),
         label_smoothing=label_smoothing,
     )
 

@@ -10,7 +10,7 @@ Legend: R items in training · M fresh items · P positions · D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -19,15 +19,17 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mmrec.config import TrainingConfig
-from mmrec.data.batch import Batch, share_of
+from mmrec.data.batch import Batch
 from mmrec.model import RecommenderModel
 from mmrec.training.distributed import GatherContents, gathering
 from mmrec.training.fresh import fresh_content
 from mmrec.training.gradient import scale_gradient
 from mmrec.training.item_labels import label_losses
 from mmrec.training.losses import catalogue_softmax, met_before, sampled_softmax
+from mmrec.training.micro_batches import split_histories
 from mmrec.training.one_modality import align, head_tables
 from mmrec.training.text_query import match_queries
+from mmrec.training.variety import variety_loss_of
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class Losses:
         heads: of each head.
         labels: of each set of labels of the fresh items; empty where nothing is encoded.
         shown_loss: of items met next beside those shown before; None where it has no weight.
+        variety_loss: how alike two items are that are drawn for a user; None where it has no
+            weight.
+        log_variances: of the tasks, by the names they are logged with; empty where none is learned.
     """
 
     loss: Tensor
@@ -59,6 +64,8 @@ class Losses:
     heads: dict[str, Tensor]
     labels: dict[str, Tensor]
     shown_loss: Tensor | None = None
+    variety_loss: Tensor | None = None
+    log_variances: dict[str, Tensor] = field(default_factory=dict)
 
 
 def compute_losses(
@@ -116,9 +123,12 @@ def compute_losses(
         heads = head_tables(one_modality, batch.fresh, fresh.weight, items, bias)
         tables += heads.values()
 
+    # a model of ids knows no other likeness than that of what is met together
+    contents = items if content is None else content
+
     def losses_of(part: Batch) -> tuple[Tensor, ...]:
         return _losses_of_histories(
-            model, part, items, tables, config, repeats_forbidden=repeats_forbidden
+            model, part, items, tables, contents, config, repeats_forbidden=repeats_forbidden
         )
 
     parts = split_histories(batch, config.micro_batches)
@@ -128,6 +138,7 @@ def compute_losses(
         found = [checkpoint(losses_of, part, use_reentrant=False) for part in parts]
         sums = [torch.stack(terms).sum() for terms in zip(*found, strict=True)]
     loss, *others = sums
+    variety_loss = others.pop() if config.variety_weight else None
     shown_loss = others.pop() if config.shown_weight else None
     of_heads = dict(zip(model.heads, others[len(others) - len(model.heads) :], strict=True))
     others = others[: len(others) - len(model.heads)]
@@ -153,6 +164,7 @@ def compute_losses(
         heads=of_heads,
         labels=labels,
         shown_loss=shown_loss,
+        variety_loss=variety_loss,
     )
 
 
@@ -161,6 +173,7 @@ def _losses_of_histories(
     batch: Batch,
     items: Tensor,
     tables: Sequence[tuple[Tensor, Tensor]],
+    contents: Tensor,
     config: TrainingConfig,
     *,
     repeats_forbidden: bool,
@@ -172,6 +185,7 @@ def _losses_of_histories(
         batch: the histories.
         items: (R, D) embeddings that histories are read by.
         tables: (R, D) what positions are compared with, and (R,) its biases.
+        contents: (R, D) unit vectors that say which items are alike.
         config: loss settings.
         repeats_forbidden: leave items met before out of the candidates.
     """
@@ -223,10 +237,13 @@ def _losses_of_histories(
         )
         for table, bias in tables
     )
+    found = (*of_tables, *of_heads)
     if config.shown_weight:
-        items_and_biases = tables[0]
-        return (*of_tables, *of_heads, shown_loss_of(model, batch, met, items_and_biases))
-    return (*of_tables, *of_heads)
+        found = (*found, shown_loss_of(model, batch, met, tables[0]))
+    if config.variety_weight:
+        of_lists = variety_loss_of(batch, met, tables[0], contents, model.temperature, excluded)
+        found = (*found, of_lists)
+    return found
 
 
 def shown_loss_of(
@@ -331,41 +348,3 @@ def number_needed(batch: Batch, num_items: int) -> tuple[Batch, Tensor]:
         shown=torch.stack([batch.shown[0], place(batch.shown[1])]),
     )
     return numbered, rows
-
-
-def _shown_within(shown: Tensor, start: int, stop: int) -> Tensor:
-    """Pairs of the positions start..stop, numbered from there."""
-    own = shown[:, (shown[0] >= start) & (shown[0] < stop)]
-    return torch.stack([own[0] - start, own[1]])
-
-
-def split_histories(batch: Batch, num_parts: int) -> list[Batch]:
-    """Consecutive histories of a batch, in at most so many parts of even size."""
-    num_histories = batch.offsets.shape[0] - 1
-    num_parts = min(num_parts, num_histories)
-    if num_parts == 1:
-        return [batch]
-    parts = []
-    for number in range(num_parts):
-        first, last = share_of(num_histories, rank=number, world=num_parts)
-        offsets = batch.offsets[first : last + 1]
-        start, stop = int(offsets[0]), int(offsets[-1])
-        signals = batch.signals
-        if signals is not None:
-            fields = 0 if signals.users is None else len(signals.users) // num_histories
-            own = slice(start, stop)
-            signals = signals.part(own, own, slice(first * fields, last * fields))
-        parts.append(
-            replace(
-                batch,
-                inputs=batch.inputs[start:stop],
-                targets=batch.targets[start:stop],
-                counted=batch.counted[start:stop],
-                weights=None if batch.weights is None else batch.weights[start:stop],
-                offsets=offsets - start,
-                signals=signals,
-                shown=_shown_within(batch.shown, start, stop),
-                heads={name: each.part(slice(start, stop)) for name, each in batch.heads.items()},
-            )
-        )
-    return parts

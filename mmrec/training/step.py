@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -29,7 +29,8 @@ class StepOutput:
 
     Attributes:
         loss: of items as they are.
-        others: the other losses that the step has, by the name of their field of `Losses`.
+        others: the other losses that the step has, by the name of their field of `Losses`, and the
+            log variances that weigh them.
         grad_norm: of their weighted sum, before clipping.
         num_targets: positions that the losses are means of.
     """
@@ -89,13 +90,17 @@ class TrainedModel(nn.Module):
             (config.modality_weight, losses.modality_loss),
             (config.query_weight, losses.query_loss),
             (config.shown_weight, losses.shown_loss),
+            (config.variety_weight, losses.variety_loss),
         ):
             if loss is not None:
                 total = total + weight * loss
+        weights = self.model.loss_weights
+        losses = replace(losses, log_variances=weights.current())
+        total = weights.of_next_item(total)  # what stands with it has a share of its weight
         for name, loss in losses.heads.items():
-            total = total + self.model.head_weights[name] * loss
+            total = total + weights.of_task(name, loss)
         for name, loss in losses.labels.items():
-            total = total + self.model.label_weights[name] * loss
+            total = total + weights.of_task(f"{name}_labels", loss)
         extra = budget.penalty(self.model)
         return total if extra is None else total + extra, losses
 
@@ -177,11 +182,12 @@ def train_step(
 def _others(losses: Losses, ranks: Ranks) -> dict[str, Tensor]:
     """The losses beside the first; those of positions are shares of a mean over the ranks."""
     shares = {"cold_loss": losses.cold_loss, "modality_loss": losses.modality_loss}
-    shares["shown_loss"] = losses.shown_loss
+    shares |= {"shown_loss": losses.shown_loss, "variety_loss": losses.variety_loss}
     shares |= {f"{name}_loss": each for name, each in losses.heads.items()}
     whole = {"alignment": losses.alignment, "query_loss": losses.query_loss}
     whole |= {f"{name}_labels_loss": each for name, each in losses.labels.items()}
     return {
+        **losses.log_variances,
         **{name: ranks.mean(each.detach()) for name, each in shares.items() if each is not None},
         **{name: each.detach() for name, each in whole.items() if each is not None},
     }

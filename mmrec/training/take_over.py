@@ -145,7 +145,7 @@ def take_over(
     wanted = {_bare(name): name for name in own if name not in added}
     tensors = read_tensors(final / "model.safetensors")
     found = {_bare(name): each for name, each in tensors.items()}
-    for name in sorted((wanted.keys() ^ found.keys()) - OF_LOSSES):
+    for name in sorted(filter(_is_of_the_model, wanted.keys() ^ found.keys())):
         what = "lacks" if name in wanted else "has"
         raise CheckpointMismatch(f"training.start_from is {run}: its model {what} {name}")
     as_there = known == list(item_ids) and torch.equal(found["counts"], own["counts"])
@@ -169,6 +169,10 @@ def take_over(
     if not keep_offset:
         model.offset.copy_(offset)
         model.expectation.copy_(expectation)
+
+
+def _is_of_the_model(name: str) -> bool:
+    return name not in OF_LOSSES and not name.startswith("loss_weights.")
 
 
 def _is_of_histories(name: str) -> bool:
