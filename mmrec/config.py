@@ -264,7 +264,8 @@ class ModelConfig(Section):
     signals: SignalsConfig = SignalsConfig()
     heads: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], HeadConfig] = {}
     """Further tasks by name, which share all of the model; each has a loss and figures of its own.
-    """
+    Of several catalogues a head belongs to those whose log has all of its event types, or values;
+    one that names types of two logs is refused."""
     labels: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], LabelsConfig] = {}
     """Labels of items to tell, by name, such as {genres: {}}."""
 
@@ -418,7 +419,8 @@ class Config(Section):
     data: DataConfig = DataConfig()
     catalogues: dict[str, CatalogueConfig] = {}
     """Several catalogues in one run, by the names of `--data NAME=DIR`: they share encoders, fusion
-    and user model, and each has its own ids, popularity and attributes. Empty for one alone."""
+    and user model, and each has its own ids, popularity, attributes, signals, heads and labels, as
+    far as it has the columns: what no catalogue has is refused. Empty for one alone."""
     encoders: dict[str, EncoderConfig] = {}
     """One section a modality: text, image, audio, vector.NAME, attributes."""
     model: ModelConfig = ModelConfig()
