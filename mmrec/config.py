@@ -234,9 +234,22 @@ class LabelsConfig(Section):
     set. null: the name of this section. The model may not read it itself."""
     labels: tuple[str, ...] = ()
     """Those that are told; empty: the commonest 256 of the items of training."""
+    popularity: float | None = Field(None, ge=0.5, lt=1)
+    """In place of an attribute, `hot` and `cold` by training events alone: at 0.8 an item is hot
+    that has more of them than four fifths of the items of training have at most."""
     weight: float = Field(0.2, gt=0)
     """Of its loss beside that of the next item: cross-entropy over the labels of a category, the
     sum over labels of binary cross-entropy of a set."""
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> LabelsConfig:
+        given = self.attribute or ", ".join(self.labels)
+        if self.popularity is not None and given:
+            raise ValueError(
+                f"popularity is {self.popularity:g} and '{given}' is named: labels by popularity "
+                "are hot and cold, of no attribute; drop one of them"
+            )
+        return self
 
 
 class ModelConfig(Section):

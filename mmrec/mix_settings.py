@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_prep.shards import PreparedData
-from mmrec.config import Config, HeadConfig
+from mmrec.config import Config, HeadConfig, LabelsConfig
 from mmrec.data.signals import signals_without
 from mmrec.errors import ConfigError
 
@@ -58,10 +58,10 @@ def check_told(config: Config, data: Mapping[str, PreparedData]) -> None:
                 f"{_types(data)}"
             )
     for name, labels in config.model.labels.items():
-        attribute = labels.attribute or name
-        if not any(attribute in each.catalogue.items.attributes for each in data.values()):
+        if not any(_has_labels(name, labels, each) for each in data.values()):
             raise ConfigError(
-                f"model.labels.{name}: '{attribute}' is no attribute of any catalogue's items"
+                f"model.labels.{name}: '{labels.attribute or name}' is no attribute of any "
+                "catalogue's items"
             )
 
 
@@ -86,7 +86,7 @@ def keep_told(document: dict[str, Any], config: Config, data: PreparedData) -> N
     model["labels"] = {
         name: model["labels"][name]
         for name, each in config.model.labels.items()
-        if (each.attribute or name) in data.catalogue.items.attributes
+        if _has_labels(name, each, data)
     }
     types = event_types(data)
     weights = training["event_weights"]
@@ -118,6 +118,12 @@ def _has(name: str, head: HeadConfig, data: PreparedData) -> bool:
         )
     has_value = data.catalogue.interactions.value is not None
     return not lacking and (head.kind == "binary" or has_value)
+
+
+def _has_labels(name: str, labels: LabelsConfig, data: PreparedData) -> bool:
+    """Whether a catalogue has labels: an attribute, or events, which all have."""
+    by_events = labels.popularity is not None
+    return by_events or (labels.attribute or name) in data.catalogue.items.attributes
 
 
 def _types(data: Mapping[str, PreparedData]) -> str:
