@@ -31,6 +31,8 @@ from mmrec.retrieval.cold import problems, score_frame
 from mmrec.retrieval.content import encode_new, encode_query, new_items
 from mmrec.retrieval.item_labels import tell_labels
 from mmrec.retrieval.load import load_retriever
+from mmrec.retrieval.path import Path as ItemPath
+from mmrec.retrieval.path import Rule, best_paths
 from mmrec.retrieval.predict import predict
 from mmrec.retrieval.recommend import Recommendation, most_similar, recommend_next
 from mmrec.retrieval.retriever import HistoryEvent, Retriever
@@ -139,6 +141,32 @@ class Recommender:
         return recommend_next(
             self.retriever, asked, k, at=time, half_life_hours=half_life_hours, unmet=unmet
         )
+
+    def path(
+        self,
+        user_id: str | None = None,
+        *,
+        history: Sequence[HistoryEvent] | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        time: float | None = None,
+        context: Mapping[str, str] | None = None,
+        length: int = 5,
+        k: int = 1,
+        beam: int = 32,
+        rule: Rule | None = None,
+    ) -> list[ItemPath]:
+        """Items to meet one after the other, such as courses, each behind those before it.
+
+        The user is given as in `recommend`, the rest as in `mmrec.retrieval.path.best_paths`: no
+        item comes twice or has been met, and `rule(ids so far, id)` says what may follow.
+
+        Raises:
+            ItemNotFound: the user is not known, or no item of the history.
+            UserError: as of `recommend`; or length, k or beam is too small.
+        """
+        request = Request(time, context or {})
+        asked = one_asked(self.retriever, user_id, history, attributes, request)
+        return best_paths(self.retriever, asked, length=length, k=k, beam=beam, rule=rule, at=time)
 
     def predict(
         self,
