@@ -62,6 +62,7 @@ def write_shop(source: Path) -> Path:
     items = [
         {
             "id": f"i{number}",
+            "form": ["round", "flat", "long"][number % 3],
             "title": " ".join(
                 random.permutation(["grand" if number % 4 == 0 else "plain", *FILLERS[:3]])
             ),
@@ -81,7 +82,12 @@ def write_shop(source: Path) -> Path:
     catalogue = {
         "name": "shop",
         "kind": "shop",
-        "items": {"table": "items.csv", "id": "id", "text": ["title"]},
+        "items": {
+            "table": "items.csv",
+            "id": "id",
+            "text": ["title"],
+            "attributes": {"form": {"type": "category"}},
+        },
         "interactions": {"table": "log.csv", "user": "user", "item": "item", "order": "at"},
         "split": {"protocol": "leave_one_out", "cold_test": 0.25},
     }
@@ -111,7 +117,7 @@ def shop_config(**labels: Any) -> Config:
                     "modality_dropout": 0.0,
                 },
                 "history": {"num_blocks": 1, "num_heads": 2},
-                "labels": {"demand": {"popularity": 0.7, "weight": 1.0, **labels}},
+                "labels": {"form": {}, "demand": {"popularity": 0.7, "weight": 1.0, **labels}},
             },
             "training": {
                 "max_epochs": 25,

@@ -120,7 +120,7 @@ class ItemLabels:
 
 
 def describe_labels(
-    config: Config, data: PreparedData, item_index_of: IntArray, counts: IntArray
+    config: Config, data: PreparedData, item_index_of: IntArray, num_events: IntArray
 ) -> ItemLabels:
     """What the items of training teach of labels; what others have is not looked at.
 
@@ -128,7 +128,7 @@ def describe_labels(
         config: complete settings.
         data: the prepared folder.
         item_index_of: (R,) item_index of each item of training.
-        counts: (R,) their training events.
+        num_events: (R,) their training events.
 
     Raises:
         ConfigError: an attribute is not the catalogue's, is no label, or is read by the model; a
@@ -146,7 +146,7 @@ def describe_labels(
     records = [data.items.record(int(row)).get("attributes", {}) for row in item_index_of]
     for name, wanted in config.model.labels.items():
         if wanted.popularity is not None:
-            sets[name], codes[name] = popularity_labels(name, wanted.popularity, counts)
+            sets[name], codes[name] = popularity_labels(name, wanted.popularity, num_events)
             continue
         attribute = wanted.attribute or name
         bare = LabelSet(attribute, _kind(config, data, name, attribute), (), ())
