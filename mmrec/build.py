@@ -238,7 +238,7 @@ def assemble(
     heads, item_means = describe_heads(
         config.model.heads, data, histories, row_of, num_rows=item_index_of.shape[0]
     )
-    labels = describe_labels(config, data, item_index_of)
+    labels = describe_labels(config, data, item_index_of, popularity[item_index_of])
     torch.manual_seed(config.training.seed)
     model = make_model(
         config,

@@ -234,9 +234,22 @@ class LabelsConfig(Section):
     set. null: the name of this section. The model may not read it itself."""
     labels: tuple[str, ...] = ()
     """Those that are told; empty: the commonest 256 of the items of training."""
+    popularity: float | None = Field(None, ge=0.5, lt=1)
+    """In place of an attribute, `hot` and `cold` by training events alone: at 0.8 an item is hot
+    that has more of them than four fifths of the items of training have at most."""
     weight: float = Field(0.2, gt=0)
     """Of its loss beside that of the next item: cross-entropy over the labels of a category, the
     sum over labels of binary cross-entropy of a set."""
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> LabelsConfig:
+        given = self.attribute or ", ".join(self.labels)
+        if self.popularity is not None and given:
+            raise ValueError(
+                f"popularity is {self.popularity:g} and '{given}' is named: labels by popularity "
+                "are hot and cold, of no attribute; drop one of them"
+            )
+        return self
 
 
 class ModelConfig(Section):
@@ -264,7 +277,8 @@ class ModelConfig(Section):
     signals: SignalsConfig = SignalsConfig()
     heads: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], HeadConfig] = {}
     """Further tasks by name, which share all of the model; each has a loss and figures of its own.
-    """
+    Of several catalogues a head belongs to those whose log has all of its event types, or values;
+    one that names types of two logs is refused."""
     labels: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], LabelsConfig] = {}
     """Labels of items to tell, by name, such as {genres: {}}."""
 
@@ -426,7 +440,8 @@ class Config(Section):
     data: DataConfig = DataConfig()
     catalogues: dict[str, CatalogueConfig] = {}
     """Several catalogues in one run, by the names of `--data NAME=DIR`: they share encoders, fusion
-    and user model, and each has its own ids, popularity and attributes. Empty for one alone."""
+    and user model, and each has its own ids, popularity, attributes, signals, heads and labels, as
+    far as it has the columns: what no catalogue has is refused. Empty for one alone."""
     encoders: dict[str, EncoderConfig] = {}
     """One section a modality: text, image, audio, vector.NAME, attributes."""
     model: ModelConfig = ModelConfig()

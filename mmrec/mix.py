@@ -3,7 +3,8 @@
     Config + {music: DATA, shop: DATA} ─► an Assembly each, tied to the others = Mix
 
 An encoder, a modality's projection, the fusion and the user model are made for the first catalogue
-that has a use for them, and taken over by the others. Attributes are a catalogue's own.
+that has a use for them, and taken over by the others. Attributes, signals and heads are a
+catalogue's own; see `mmrec.mix_settings`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from mmrec.build import Assembly, assemble
 from mmrec.config import Config, parse_config
 from mmrec.data.corpus import corpus
 from mmrec.data.mix import MixedStream
-from mmrec.data.signals import signals_without
 from mmrec.encoder_parts import EncoderParts
 from mmrec.errors import ConfigError
+from mmrec.mix_settings import check_told, keep_told
 from mmrec.mixed_model import MixedModel
 from mmrec.model import RecommenderModel
 from mmrec.training.transfer import FUSIONS, OWN
@@ -70,7 +71,18 @@ class Common:
         return chain.from_iterable(map(corpus, having))
 
     def tie(self, model: RecommenderModel, parts: Mapping[str, EncoderParts]) -> None:
-        """Puts the common modules in the place of a model's own, or takes note of them."""
+        """Puts the common modules in the place of a model's own, or takes note of them.
+
+        Raises:
+            ConfigError: an encoder's or the user model's weights differ in shape.
+        """
+        history = self.modules.get("history", model.history)
+        if isinstance(history, nn.Module) and _shapes(history) != _shapes(model.history):
+            raise ConfigError(
+                "model.signals.users: catalogues read different numbers of attributes, and "
+                "model.history.block 'pointwise' has a bias for each distance over them; name as "
+                "many of each catalogue, set model.signals.users=false, or take the block 'gated'"
+            )
         for name in COMMON:
             self._tie_one(model, name, name)
         if model.fusion is not None:
@@ -136,12 +148,7 @@ def assemble_mix(
         if not any(modality in each.items.modalities for each in data.values()):
             having = "; ".join(f"{n}: {', '.join(d.items.modalities)}" for n, d in data.items())
             raise ConfigError(f"encoders.{modality}: no catalogue has it; they have {having}")
-    for name, labels in config.model.labels.items():
-        attribute = labels.attribute or name
-        if not any(attribute in each.catalogue.items.attributes for each in data.values()):
-            raise ConfigError(
-                f"model.labels.{name}: '{attribute}' is no attribute of any catalogue's items"
-            )
+    check_told(config, data)
     common = Common(data, config.training.seed)
     assemblies = {
         name: assemble(
@@ -199,10 +206,11 @@ def check_mix(config: Config, folders: Mapping[str, Path]) -> None:
 def config_of(config: Config, name: str, data: PreparedData) -> Config:
     """The settings of one catalogue's part, which stand for themselves.
 
-    It keeps the encoders of modalities that the catalogue has, and no loss that needs others.
+    It keeps the encoders of modalities that the catalogue has, what its log and tables tell, and no
+    loss that needs more.
 
     Raises:
-        ConfigError: it has none of them.
+        ConfigError: it has none of the modalities, or some of a head's event types and not all.
     """
     encoders = [modality for modality in config.encoders if modality in data.items.modalities]
     if config.encoders and not encoders:
@@ -215,12 +223,7 @@ def config_of(config: Config, name: str, data: PreparedData) -> Config:
     document |= {"name": f"{config.name}-{name}", "catalogues": {}}
     document["data"]["split"] = config.catalogues[name].split
     document["model"]["domain"] = True
-    document["model"]["signals"] |= signals_without(config.model.signals, data)
-    document["model"]["labels"] = {
-        label: document["model"]["labels"][label]
-        for label, each in config.model.labels.items()
-        if (each.attribute or label) in data.catalogue.items.attributes
-    }
+    keep_told(document, config, data)
     training = document["training"]
     if len(encoders) < 2:
         training |= {"modality_weight": 0.0, "alignment_weight": 0.0}

@@ -24,14 +24,18 @@ from torch import Tensor
 
 from mmrec.data.items import Media, NewItems
 from mmrec.errors import UserError
+from mmrec.request import Request
+from mmrec.retrieval.asked import all_asked, one_asked
 from mmrec.retrieval.classify import class_vectors, classify
 from mmrec.retrieval.cold import problems, score_frame
 from mmrec.retrieval.content import encode_new, encode_query, new_items
 from mmrec.retrieval.item_labels import tell_labels
 from mmrec.retrieval.load import load_retriever
+from mmrec.retrieval.path import Path as ItemPath
+from mmrec.retrieval.path import Rule, best_paths
 from mmrec.retrieval.predict import predict
 from mmrec.retrieval.recommend import Recommendation, most_similar, recommend_next
-from mmrec.retrieval.retriever import Asked, HistoryEvent, Request, Retriever
+from mmrec.retrieval.retriever import HistoryEvent, Retriever
 
 logger = logging.getLogger(__name__)
 
@@ -129,12 +133,40 @@ class Recommender:
                 no text to take a taste from, k is below 1, or a half-life is asked for where the
                 catalogue file has no items.available.from.
         """
-        asked = self._asked(user_id, history, attributes, Request(time, context or {}))
+        asked = one_asked(
+            self.retriever, user_id, history, attributes, Request(time, context or {})
+        )
         if taste is not None:
             asked = replace(asked, taste=encode_query(self.retriever, "text", taste))
         return recommend_next(
             self.retriever, asked, k, at=time, half_life_hours=half_life_hours, unmet=unmet
         )
+
+    def path(
+        self,
+        user_id: str | None = None,
+        *,
+        history: Sequence[HistoryEvent] | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        time: float | None = None,
+        context: Mapping[str, str] | None = None,
+        length: int = 5,
+        k: int = 1,
+        beam: int = 32,
+        rule: Rule | None = None,
+    ) -> list[ItemPath]:
+        """Items to meet one after the other, such as courses, each behind those before it.
+
+        The user is given as in `recommend`, the rest as in `mmrec.retrieval.path.best_paths`: no
+        item comes twice or has been met, and `rule(ids so far, id)` says what may follow.
+
+        Raises:
+            ItemNotFound: the user is not known, or no item of the history.
+            UserError: as of `recommend`; or length, k or beam is too small.
+        """
+        request = Request(time, context or {})
+        asked = one_asked(self.retriever, user_id, history, attributes, request)
+        return best_paths(self.retriever, asked, length=length, k=k, beam=beam, rule=rule, at=time)
 
     def predict(
         self,
@@ -168,7 +200,9 @@ class Recommender:
             raise UserError(
                 f"{self.retriever.path}: the model has no heads; train one with model.heads"
             )
-        asked = self._asked(user_id, history, attributes, Request(time, context or {}))
+        asked = one_asked(
+            self.retriever, user_id, history, attributes, Request(time, context or {})
+        )
         rows = [self.retriever.item_index(item_id) for item_id in items]
         told = predict(self.retriever, asked, rows)
         return [
@@ -242,22 +276,6 @@ class Recommender:
         chosen = torch.tensor(rows, dtype=torch.int64, device=self.retriever.device)
         return [str(item_id) for item_id in items], self.retriever.content[chosen]
 
-    def _asked(
-        self,
-        user_id: str | None,
-        history: Sequence[HistoryEvent] | None,
-        attributes: Mapping[str, Any] | None,
-        request: Request,
-    ) -> Asked:
-        """A stored user, or one who comes with his history."""
-        if user_id is not None and (history is not None or attributes is not None):
-            other = "history" if history is not None else "attributes"
-            raise UserError(f"user_id and {other} are both given, allowed is one of them")
-        if user_id is not None:
-            rows, _ = self.retriever.stored_users([user_id])
-            return self.retriever.stored_user(rows[0], request)
-        return self.retriever.given_user(history or (), request=request, attributes=attributes)
-
     def similar(
         self,
         item_id: str | None = None,
@@ -317,6 +335,8 @@ class Recommender:
         *,
         users: Sequence[str] | None = None,
         histories: Sequence[Sequence[HistoryEvent]] | None = None,
+        time: float | None = None,
+        context: Mapping[str, str] | None = None,
     ) -> pl.DataFrame:
         """Scores new items from their media alone, for stored users or given histories.
 
@@ -324,6 +344,9 @@ class Recommender:
             items: as `new_items` gives them.
             users: ids; None with no histories means every stored user.
             histories: instead of users; their `user_id` in the result is their place.
+            time: of the request, the same for all users, Unix seconds; the candidates are those
+                available then. None: not known, and all candidates count.
+            context: of the request, by the log's columns.
 
         Returns:
             user_id, item_id, score (cosine), rank (among the user's unseen candidates and this
@@ -332,19 +355,12 @@ class Recommender:
 
         Raises:
             ItemNotFound: no user is known, or no item of a history.
-            UserError: both users and histories are given, or the model knows no media.
+            UserError: both users and histories are given, a context is no column of the log, or
+                the model knows no media.
         """
-        if users is not None and histories is not None:
-            raise UserError("users and histories are both given, allowed is one of them")
-        retriever = self.retriever
-        if histories is not None:
-            asked = [retriever.given_user(each, str(row)) for row, each in enumerate(histories)]
-        elif users is not None:
-            asked = [retriever.stored_user(row) for row in retriever.stored_users(users)[0]]
-        else:
-            num_users = len(retriever.users.user_ids)
-            asked = [retriever.stored_user(row) for row in range(num_users)]
-        return score_frame(retriever, encode_new(retriever, items), asked)
+        asked = all_asked(self.retriever, users, histories, Request(time, context or {}))
+        new = encode_new(self.retriever, items)
+        return score_frame(self.retriever, new, asked, at=time)
 
     def embed_items(self, items: Sequence[str] | Media) -> ItemEmbeddings:
         """Vectors of items of the catalogue by their ids, or of new items by their media.
@@ -366,13 +382,28 @@ class Recommender:
         vectors = _to_numpy(new.content)
         return ItemEmbeddings(item_ids=new.item_ids, content=vectors, embedding=vectors)
 
-    def embed_users(self, histories: Sequence[Sequence[HistoryEvent]]) -> FloatArray:
-        """Unit vectors (U, D) of users behind histories; zeros for an empty history.
+    def embed_users(
+        self,
+        histories: Sequence[Sequence[HistoryEvent]] | None = None,
+        *,
+        users: Sequence[str] | None = None,
+        time: float | None = None,
+        context: Mapping[str, str] | None = None,
+    ) -> FloatArray:
+        """Unit vectors (U, D) of users behind histories, or of stored users as `export` does.
+
+        Args:
+            histories: as in `recommend`; zeros for an empty one, unless the model reads requests.
+            users: instead of histories ids, once each; those not known are left out. Without
+                either, every stored user.
+            time: of the request, the same for all, Unix seconds; None: not known.
+            context: of the request, by the log's columns.
 
         Raises:
-            ItemNotFound: items were given and none of a history is known.
+            ItemNotFound: no user is known, or items were given and none of a history is known.
+            UserError: both users and histories are given, or a context is no column of the log.
         """
-        asked = [self.retriever.given_user(each) for each in histories]
+        asked = all_asked(self.retriever, users, histories, Request(time, context or {}))
         return _to_numpy(self.retriever.user_vectors(asked))
 
 

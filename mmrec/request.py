@@ -1,16 +1,63 @@
-"""A request on the command line: its time, its context, and attributes of whoever asks."""
+"""A request: its time and its context, and how they are given on the command line."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mmrec.errors import UserError
 
 if TYPE_CHECKING:
-    from data_prep.catalogue import UsersSpec
+    from data_prep.catalogue import Catalogue, UsersSpec
+    from mmrec.data.told import EventColumns
+
+
+@dataclass(frozen=True)
+class Request:
+    """When and where a question is asked; a model that reads no such thing does not look.
+
+    Attributes:
+        time: Unix seconds, None for not known.
+        context: by column of the log, such as device and place.
+    """
+
+    time: float | None = None
+    context: Mapping[str, str] = field(default_factory=dict)
+
+    def columns(self, catalogue: Catalogue) -> EventColumns:
+        """(1) the request in the columns of the catalogue's log.
+
+        Raises:
+            UserError: its context names another column.
+        """
+        from mmrec.data.told import a_request  # imports torch, which not every command needs
+
+        known: dict[str, str | None] = dict.fromkeys(catalogue.interactions.context)
+        stray = sorted(self.context.keys() - known.keys())
+        if stray:
+            raise UserError(
+                f"context '{stray[0]}' is no column of the log; the catalogue has "
+                f"{', '.join(known) or 'none'}"
+            )
+        return a_request(time=self.time, context={**known, **self.context})
+
+    def document(self) -> dict[str, Any] | None:
+        """JSON values that say what was asked; None: nothing is known of it."""
+        if self.time is None and not self.context:
+            return None
+        return {"time": self.time, "context": dict(self.context)}
+
+
+def read_request(at: str | None, context: Sequence[str] | None) -> Request:
+    """What `--at` and `--context` say.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    return Request(read_time(at), read_pairs(context, "--context"))
 
 
 def read_time(given: str | None) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -56,6 +57,43 @@ def _as_rank(rank: int, port: int, function: Callable[..., None], arguments: Any
     torch.use_deterministic_algorithms(True)
     with join_ranks() as ranks:
         function(ranks, *arguments)
+
+
+def train_in_two_ranks(runs: Mapping[Path, tuple[Config, Any, int | None]]) -> None:
+    """Trains run after run in the same two processes, which are slow to start.
+
+    Args:
+        runs: settings and data (of several catalogues by name) of each; and a step at which the run
+            is copied as it is then, as if killed there, to a folder beside it, which is resumed.
+    """
+    ports = [free_port() for _ in range(2 * len(runs))]
+    torch.multiprocessing.spawn(_train_each, (ports, dict(runs)), nprocs=2)
+
+
+def _train_each(
+    rank: int, ports: list[int], runs: Mapping[Path, tuple[Config, Any, int | None]]
+) -> None:
+    from mmrec.training.train import Progress, train
+
+    torch.set_num_threads(1)
+    ports = list(reversed(ports))
+    for run, (config, data, step) in runs.items():
+        broken = broken_of(run)
+
+        def copy(at: Progress, run: Path = run, step: int | None = step) -> None:
+            if at.step == step:
+                shutil.copytree(run, broken_of(run))
+
+        os.environ |= environment_of(rank, 2, ports.pop())
+        train(config, data, run, progress=copy)
+        if step is not None:
+            os.environ |= environment_of(rank, 2, ports.pop())
+            train(config, data, broken, resume=True)
+
+
+def broken_of(run: Path) -> Path:
+    """Where `train_in_two_ranks` copies a run to."""
+    return run.with_name(f"{run.name}-broken")
 
 
 def environment_of(rank: int, world: int, port: int) -> dict[str, str]:
@@ -120,6 +158,16 @@ def losses_of(run: Path) -> list[list[float]]:
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     names = ("loss", "cold_loss", "alignment", "modality_loss", "query_loss", "variety_loss")
     return [[each.get(name, 0.0) for name in names] for each in lines if "loss" in each]
+
+
+def all_losses_of(run: Path) -> list[dict[str, float]]:
+    """Every loss of each step by its name, those of heads and labels too."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [
+        {name: value for name, value in each.items() if name.endswith("loss")}
+        for each in lines
+        if "loss" in each
+    ]
 
 
 def final_of(run: Path) -> dict[str, torch.Tensor]:

@@ -9,12 +9,15 @@ from typing import Annotated
 import typer
 
 from mmrec.arguments import (
+    AtOption,
+    ContextOption,
     DataOption,
     OverridesInUseArgument,
     RunArgument,
     SourceOption,
     split_names,
 )
+from mmrec.request import read_request
 
 
 class By(StrEnum):
@@ -32,9 +35,12 @@ def export(
         str, typer.Option("--format", help="One or several of parquet,faiss,npy.")
     ] = "parquet",
     bundle: Annotated[bool, typer.Option("--bundle", help="Add a self-contained bundle.")] = False,
+    at: AtOption = None,
+    context: ContextOption = None,
     data: DataOption = None,
 ) -> None:
     """Write item and user embeddings that any retrieval system can search."""
+    request = read_request(at, context)
     from mmrec.retrieval.export import export_run
 
     export_run(
@@ -44,6 +50,7 @@ def export(
         bundle=bundle,
         data=data,
         overrides=overrides or (),
+        request=request,
     )
     typer.echo(f"exported {run} to {out}")
 
@@ -60,9 +67,12 @@ def score(
     users: Annotated[str, typer.Option(help="User ids, comma-separated, or all.")] = "all",
     top: Annotated[int | None, typer.Option(min=1, help="Rows to keep of each user.")] = None,
     by: Annotated[By, typer.Option(help="What --top counts by.")] = By.user,
+    at: AtOption = None,
+    context: ContextOption = None,
     data: DataOption = None,
 ) -> None:
     """Score items nobody has met, from their media alone."""
+    request = read_request(at, context)
     from mmrec.retrieval.cold import score_file
 
     summary = score_file(
@@ -75,5 +85,6 @@ def score(
         by=by.value,
         data=data,
         overrides=overrides or (),
+        request=request,
     )
     typer.echo(summary)

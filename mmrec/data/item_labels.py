@@ -1,9 +1,10 @@
 """Labels of items: values of an attribute that the model does not read, but tells from the rest.
 
-    an attribute of the items of training ─► LabelSet: the labels, how common each is
+    an attribute of the items of training, or
+    a quantile of their training events ─► LabelSet: the labels, how common each is
     rows of the items of a step ─► (M, K) which labels each has
 
-Legend: M items of a step · R items in training · K labels.
+Legend: M items of a step · R items in training · K labels · n items.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 MAX_LABELS = 256
 OTHER = -1  # code of a label that is not told
+COLD_HOT = ("cold", "hot")  # the positive class is 1
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,18 @@ class LabelSet:
     """What a head of labels tells.
 
     Attributes:
-        attribute: column of the catalogue's items.
+        attribute: column of the catalogue's items; None for labels of popularity.
         kind: `category`, an item has one label; `set`, any number of them.
         labels: K, the commonest among the items of training first.
         rates: (K,) share of the items with a label that have this one; never 0 or 1.
+        popularity: share that `popularity_labels` were made with.
     """
 
-    attribute: str
+    attribute: str | None
     kind: LabelKind
     labels: tuple[str, ...]
     rates: tuple[float, ...]
+    popularity: float | None = None
 
     @property
     def base(self) -> Tensor:
@@ -53,7 +59,7 @@ class LabelSet:
 
     def members(self, attributes: Mapping[str, Any]) -> list[str]:
         """The labels of an item, told or not, each once; none where nothing is known."""
-        value = attributes.get(self.attribute)
+        value = None if self.attribute is None else attributes.get(self.attribute)
         if value is None:
             return []
         return list(dict.fromkeys(map(str, [value] if self.kind == "category" else value)))
@@ -75,6 +81,7 @@ class LabelSet:
             document["kind"],
             tuple(document["labels"]),
             tuple(document["rates"]),
+            document.get("popularity"),
         )
 
 
@@ -112,13 +119,16 @@ class ItemLabels:
         return found
 
 
-def describe_labels(config: Config, data: PreparedData, item_index_of: IntArray) -> ItemLabels:
+def describe_labels(
+    config: Config, data: PreparedData, item_index_of: IntArray, num_events: IntArray
+) -> ItemLabels:
     """What the items of training teach of labels; what others have is not looked at.
 
     Args:
         config: complete settings.
         data: the prepared folder.
         item_index_of: (R,) item_index of each item of training.
+        num_events: (R,) their training events.
 
     Raises:
         ConfigError: an attribute is not the catalogue's, is no label, or is read by the model; a
@@ -135,6 +145,9 @@ def describe_labels(config: Config, data: PreparedData, item_index_of: IntArray)
         )
     records = [data.items.record(int(row)).get("attributes", {}) for row in item_index_of]
     for name, wanted in config.model.labels.items():
+        if wanted.popularity is not None:
+            sets[name], codes[name] = popularity_labels(name, wanted.popularity, num_events)
+            continue
         attribute = wanted.attribute or name
         bare = LabelSet(attribute, _kind(config, data, name, attribute), (), ())
         having = [members for record in records if (members := bare.members(record))]
@@ -157,6 +170,46 @@ def describe_labels(config: Config, data: PreparedData, item_index_of: IntArray)
         sets[name] = LabelSet(attribute, bare.kind, labels, rates)
         codes[name] = Ragged.from_rows(sets[name].codes(record) for record in records)
     return ItemLabels(sets, codes)
+
+
+def hot(counts: IntArray, share: float, among: IntArray) -> npt.NDArray[np.bool_]:
+    """Which items have more events than a share of some items have at most.
+
+    Args:
+        counts: (n,) events.
+        share: of the others, 0 .. 1.
+        among: (m,) events of the others; at most 1 - share of them are hot themselves.
+
+    Returns:
+        (n,) bool.
+    """
+    found: npt.NDArray[np.bool_] = counts > np.quantile(among, share, method="inverted_cdf")
+    return found
+
+
+def popularity_labels(name: str, share: float, counts: IntArray) -> tuple[LabelSet, Ragged]:
+    """The labels of the items of training, from their training events alone.
+
+    Args:
+        name: of the set.
+        share: `model.labels.NAME.popularity`.
+        counts: (R,) training events.
+
+    Returns:
+        The set, and R rows of one code: 1 for hot.
+
+    Raises:
+        ConfigError: no item is hot.
+    """
+    codes = hot(counts, share, counts).astype(np.int64)
+    if not codes.any():
+        raise ConfigError(
+            f"model.labels.{name}.popularity is {share:g}, but no item of training has more events "
+            f"than {share:.0%} of them have at most ({int(counts.max())}): take a smaller share"
+        )
+    rate = float((codes.sum() + 0.5) / (len(codes) + 1))
+    labels = LabelSet(None, "category", COLD_HOT, (1 - rate, rate), popularity=share)
+    return labels, Ragged(codes, np.arange(len(codes) + 1, dtype=np.int64))
 
 
 def _some(labels: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ import polars as pl
 import torch
 from sklearn.metrics import f1_score
 
-from mmrec.data.item_labels import OTHER
+from mmrec.data.item_labels import OTHER, hot
 from mmrec.data.ragged import IntArray
 from mmrec.evaluation.protocol import Which
 
@@ -54,9 +54,14 @@ def evaluate_labels(loaded: LoadedRun, which: Which) -> dict[str, dict[str, Any]
     roles = loaded.split.items.filter(pl.col("role") == f"cold_{which}")
     rows = roles["item_index"].to_numpy()
     records = [loaded.data.items.record(int(row)).get("attributes", {}) for row in rows]
+    warm = loaded.split.items.filter(pl.col("role") == "warm")["num_events"].to_numpy()
     for name, head in loaded.model.label_heads.items():
         spec = loaded.model.label_sets[name]
-        codes = [spec.codes(record) for record in records]
+        if spec.popularity is None:
+            codes = [spec.codes(record) for record in records]
+        else:  # events of the whole log, which training has not seen
+            met = hot(roles["num_events"].to_numpy(), spec.popularity, warm)
+            codes = [[int(each)] for each in met]
         kept = [place for place, own in enumerate(codes) if own]
         if not kept:
             continue

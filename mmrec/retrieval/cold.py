@@ -6,7 +6,8 @@
 
 A new item's embedding is its content. Its score is the cosine <u, c>; its rank is its place among
 the user's unseen candidates and itself, where the full score counts: popularity of the candidates
-against the model's offset for items without events. An id that the catalogue has already is scored
+against the model's offset for items without events. Where the request has a time, candidates are
+those that may be listed then. An id that the catalogue has already is scored
 as given, as if nobody had met it, and does not compete with itself.
 """
 
@@ -30,6 +31,7 @@ from data_prep.errors import DataError
 from mmrec.data.items import Broken
 from mmrec.data.ragged import IntArray
 from mmrec.errors import MediaError, UserError
+from mmrec.request import Request
 from mmrec.retrieval.content import NewContent, encode_new, new_items
 from mmrec.retrieval.load import load_retriever
 from mmrec.retrieval.retriever import Asked, Retriever
@@ -73,6 +75,7 @@ def score_file(
     by: Literal["user", "item"] | str = "user",
     data: Path | None = None,
     overrides: Sequence[str] = (),
+    request: Request | None = None,
 ) -> str:
     """Scores a table of new items for users and writes a parquet file, aside and then renamed.
 
@@ -89,6 +92,7 @@ def score_file(
         by: what K is counted by.
         data: the prepared folder where it has moved.
         overrides: `section.field=value` of settings that count in use.
+        request: when and where all users are asked; None: not known.
 
     Returns:
         One line: what was scored, refused and broken.
@@ -97,7 +101,7 @@ def score_file(
         ItemNotFound: none of the users is known.
         MediaError: more of the media are broken, or more of the items have none that is of use,
             than the run's `data.max_broken_media` allows.
-        UserError: no item can be scored, or a setting is not allowed.
+        UserError: no item can be scored, or a setting or a context is not allowed.
         DataError: the table is at fault.
     """
     if top is not None and top < 1:
@@ -109,13 +113,16 @@ def score_file(
     if users is not None and not users:
         raise UserError("--users names no id; give ids, comma-separated, or all")
     retriever = load_retriever(run, data, overrides)
+    request = request or Request()
+    request.columns(retriever.catalogue)  # what cannot be asked is refused before any work
     table = new_items(retriever, items, source)
     known, unknown = list(range(len(retriever.users.user_ids))), list[str]()
     if users is not None:
         known, unknown = retriever.stored_users(users)
     new = encode_new(retriever, table)
     _check_quarantine(new, items, retriever)
-    tiles = score_tiles(retriever, new, (retriever.stored_user(row) for row in known))
+    asked = (retriever.stored_user(row, request) for row in known)
+    tiles = score_tiles(retriever, new, asked, at=request.time)
     tables = _best_of_users(tiles, new, top) if by == "user" or top is None else _best_of_items(
         tiles, new, top
     )  # fmt: skip
@@ -124,29 +131,35 @@ def score_file(
     return "; ".join(filter(None, [line, problems(new, unknown)]))
 
 
-def score_frame(retriever: Retriever, new: NewContent, asked: Iterable[Asked]) -> pl.DataFrame:
-    """All scores as one table, each user's best item first."""
-    tables = list(_best_of_users(score_tiles(retriever, new, asked), new, None))
+def score_frame(
+    retriever: Retriever, new: NewContent, asked: Iterable[Asked], *, at: float | None = None
+) -> pl.DataFrame:
+    """All scores as one table, each user's best item first; arguments as of `score_tiles`."""
+    tables = list(_best_of_users(score_tiles(retriever, new, asked, at=at), new, None))
     whole = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
     frame = pl.from_arrow(whole)
     assert isinstance(frame, pl.DataFrame)
     return frame
 
 
-def score_tiles(retriever: Retriever, new: NewContent, asked: Iterable[Asked]) -> Iterator[_Tile]:
+def score_tiles(
+    retriever: Retriever, new: NewContent, asked: Iterable[Asked], *, at: float | None = None
+) -> Iterator[_Tile]:
     """Scores a tile of users against all new items, so that users x items never lives at once.
 
     Args:
         retriever: the model, its candidates and popularity.
         new: n items.
         asked: users, read as they are needed.
+        at: Unix seconds at which candidates must be available; None: whenever they are.
     """
     if not new.item_ids:
         return
-    widest = max(len(new.item_ids), min(CANDIDATE_TILE, len(retriever.items.candidates)))
+    candidates, candidate_side = _candidates(retriever, at)
+    widest = max(len(new.item_ids), min(CANDIDATE_TILE, len(candidates)))
     tile = max(1, min(MAX_USERS, MAX_SCORES // widest))
     column_of = np.full(len(retriever.items.item_ids), -1, np.int64)
-    column_of[retriever.items.candidates] = np.arange(len(retriever.items.candidates))
+    column_of[candidates] = np.arange(len(candidates))
     twin = _twins(retriever, new, column_of)
     remaining = iter(asked)
     while users := list(islice(remaining, tile)):
@@ -155,8 +168,18 @@ def score_tiles(retriever: Retriever, new: NewContent, asked: Iterable[Asked]) -
         full = score + retriever.popularity_of_new(new.content)
         side = score_vectors(retriever.model, vectors, retriever.vectors)[0]
         seen = _seen(users, column_of) if retriever.repeats_forbidden else None
-        above = _count_above(retriever.candidate_side, side, full, seen, twin)
+        above = _count_above(candidate_side, side, full, seen, twin)
         yield _Tile([each.user_id for each in users], score, above + 1)
+
+
+def _candidates(retriever: Retriever, at: float | None) -> tuple[IntArray, Tensor]:
+    """Rows (C,) of what new items compete with, and their side of the score (C, D + 1)."""
+    items = retriever.items
+    if at is None or items.available is None:
+        return items.candidates, retriever.candidate_side
+    kept = items.available.at(at)[items.candidates]
+    side = retriever.candidate_side[torch.from_numpy(kept).to(retriever.device)]
+    return items.candidates[kept], side
 
 
 def _count_above(

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from mmrec.data.ragged import IntArray
 from mmrec.errors import UserError
+from mmrec.request import Request
 from mmrec.retrieval.bundle import file_record, write_bundle
 from mmrec.retrieval.exported import MANIFEST_FILE, SCHEMA, read_manifest
 from mmrec.retrieval.index import FaissIndex, FloatArray, recall_at_k
@@ -54,6 +55,7 @@ def export_run(
     bundle: bool = False,
     data: Path | None = None,
     overrides: Sequence[str] = (),
+    request: Request | None = None,
     row_group: int = ROW_GROUP,
 ) -> dict[str, Any]:
     """Exports a run or a bundle.
@@ -65,13 +67,15 @@ def export_run(
         bundle: add a folder that serves like the run, without the run and its data.
         data: the prepared folder where it has moved.
         overrides: `section.field=value` of settings that count in use, the bundle's too.
+        request: when and where all users are asked; None: not known. The manifest holds it.
         row_group: items or users in memory at once, and a row group of the parquet files.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: an unknown format, or `out` holds something else.
+        UserError: an unknown format, a context that is no column of the log, or `out` holds
+            something else.
         CheckpointMismatch: no finished run, or other data.
         ConfigError: an override is not allowed.
     """
@@ -82,11 +86,13 @@ def export_run(
     out = out.resolve()
     _check_free(out)
     retriever = load_retriever(run, data, overrides)
+    request = request or Request()
+    request.columns(retriever.catalogue)  # what cannot be asked is refused before any work
     aside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        manifest = _write(retriever, aside, formats, bundle=bundle, row_group=row_group)
+        manifest = _write(retriever, aside, formats, request, bundle=bundle, row_group=row_group)
         _install(aside, out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -94,18 +100,24 @@ def export_run(
 
 
 def _write(
-    retriever: Retriever, folder: Path, formats: Sequence[str], *, bundle: bool, row_group: int
+    retriever: Retriever,
+    folder: Path,
+    formats: Sequence[str],
+    request: Request,
+    *,
+    bundle: bool,
+    row_group: int,
 ) -> dict[str, Any]:
     exported = np.flatnonzero(~retriever.items.deleted).astype(np.int64)
     num_users = len(retriever.users.user_ids)
     recall = None
     if "parquet" in formats:
         _write_parquet(folder / "items.parquet", _item_tables(retriever, exported, row_group))
-        _write_parquet(folder / "users.parquet", _user_tables(retriever, row_group))
+        _write_parquet(folder / "users.parquet", _user_tables(retriever, request, row_group))
     if "npy" in formats:
-        _write_npy(retriever, exported, folder, row_group)
+        _write_npy(retriever, exported, folder, request, row_group)
     if "faiss" in formats:
-        recall = _write_index(retriever, exported, folder / "index.faiss", row_group)
+        recall = _write_index(retriever, exported, folder / "index.faiss", request, row_group)
     files = {path.name: file_record(path) for path in sorted(folder.iterdir())}
     if bundle:
         write_bundle(retriever, folder / "bundle")
@@ -120,6 +132,7 @@ def _write(
         "dimension": retriever.model.width,
         "dtype": "float32",
         "score": "<user embedding, item embedding> + popularity, in units of cosine",
+        "request": request.document(),
         "popularity_share": retriever.config.evaluation.popularity_share,
         "counts": {
             "items": len(exported),
@@ -178,8 +191,8 @@ def _item_tables(retriever: Retriever, exported: IntArray, size: int) -> Iterato
         )
 
 
-def _user_tables(retriever: Retriever, size: int) -> Iterator[pa.Table]:
-    for rows, vectors in _users(retriever, size):
+def _user_tables(retriever: Retriever, request: Request, size: int) -> Iterator[pa.Table]:
+    for rows, vectors in _users(retriever, request, size):
         yield pa.table(
             {
                 "user_id": pa.array([retriever.users.user_ids[row] for row in rows], pa.string()),
@@ -191,10 +204,12 @@ def _user_tables(retriever: Retriever, size: int) -> Iterator[pa.Table]:
         )
 
 
-def _users(retriever: Retriever, size: int) -> Iterator[tuple[IntArray, FloatArray]]:
+def _users(
+    retriever: Retriever, request: Request, size: int
+) -> Iterator[tuple[IntArray, FloatArray]]:
     """Rows and vectors (n, D) of all users, from complete histories; zeros without one."""
     for rows in _parts(np.arange(len(retriever.users.user_ids), dtype=np.int64), size):
-        asked = [retriever.stored_user(int(row)) for row in rows]
+        asked = [retriever.stored_user(int(row), request) for row in rows]
         yield rows, _to_numpy(retriever.user_vectors(asked))
 
 
@@ -207,7 +222,9 @@ def _write_parquet(path: Path, tables: Iterator[pa.Table]) -> None:
             writer.write_table(table)
 
 
-def _write_npy(retriever: Retriever, exported: IntArray, folder: Path, size: int) -> None:
+def _write_npy(
+    retriever: Retriever, exported: IntArray, folder: Path, request: Request, size: int
+) -> None:
     width, num_users = retriever.model.width, len(retriever.users.user_ids)
     items: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
         "item_embeddings": (width, lambda rows: retriever.vectors.embedding[rows]),
@@ -223,7 +240,7 @@ def _write_npy(retriever: Retriever, exported: IntArray, folder: Path, size: int
             array[start : start + len(rows)] = _to_numpy(part)
     _write_ids(folder / "item_ids.jsonl", (retriever.items.item_ids[row] for row in exported))
     users = _new_npy(folder / "user_embeddings.npy", num_users, width)
-    for rows, vectors in _users(retriever, size):
+    for rows, vectors in _users(retriever, request, size):
         users[rows] = vectors
     _write_ids(folder / "user_ids.jsonl", iter(retriever.users.user_ids))
 
@@ -245,7 +262,9 @@ def _write_ids(path: Path, ids: Iterator[str]) -> None:
             file.write(json.dumps(each, ensure_ascii=False) + "\n")
 
 
-def _write_index(retriever: Retriever, exported: IntArray, path: Path, size: int) -> float:
+def _write_index(
+    retriever: Retriever, exported: IntArray, path: Path, request: Request, size: int
+) -> float:
     """Writes the index; returns its recall against exact search for the first users."""
     side = retriever.item_side
     device = retriever.device
@@ -253,7 +272,7 @@ def _write_index(retriever: Retriever, exported: IntArray, path: Path, size: int
     index = FaissIndex.flat(retriever.model.width + 1, parts)
     index.write(path)
     asked = min(RECALL_USERS, len(retriever.users.user_ids))
-    users = retriever.user_vectors([retriever.stored_user(row) for row in range(asked)])
+    users = retriever.user_vectors([retriever.stored_user(row, request) for row in range(asked)])
     queries = np.concatenate([_to_numpy(users), np.ones((asked, 1), np.float32)], axis=1)
     vectors = _to_numpy(side[torch.from_numpy(exported).to(device)])
     return recall_at_k(index, vectors, queries, RECALL_K)

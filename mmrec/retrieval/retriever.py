@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,7 +33,6 @@ from mmrec.data.ragged import IntArray, Ragged
 from mmrec.data.told import (
     EventColumns,
     Told,
-    a_request,
     columns_of,
     join_columns,
     request_behind,
@@ -42,6 +41,7 @@ from mmrec.data.told import (
 )
 from mmrec.errors import ItemNotFound, UserError
 from mmrec.model import RecommenderModel
+from mmrec.request import Request
 from mmrec.retrieval.available import Available
 from mmrec.vectors import ItemVectors, item_vectors, score_vectors, user_vectors
 
@@ -150,19 +150,6 @@ class Asked:
     attributes: Mapping[str, Any]
     num_unknown: int = 0
     taste: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Request:
-    """When and where a question is asked; a model that reads no such thing does not look.
-
-    Attributes:
-        time: Unix seconds, None for not known.
-        context: by column of the log, such as device and place.
-    """
-
-    time: float | None = None
-    context: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -307,15 +294,7 @@ class Retriever:
         num_unknown: int = 0,
     ) -> Asked:
         """A user with his events as they follow each other in what the model is shown."""
-        request = request or Request()
-        context: dict[str, str | None] = dict.fromkeys(self.catalogue.interactions.context)
-        stray = sorted(request.context.keys() - context.keys())
-        if stray:
-            raise UserError(
-                f"context '{stray[0]}' is no column of the log; the catalogue has "
-                f"{', '.join(context) or 'none'}"
-            )
-        asked = a_request(time=request.time, context={**context, **request.context})
+        asked = (request or Request()).columns(self.catalogue)
         return Asked(
             user_id,
             history,
