@@ -32,13 +32,14 @@ from mmrec.retrieval.load import load_retriever
 from mmrec.retrieval.predict import predict
 from mmrec.retrieval.recommend import Recommendation, most_similar, recommend_next
 from mmrec.retrieval.retriever import Asked, HistoryEvent, Request, Retriever
+from mmrec.retrieval.wishes import NO_WISHES, Wishes
 
 logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 AnyPath = str | PathLike[str]
 
-__all__ = ["HistoryEvent", "ItemEmbeddings", "Recommendation", "Recommender"]
+__all__ = ["HistoryEvent", "ItemEmbeddings", "Recommendation", "Recommender", "Wishes"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Recommender:
         k: int = 10,
         half_life_hours: float | None = None,
         unmet: bool = False,
+        wishes: Wishes = NO_WISHES,
     ) -> list[Recommendation]:
         """The next items of a stored user, or of one who comes with his history.
 
@@ -122,6 +124,8 @@ class Recommender:
             half_life_hours: age at which an item's odds have halved, for catalogues whose items
                 age; None: age does not count.
             unmet: list items that no event of the data names as well.
+            wishes: conditions, soft wishes, variety and all else that is asked of the list; the two
+                above may stand in it.
 
         Raises:
             ItemNotFound: the user is not known, or no item of the history.
@@ -132,9 +136,11 @@ class Recommender:
         asked = self._asked(user_id, history, attributes, Request(time, context or {}))
         if taste is not None:
             asked = replace(asked, taste=encode_query(self.retriever, "text", taste))
-        return recommend_next(
-            self.retriever, asked, k, at=time, half_life_hours=half_life_hours, unmet=unmet
-        )
+        if half_life_hours is not None:
+            wishes = replace(wishes, half_life_hours=half_life_hours)
+        if unmet:
+            wishes = replace(wishes, unmet=True)
+        return recommend_next(self.retriever, asked, k, at=time, wishes=wishes)
 
     def predict(
         self,
@@ -267,6 +273,7 @@ class Recommender:
         audio: AnyPath | None = None,
         k: int = 10,
         time: float | None = None,
+        wishes: Wishes = NO_WISHES,
     ) -> list[Recommendation]:
         """The items whose content is nearest to an item's, a picture's, a text's or a sound's.
 
@@ -287,7 +294,7 @@ class Recommender:
         if item_id is None:
             query = text if text is not None else Path(image or audio or "")
             found = encode_query(self.retriever, asked[0], query)
-            return most_similar(self.retriever, found, k, at=time)
+            return most_similar(self.retriever, found, k, at=time, wishes=wishes)
         self.retriever.require_media("similar items")
         row = self.retriever.item_index(item_id)
         if not self.retriever.items.any_medium[row]:
@@ -296,7 +303,8 @@ class Recommender:
                 f"{', '.join(self.retriever.transforms)}"
             )
         assert self.retriever.content is not None
-        return most_similar(self.retriever, self.retriever.content[row], k, without=row, at=time)
+        content = self.retriever.content[row]
+        return most_similar(self.retriever, content, k, without=row, at=time, wishes=wishes)
 
     def new_items(self, table: AnyPath, source: AnyPath) -> NewItems:
         """Opens a table (csv, jsonl, parquet) of items that the prepared folder does not hold.
