@@ -30,7 +30,12 @@ from mmrec.retrieval.content import encode_new, encode_query, new_items
 from mmrec.retrieval.item_labels import tell_labels
 from mmrec.retrieval.load import load_retriever
 from mmrec.retrieval.predict import predict
-from mmrec.retrieval.recommend import Recommendation, most_similar, recommend_next
+from mmrec.retrieval.recommend import (
+    Recommendation,
+    most_similar,
+    most_similar_to,
+    recommend_next,
+)
 from mmrec.retrieval.retriever import Asked, HistoryEvent, Request, Retriever
 from mmrec.retrieval.wishes import NO_WISHES, Wishes
 
@@ -271,6 +276,7 @@ class Recommender:
         image: AnyPath | None = None,
         text: str | None = None,
         audio: AnyPath | None = None,
+        by: str | None = None,
         k: int = 10,
         time: float | None = None,
         wishes: Wishes = NO_WISHES,
@@ -278,7 +284,9 @@ class Recommender:
         """The items whose content is nearest to an item's, a picture's, a text's or a sound's.
 
         Whatever is asked, contents are compared: what users did has no part. An item is never in
-        its own list. Items must be available at `time` (Unix seconds; None: now).
+        its own list. Items must be available at `time` (Unix seconds; None: now). With `by`, a
+        modality of the model, contents are those of this modality alone: what looks, sounds or
+        reads alike.
 
         Raises:
             ItemNotFound: the item is not known.
@@ -291,20 +299,19 @@ class Recommender:
             raise UserError(
                 f"{' and '.join(asked) or 'nothing'} given, allowed is one of {', '.join(given)}"
             )
+        retriever = self.retriever
         if item_id is None:
             query = text if text is not None else Path(image or audio or "")
-            found = encode_query(self.retriever, asked[0], query)
-            return most_similar(self.retriever, found, k, at=time, wishes=wishes)
-        self.retriever.require_media("similar items")
-        row = self.retriever.item_index(item_id)
-        if not self.retriever.items.any_medium[row]:
+            found = encode_query(retriever, asked[0], query)
+            return most_similar(retriever, found, k, by=by, at=time, wishes=wishes)
+        retriever.require_media("similar items")
+        row = retriever.item_index(item_id)
+        if not retriever.items.any_medium[row]:
             raise UserError(
                 f"item '{item_id}' has none of the media that the model encodes: "
-                f"{', '.join(self.retriever.transforms)}"
+                f"{', '.join(retriever.transforms)}"
             )
-        assert self.retriever.content is not None
-        content = self.retriever.content[row]
-        return most_similar(self.retriever, content, k, without=row, at=time, wishes=wishes)
+        return most_similar_to(retriever, row, k, by=by, at=time, wishes=wishes)
 
     def new_items(self, table: AnyPath, source: AnyPath) -> NewItems:
         """Opens a table (csv, jsonl, parquet) of items that the prepared folder does not hold.

@@ -118,6 +118,12 @@ def similar(
     audio: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="A sound file.")
     ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODALITY", help="What looks (image), sounds (audio) or reads (text) alike."
+        ),
+    ] = None,
     at: AtOption = None,
     k: CountOption = 10,
     half_life: HalfLifeOption = None,
@@ -149,9 +155,10 @@ def similar(
     )
     recommender = Recommender.load(run, data=data)
     found = recommender.similar(
-        item_id=item, image=image, text=text, audio=audio, k=k, time=time, wishes=wishes
+        item_id=item, image=image, text=text, audio=audio, by=by, k=k, time=time, wishes=wishes
     )
-    _print_found({name: value for name, value in query.items() if value}, found, as_json)
+    asked = {name: value for name, value in query.items() if value}
+    _print_found({**asked, "by": by}, found, as_json)
 
 
 def _print_found(query: Mapping[str, Any], found: Sequence[Any], as_json: bool) -> None:

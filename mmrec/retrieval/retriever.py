@@ -44,6 +44,7 @@ from mmrec.errors import ItemNotFound, UserError
 from mmrec.model import RecommenderModel
 from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.available import Available
+from mmrec.retrieval.parts import Parts
 from mmrec.vectors import ItemVectors, item_vectors, score_vectors, user_vectors
 
 logger = logging.getLogger(__name__)
@@ -190,6 +191,7 @@ class Retriever:
         content: (N, D) unit; None for a model of ids.
         item_index_of: (R,) item_index of each row of the model's id table.
         source: hashes of the data and the split, and its name.
+        parts: contents by some media; None for a model of ids, or a bundle without them.
     """
 
     path: Path
@@ -206,6 +208,7 @@ class Retriever:
     item_index_of: IntArray
     source: Mapping[str, str]
     device: torch.device
+    parts: Parts | None = None
 
     @property
     def knows_media(self) -> bool:
