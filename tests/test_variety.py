@@ -12,7 +12,7 @@ from mmrec.evaluation.lists import intra_list_diversity
 from mmrec.evaluation.protocol import Cases
 from mmrec.evaluation.ranking import VectorScorer, rank_cases
 from mmrec.evaluation.variety import STRENGTHS, variety_curve
-from mmrec.retrieval.rerank import METHODS, Method
+from mmrec.retrieval.rerank import METHODS, Method, choose_varied, gain_of
 
 NUM_USERS, NUM_ITEMS = 60, 150
 
@@ -76,3 +76,34 @@ def test_a_list_is_as_long_as_there_are_items(asked: Asked) -> None:
     )
     (point,) = variety_curve(few, asked.items, "mmr", (0.5,))
     assert point.recall == 1 and np.isfinite(point.diversity)
+
+
+def test_variety_keeps_users_out_of_a_bubble() -> None:
+    """Twenty rounds of users who take the first two of ten, and are read by the last five taken.
+
+    Entropy of what a list shows over five categories, mean over ten users, in nats: without
+    re-ranking lists narrow to about one category, with it they stay above half of the most.
+    """
+    random = np.random.default_rng(0)
+    tastes = np.linalg.qr(random.normal(size=(8, 8)))[0][:5]
+    category = np.arange(200) % 5
+    vectors = tastes[category] + 0.3 * random.normal(size=(200, 8))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def entropies(first: int, strength: float) -> list[float]:
+        taken, found = list(range(first, first + 5)), []
+        for _ in range(20):
+            scores = vectors @ vectors[taken[-5:]].mean(0)
+            scores[taken] = -np.inf
+            pool = np.argsort(-scores)[:100]
+            gain = gain_of("mmr", scores[pool], vectors[pool], strength)
+            shown = pool[choose_varied(gain, len(pool), 10)]
+            taken += shown[:2].tolist()
+            share = np.bincount(category[shown], minlength=5) / 10
+            found.append(-float((share[share > 0] * np.log(share[share > 0])).sum()))
+        return found
+
+    off, on = (np.mean([entropies(first, strength) for first in range(0, 100, 10)], axis=0)
+               for strength in (0.0, 0.7))  # fmt: skip
+    floor = 0.5 * np.log(5)
+    assert off[5:].mean() < 0.5 * floor and on.min() > floor
