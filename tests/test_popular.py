@@ -61,9 +61,9 @@ def top(found: Sequence[Recommendation]) -> dict[str, float]:
         (Trend(window_hours=1), {"i3": 1}),
         (
             Trend(half_life_hours=2),
-            {"i3": 2**-0.5, "i2": 2**-1.5 + 2**-1, "i1": 2**-15 + 2**-14 + 2**-13},
+            {"i3": 1, "i2": 2**-1 + 2**-0.5, "i1": 2**-14.5 + 2**-13.5 + 2**-12.5},
         ),
-        (Trend(window_hours=2, half_life_hours=1), {"i3": 0.5, "i2": 0.25}),
+        (Trend(window_hours=2, half_life_hours=1), {"i3": 1, "i2": 0.5}),
     ],
     ids=["all", "day", "hour", "fading", "both"],
 )
@@ -106,7 +106,10 @@ def test_without_a_trend_training_events_count(recommender: Recommender) -> None
     ("times", "message"),
     [
         (np.zeros(0, np.int64), "no event has a known time: popularity counts training events"),
-        (np.array([NOW - 48 * HOUR]), "the last of the events is 48 hours old"),
+        (
+            np.array([NOW - 48 * HOUR]),
+            "the log reaches from 2023-11-12T22:13:20+00:00 to 2023-11-12",
+        ),
     ],
     ids=["no-times", "old"],
 )

@@ -13,6 +13,7 @@ Legend: K items explained · n events of the history · D width.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -123,8 +124,8 @@ def explain(
             for at in order
             if drops[place, at] > 0
         )
-        has = retriever.items.modalities(row)
-        own = {n: float(drop[place]) for n, drop in parts.items() if n == USERS or n in has}
+        has = [USERS, *retriever.items.modalities(row)]
+        own = {name: float(drop[place]) for name, drop in parts.items() if name in has}
         explanation = Explanation(
             item_id=retriever.items.item_ids[row],
             score=float(scores[place]),
@@ -176,7 +177,10 @@ def _without_event(asked: Asked, place: int) -> Asked:
 def _part_drops(
     retriever: Retriever, user: Tensor, rows: IntArray, scores: Tensor
 ) -> dict[str, Tensor]:
-    """(K,) what the scores lose without each part; nothing for a model of ids."""
+    """(K,) what the scores lose without each part; nothing for a model of ids.
+
+    NaN for the media of items that were added since the model was loaded.
+    """
     if retriever.content is None:
         return {}
     drops = {}
@@ -187,9 +191,12 @@ def _part_drops(
     if retriever.parts is None:
         logger.warning("%s: what each medium gives is not known; export again", retriever.path)
         return drops
+    known = rows < retriever.parts.num_items
+    chosen = torch.from_numpy(known).to(scores.device)
     for name in retriever.transforms:
-        content = content_without(retriever, name, rows)
-        drops[name] = scores - _scores_of(retriever, user, rows, content)
+        content = content_without(retriever, name, rows[known])
+        drops[name] = torch.full_like(scores, torch.nan)
+        drops[name][chosen] = scores[chosen] - _scores_of(retriever, user, rows[known], content)
     return drops
 
 
@@ -208,7 +215,8 @@ def _scores_of(retriever: Retriever, user: Tensor, rows: IntArray, content: Tens
 
 
 def _shares(drops: Mapping[str, float]) -> dict[str, PartReason]:
-    """Parts by the size of their drop, with the share of each."""
+    """Parts by the size of their drop, with the share of each; without those not known."""
+    drops = {name: drop for name, drop in drops.items() if not math.isnan(drop)}
     total = sum(max(drop, 0.0) for drop in drops.values())
     return {
         name: PartReason(drop, max(drop, 0.0) / total if total > 0 else 0.0)

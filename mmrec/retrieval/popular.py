@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +37,7 @@ class Trend:
 
     Attributes:
         window_hours: events of the last hours alone; None: all of the past.
-        half_life_hours: age at which an event counts half; None: all count alike.
+        half_life_hours: time by which an event counts half of a newer one; None: all count alike.
 
     Raises:
         UserError: a number is not above 0.
@@ -51,14 +52,19 @@ class Trend:
                 raise UserError(f"the {what} of popularity is {hours:g} hours: give one above 0")
 
     def weights(self, age_s: FloatArray) -> FloatArray:
-        """(E,) what events of some age, in seconds, count; 0 of those that are yet to come."""
-        weights = np.ones(len(age_s))
-        if self.half_life_hours is not None:
-            weights = 0.5 ** (np.maximum(age_s, 0) / (HOUR_S * self.half_life_hours))
+        """(E,) what events of some age, in seconds, count; 0 of those that are yet to come.
+
+        With a half-life the newest of those that count has 1: however old a log is, its order is
+        that of its last days.
+        """
         counted = age_s >= 0
         if self.window_hours is not None:
             counted &= age_s <= HOUR_S * self.window_hours
-        return np.where(counted, weights, 0.0)
+        weights = counted.astype(np.float64)
+        if self.half_life_hours is not None and counted.any():
+            behind_s = age_s[counted] - age_s[counted].min()
+            weights[counted] = 0.5 ** (behind_s / (HOUR_S * self.half_life_hours))
+        return weights
 
 
 @dataclass(frozen=True)
@@ -104,13 +110,12 @@ def popularity(retriever: Retriever, now: float, trend: Trend | None = None) -> 
         return counts
     weights = trend.weights(now - log.time.astype(np.float64))
     if not weights.any():
+        first, last = (int(each) for each in (log.time.min(), log.time.max()))
         logger.warning(
-            "nothing was met in the window asked for; the last of the events is %.0f hours old: "
-            "popularity counts training events, of any age",
-            (now - float(log.time.max())) / HOUR_S,
+            "nothing was met in the window asked for; the log reaches from %s to %s: popularity "
+            "counts training events, of any age",
+            datetime.fromtimestamp(first, UTC).isoformat(),
+            datetime.fromtimestamp(last, UTC).isoformat(),
         )
         return counts
-    found: FloatArray = np.bincount(log.item_index, weights, minlength=len(counts)).astype(
-        np.float64
-    )
-    return found
+    return np.bincount(log.item_index, weights, minlength=len(counts)).astype(np.float64)

@@ -162,6 +162,8 @@ def most_similar(
     contents = retriever.content if by is None else content_by(retriever, by)
     assert contents is not None and has is not None
     hidden = retriever.items.deleted | ~has
+    if by is not None:  # what was added since has no content by one medium
+        hidden |= ~(contents != 0).any(1).cpu().numpy()
     if without is not None:
         hidden[without] = True
     scores = contents @ query
@@ -201,6 +203,11 @@ def most_similar_to(
             f"{', '.join(retriever.items.modalities(item_index)) or 'nothing the model encodes'}"
         )
     query = contents[item_index]
+    if by is not None and not query.any():
+        raise UserError(
+            f"item '{retriever.items.item_ids[item_index]}' was added since the model was loaded: "
+            f"it can be compared by all of its media, not by {by} alone"
+        )
     return most_similar(retriever, query, k, by=by, without=item_index, at=at, wishes=wishes)
 
 
