@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from data_prep.shards import History, PreparedData, Split
-from mmrec.loaded import LoadedRun, load_run
+from mmrec.loaded import LoadedRun, load_run, open_source
+from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.available import Available
 from mmrec.retrieval.bundle import BUNDLE_FILE, load_bundle
+from mmrec.retrieval.parts import EncodedParts
 from mmrec.retrieval.retriever import MODEL_FILES, Items, Retriever
 
 
@@ -48,6 +50,9 @@ def retriever_of(loaded: LoadedRun) -> Retriever:
     roles = split.items.sort("item_index")["role"].to_numpy().astype(str)
     deleted = np.asarray(prepared.items.deleted)
     final = path / "checkpoints" / "final"
+    parts = None
+    if loaded.parts:
+        parts = EncodedParts(loaded.model, lambda: open_source(loaded), len(loaded.item_ids))
     files = {name: final / name for name in MODEL_FILES if (final / name).is_file()}
     return Retriever(
         path=path,
@@ -66,12 +71,14 @@ def retriever_of(loaded: LoadedRun) -> Retriever:
             is_candidate=(roles != "no_events") & ~deleted,
             held_out=np.char.startswith(roles, "cold"),
             read_available=_reads_available(prepared),
+            read_attributes=_reads_attributes(prepared),
         ),
         users=_PreparedUsers(prepared, split),
         content=loaded.content,
         item_index_of=loaded.item_index_of,
         source={"data_hash": prepared.data_hash, "split": split.name, "split_hash": split.hash},
         device=loaded.device,
+        parts=parts,
     )
 
 
@@ -80,6 +87,19 @@ def _reads_available(data: PreparedData) -> Callable[[], Available] | None:
     if data.catalogue.items.available is None:
         return None
     return lambda: Available.of(data.items.record(row) for row in range(len(data.items)))
+
+
+def _reads_attributes(data: PreparedData) -> Callable[[], ItemAttributes] | None:
+    """Reads a record an item; None where the catalogue file names no attributes."""
+    specs = data.catalogue.items.attributes
+    if not specs:
+        return None
+
+    def read() -> ItemAttributes:
+        records = (data.items.record(row) for row in range(len(data.items)))
+        return ItemAttributes.of([record.get("attributes", {}) for record in records], specs)
+
+    return read
 
 
 class _PreparedUsers:

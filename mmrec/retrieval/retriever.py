@@ -42,7 +42,10 @@ from mmrec.data.told import (
 from mmrec.errors import ItemNotFound, UserError
 from mmrec.model import RecommenderModel
 from mmrec.request import Request
+from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.available import Available
+from mmrec.retrieval.parts import Parts
+from mmrec.retrieval.popular import EventTimes, read_event_times
 from mmrec.vectors import ItemVectors, item_vectors, score_vectors, user_vectors
 
 logger = logging.getLogger(__name__)
@@ -88,6 +91,7 @@ class Items:
         is_candidate: (N,) bool, True = may be recommended: it is in the log and not withdrawn.
         held_out: (N,) bool, True = a cold item of the split: no input of a stored user's vector.
         read_available: reads when each may be listed; None: always.
+        read_attributes: reads the catalogue's attributes of each; None: it has none.
     """
 
     item_ids: Sequence[str]
@@ -97,6 +101,18 @@ class Items:
     is_candidate: BoolArray
     held_out: BoolArray
     read_available: Callable[[], Available] | None = None
+    read_attributes: Callable[[], ItemAttributes] | None = None
+
+    @cached_property
+    def attributes(self) -> ItemAttributes:
+        """Attributes of each item; read when they are first asked for.
+
+        Raises:
+            UserError: a bundle was written before bundles held them.
+        """
+        if self.read_attributes is None:
+            return ItemAttributes(len(self.item_ids), {}, {})
+        return self.read_attributes()
 
     @cached_property
     def available(self) -> Available | None:
@@ -163,6 +179,7 @@ class Retriever:
         content: (N, D) unit; None for a model of ids.
         item_index_of: (R,) item_index of each row of the model's id table.
         source: hashes of the data and the split, and its name.
+        parts: contents by some media; None for a model of ids, or a bundle without them.
     """
 
     path: Path
@@ -179,6 +196,7 @@ class Retriever:
     item_index_of: IntArray
     source: Mapping[str, str]
     device: torch.device
+    parts: Parts | None = None
 
     @property
     def knows_media(self) -> bool:
@@ -196,6 +214,11 @@ class Retriever:
         counts = np.zeros(len(self.items.item_ids), np.int64)
         counts[self.item_index_of] = self.model.counts.cpu().numpy().astype(np.int64)
         return counts
+
+    @cached_property
+    def event_times(self) -> EventTimes:
+        """When items were met, read from all histories when it is first asked for."""
+        return read_event_times(self.users)
 
     @cached_property
     def vectors(self) -> ItemVectors:
@@ -251,13 +274,16 @@ class Retriever:
     def user_vectors(self, asked: Sequence[Asked]) -> Tensor:
         """(U, D) unit vectors; zeros for an empty history."""
         embedding, rows, events = self.vectors.embedding, [], []
+        tastes: list[Tensor] = []
         for each in asked:
             rows.append(each.history)
             events.append(each.events)
             if each.taste is not None:
-                rows[-1] = np.append(each.history, len(embedding))
+                rows[-1] = np.append(each.history, len(embedding) + len(tastes))
                 events.append(unknown_events(1, list(each.events.context)))
-                embedding = torch.cat([embedding, each.taste[None]])
+                tastes.append(each.taste)
+        if tastes:
+            embedding = torch.cat([embedding, torch.stack(tastes)])
         histories = Ragged.from_rows(rows)
         told = None
         if self.model.reader is not None:
