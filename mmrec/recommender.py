@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,27 @@ from mmrec.retrieval.content import encode_new, encode_query, new_items
 from mmrec.retrieval.item_labels import tell_labels
 from mmrec.retrieval.load import load_retriever
 from mmrec.retrieval.predict import predict
-from mmrec.retrieval.recommend import Recommendation, most_similar, recommend_next
+from mmrec.retrieval.recommend import (
+    RankedRecommendation,
+    Recommendation,
+    most_similar,
+    recommend_next,
+)
 from mmrec.retrieval.retriever import Asked, HistoryEvent, Request, Retriever
+from mmrec.retrieval.second_stage import SecondStage, choose_second_stage, load_second_stage
 
 logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 AnyPath = str | PathLike[str]
 
-__all__ = ["HistoryEvent", "ItemEmbeddings", "Recommendation", "Recommender"]
+__all__ = [
+    "HistoryEvent",
+    "ItemEmbeddings",
+    "RankedRecommendation",
+    "Recommendation",
+    "Recommender",
+]
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,8 @@ class Recommender:
         k: int = 10,
         half_life_hours: float | None = None,
         unmet: bool = False,
+        ranked: bool | None = None,
+        probabilities: bool = False,
     ) -> list[Recommendation]:
         """The next items of a stored user, or of one who comes with his history.
 
@@ -122,19 +137,38 @@ class Recommender:
             half_life_hours: age at which an item's odds have halved, for catalogues whose items
                 age; None: age does not count.
             unmet: list items that no event of the data names as well.
+            ranked: order the best candidates by the second stage (`mmrec train-ranker`), whose
+                entries say more, see `RankedRecommendation`; None: where there is one and it was
+                better on validation than chance could be.
+            probabilities: the second stage has to tell calibrated ones in `heads`.
 
         Raises:
             ItemNotFound: the user is not known, or no item of the history.
+            CheckpointMismatch: the second stage is of another model.
             UserError: a user is given in two ways, a name is not the catalogue's, the model reads
-                no text to take a taste from, k is below 1, or a half-life is asked for where the
-                catalogue file has no items.available.from.
+                no text to take a taste from, k is below 1, a half-life is asked for where the
+                catalogue file has no items.available.from, there is no second stage and one is
+                asked for, or it can tell no probability.
         """
         asked = self._asked(user_id, history, attributes, Request(time, context or {}))
         if taste is not None:
             asked = replace(asked, taste=encode_query(self.retriever, "text", taste))
         return recommend_next(
-            self.retriever, asked, k, at=time, half_life_hours=half_life_hours, unmet=unmet
+            self.retriever,
+            asked,
+            k,
+            at=time,
+            half_life_hours=half_life_hours,
+            unmet=unmet,
+            second_stage=choose_second_stage(
+                self.retriever, self.second_stage, ranked=ranked, probabilities=probabilities
+            ),
         )
+
+    @cached_property
+    def second_stage(self) -> SecondStage | None:
+        """The ranker that was trained beside the model; None where there is none."""
+        return load_second_stage(self.retriever)
 
     def predict(
         self,

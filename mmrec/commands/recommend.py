@@ -42,6 +42,16 @@ def recommend(
     k: CountOption = 10,
     half_life: HalfLifeOption = None,
     unmet: UnmetOption = False,
+    ranked: Annotated[
+        bool | None,
+        typer.Option(
+            "--ranked/--no-ranked",
+            help="Order by the second stage, or by retrieval alone; unasked, by what was better.",
+        ),
+    ] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Tell calibrated ones, or say why not.")
+    ] = False,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -69,6 +79,8 @@ def recommend(
         k=k,
         half_life_hours=half_life,
         unmet=unmet,
+        ranked=ranked,
+        probabilities=probabilities,
     )
     query = {"user_id": user, "history": items, "taste": taste, "attributes": attributes}
     _print_found({**query, "time": time, "context": where or None}, found, as_json)
@@ -106,4 +118,11 @@ def _print_found(query: Mapping[str, Any], found: Sequence[Any], as_json: bool) 
     if as_json:
         print_json({"query": {key: v for key, v in query.items() if v is not None}, "items": items})
     else:
-        print_table(items)
+        print_table([_flat(entry) for entry in items])
+
+
+def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose columns are what the heads tell, too."""
+    columns = {**entry, **entry.get("heads", {})}
+    columns.pop("heads", None)
+    return columns

@@ -7,6 +7,7 @@
     items.parquet             item_id, title, modalities and what may be recommended, by item_index
     users.parquet             user_id and the attributes that the model reads, by user_index
     history-items.npy history-offsets.npy      complete histories, memory-mapped when read
+    ranker/                   the second stage, where the run has one
     history-COLUMN.npy        event, value, time, context.NAME of each event, where the model reads
                               them; contexts as places in the model's own lists
 
@@ -46,6 +47,7 @@ from mmrec.errors import CheckpointMismatch
 from mmrec.network import make_model
 from mmrec.retrieval.available import Available
 from mmrec.retrieval.retriever import Items, Retriever
+from mmrec.retrieval.second_stage import copy_second_stage
 from mmrec.training.checkpoint import load_model
 
 BUNDLE_FILE = "bundle.json"
@@ -85,13 +87,18 @@ def write_bundle(retriever: Retriever, folder: Path) -> None:
     ).write_parquet(folder / "items.parquet")
     _user_table(retriever).write_parquet(folder / "users.parquet")
     _write_histories(retriever, folder)
+    copy_second_stage(retriever.path, folder)
     document = {
         "schema": SCHEMA,
         "model_hash": retriever.model_hash,
         "source": dict(retriever.source),
         "catalogue": retriever.catalogue.document(),
         "image_side": retriever.image_side,
-        "files": {path.name: file_record(path) for path in sorted(folder.iterdir())},
+        "files": {
+            path.relative_to(folder).as_posix(): file_record(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        },
     }
     text = json.dumps(document, indent=1, ensure_ascii=False)
     (folder / BUNDLE_FILE).write_text(text + "\n", encoding="utf-8")

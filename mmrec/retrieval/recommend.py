@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from mmrec.data.ragged import IntArray
 from mmrec.errors import UserError
 from mmrec.retrieval.retriever import Asked, Retriever
+from mmrec.retrieval.second_stage import SecondStage
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,19 @@ class Recommendation:
     basis: Basis
 
 
+@dataclass(frozen=True)
+class RankedRecommendation(Recommendation):
+    """One item of a list that the second stage has ordered.
+
+    Attributes:
+        retrieval_rank: its place by retrieval alone.
+        heads: what the ranker's heads tell: values, and probabilities where these are calibrated.
+    """
+
+    retrieval_rank: int
+    heads: Mapping[str, float]
+
+
 def recommend_next(
     retriever: Retriever,
     asked: Asked,
@@ -56,6 +71,7 @@ def recommend_next(
     at: float | None = None,
     half_life_hours: float | None = None,
     unmet: bool = False,
+    second_stage: SecondStage | None = None,
 ) -> list[Recommendation]:
     """The K best candidates of a user, without what he has met where repeats are forbidden.
 
@@ -69,6 +85,8 @@ def recommend_next(
         at: Unix seconds at which items must be available; None: now.
         half_life_hours: age at which the odds of an item have halved; None: age does not count.
         unmet: items that no event of the data names are candidates as well.
+        second_stage: orders the best candidates anew, as many as it was trained to, or k where
+            these are more; not where popularity alone is known. None: retrieval's order.
 
     Raises:
         UserError: k is below 1, or a half-life is not above 0 or of a catalogue without instants.
@@ -103,7 +121,38 @@ def recommend_next(
         else:
             scores = scores - faded * retriever.model.temperature.detach()
     scores = _only_available(retriever, scores, candidates, now)
+    if second_stage is not None and basis != "popularity":
+        return _ranked(second_stage, asked, candidates, scores, k, basis)
     return _listed(retriever, candidates, scores, k, basis)
+
+
+def _ranked(
+    second_stage: SecondStage,
+    asked: Asked,
+    candidates: IntArray,
+    scores: Tensor,
+    k: int,
+    basis: Basis,
+) -> list[Recommendation]:
+    """The K best by both stages, of retrieval's best by finite scores (C,)."""
+    values, order = scores.sort(descending=True, stable=True)
+    num = min(max(k, second_stage.num_candidates), int(values.isfinite().sum()))
+    if num == 0:
+        return []
+    found = second_stage.rank(asked, candidates[order[:num].cpu().numpy()], values[:num])
+    items = second_stage.retriever.items
+    return [
+        RankedRecommendation(
+            rank=place + 1,
+            item_id=items.item_ids[row],
+            score=float(found.scores[place]),
+            title=items.titles[row],
+            basis=basis,
+            retrieval_rank=int(found.retrieval_rank[place]),
+            heads={name: float(values[place]) for name, values in found.heads.items()},
+        )
+        for place, row in enumerate(found.items[:k].tolist())
+    ]
 
 
 def _all_with_a_vector(retriever: Retriever) -> IntArray:

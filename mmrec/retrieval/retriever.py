@@ -263,6 +263,14 @@ class Retriever:
 
     def user_vectors(self, asked: Sequence[Asked]) -> Tensor:
         """(U, D) unit vectors; zeros for an empty history."""
+        histories, told, embedding = self.as_told(asked)
+        return user_vectors(self.model, embedding, histories, told)
+
+    def as_told(self, asked: Sequence[Asked]) -> tuple[Ragged, Told | None, Tensor]:
+        """Users as the model reads them: histories, what is told, and (n, D) that rows stand for.
+
+        A taste is one more row behind the items' embeddings, met last.
+        """
         embedding, rows, events = self.vectors.embedding, [], []
         for each in asked:
             rows.append(each.history)
@@ -271,7 +279,6 @@ class Retriever:
                 rows[-1] = np.append(each.history, len(embedding))
                 events.append(unknown_events(1, list(each.events.context)))
                 embedding = torch.cat([embedding, each.taste[None]])
-        histories = Ragged.from_rows(rows)
         told = None
         if self.model.reader is not None:
             told = Told(
@@ -279,7 +286,7 @@ class Retriever:
                 join_columns([each.request for each in asked]),
                 [each.attributes for each in asked],
             )
-        return user_vectors(self.model, embedding, histories, told)
+        return Ragged.from_rows(rows), told, embedding
 
     def stored_user(self, user_index: int, request: Request | None = None) -> Asked:
         """A stored user: his complete history, without the items the split holds out."""
