@@ -27,6 +27,7 @@ from mmrec.evaluation.protocol import Cases, load_cases
 from mmrec.evaluation.ranking import VectorScorer, rank_cases
 from mmrec.loaded import load_run
 from mmrec.ranking.calibrate import calibrate, refusal
+from mmrec.ranking.evaluate import evaluate_ranker
 from mmrec.ranking.gain import ask, rank_again, reordered
 from mmrec.ranking.lists import freeze, lists_of, training_examples
 from mmrec.ranking.settings import RankerConfig, parse_ranker_config
@@ -34,7 +35,7 @@ from mmrec.ranking.train import train_ranker
 from mmrec.recommender import RankedRecommendation, Recommender
 from mmrec.retrieval.export import export_run
 from mmrec.retrieval.ranker_inputs import RankerInputs
-from mmrec.retrieval.second_stage import make_ranker
+from mmrec.retrieval.second_stage import calibrated, make_ranker
 from mmrec.training.train import train
 
 pytest_plugins = ["tiny_run"]
@@ -169,6 +170,17 @@ def test_use_is_what_training_saw(ranked: Recommender, ranked_run: Path) -> None
             assert each.score == pytest.approx(by_id[each.item_id], abs=1e-5)
 
 
+def test_evaluation_tells_what_it_adds(ranked_run: Path) -> None:
+    loaded = load_run(ranked_run)
+    assert loaded.data is not None and loaded.split is not None
+    found = evaluate_ranker(loaded, load_cases(loaded.data, loaded.split, "validation"))
+    metrics = json.loads((ranked_run / "ranker" / "metrics.json").read_text())
+    assert found is not None and found["candidates"] == SMALL.candidates
+    assert found["slices"].keys() == metrics["validation"].keys()
+    for name, each in found["slices"].items():
+        assert each["both"] == pytest.approx(metrics["validation"][name]["both"])
+
+
 def test_whether_it_is_used_is_what_validation_said(ranked_run: Path, tmp_path: Path) -> None:
     run = copied(ranked_run, tmp_path)
     path = run / "ranker" / "config.json"
@@ -273,6 +285,9 @@ def test_platt_scaling_mends_what_is_said_too_loudly() -> None:
     found = calibrate(3 * honest + 1, labels, np.arange(20_000) // 4)
     assert found["slope"] == pytest.approx(1 / 3, rel=0.1)
     assert found["calibration_error_before"] > 0.05 > 0.02 > found["calibration_error"]
+    parted = calibrate(np.repeat([-30.0, 30.0], 100), np.repeat([0.0, 1.0], 100), np.arange(200))
+    sure = calibrated(torch.tensor([-30.0, 30.0]), parted["slope"], parted["intercept"])
+    torch.testing.assert_close(sure, torch.tensor([1 / 102, 101 / 102]), atol=1e-3, rtol=0)
     assert refusal(labels) is None
     assert "20 of each are the least" in str(refusal(np.ones(100)))
 
@@ -283,8 +298,7 @@ def shop_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranked_shop")
     prepare(write_shop(folder / "source"), folder / "source", folder / "data", num_workers=1)
     train(shop_config(max_epochs=6, evaluate_every=6), folder / "data", folder / "run")
-    settings = SMALL.model_copy(update={"max_epochs": 1, "patience": 1, "seed": 1})
-    train_ranker(folder / "run", settings)
+    train_ranker(folder / "run", SMALL.model_copy(update={"max_epochs": 1}))
     return folder / "run"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +22,12 @@ TILE = 32
 
 
 def head_losses(
-    frozen: Frozen, lists: Lists, rows: IntArray, told: Tensor, names: tuple[str, ...]
+    frozen: Frozen,
+    lists: Lists,
+    rows: IntArray,
+    embedding: Tensor,
+    told: Tensor,
+    names: tuple[str, ...],
 ) -> list[Tensor]:
     """Mean loss of each head over the labels of some lists; 0 where they have none.
 
@@ -31,6 +37,7 @@ def head_losses(
         frozen: the retriever.
         lists: all of them.
         rows: (B,).
+        embedding: (B, C, D) of the candidates as they are shown.
         told: (B, C, 1 + heads) of the ranker.
         names: of the heads, in its order.
     """
@@ -38,7 +45,7 @@ def head_losses(
     for column, name in enumerate(names, start=1):
         labels = torch.from_numpy(lists.labels[name][rows]).to(told.device)
         known = ~labels.isnan()
-        values = _values(frozen, lists, rows, told[..., column], name)[known]
+        values = _values(frozen, lists, rows, embedding, told[..., column], name)[known]
         if frozen.loaded.model.head_specs[name].kind == "binary":
             terms = F.binary_cross_entropy_with_logits(values, labels[known], reduction="sum")
         else:
@@ -48,12 +55,12 @@ def head_losses(
     return found
 
 
-def _values(frozen: Frozen, lists: Lists, rows: IntArray, added: Tensor, name: str) -> Tensor:
+def _values(
+    frozen: Frozen, lists: Lists, rows: IntArray, embedding: Tensor, added: Tensor, name: str
+) -> Tensor:
     """(B, C) logits or values of a head."""
     at = torch.from_numpy(rows).to(added.device)
-    items = torch.from_numpy(np.maximum(lists.items[rows], 0)).to(added.device)
     expected = torch.from_numpy(lists.expected[name][rows]).to(added.device)
-    embedding = frozen.vectors.embedding[items]
     return head_values(frozen.loaded.model, name, added, lists.users[at], embedding, expected)
 
 
@@ -81,22 +88,7 @@ def judge_heads(
             for name in ranker.heads
             if frozen.loaded.model.head_specs[name].kind == "binary"
         }
-    parts = []
-    for start in range(0, len(lists), TILE):
-        rows = np.arange(start, min(start + TILE, len(lists)))
-        at = torch.from_numpy(rows).to(lists.users.device)
-        part = lists.cases.take(rows)
-        told = tell(
-            ranker,
-            inputs,
-            lists.users[at],
-            part.history,
-            part.told,
-            lists.items[rows],
-            lists.scores[at],
-        )
-        parts.append(told)
-    told, every = torch.cat(parts), np.arange(len(lists))
+    told = _tell_all(inputs, ranker, lists)
     for column, name in enumerate(ranker.heads, start=1):
         spec = frozen.loaded.model.head_specs[name]
         labels = lists.labels[name]
@@ -106,7 +98,7 @@ def judge_heads(
         if len(wanted):
             sides = {"ranker": told[..., column], "retriever": told[..., column] * 0}
             values = {
-                side: _values(frozen, lists, every, added, name).double().cpu().numpy()[known]
+                side: _values_of_all(frozen, lists, added, name)[known]
                 for side, added in sides.items()
             }
             expected = lists.expected[name][known]
@@ -126,3 +118,28 @@ def judge_heads(
                 users = np.broadcast_to(lists.cases.user_index[:, None], labels.shape)[known]
                 found[name]["calibration"] = calibrate(values["ranker"], wanted, users)
     return found
+
+
+def _tell_all(inputs: RankerInputs, ranker: Ranker, lists: Lists) -> Tensor:
+    """(U, C, 1 + heads) of the ranker."""
+    parts = []
+    for start in range(0, len(lists), TILE):
+        rows = np.arange(start, min(start + TILE, len(lists)))
+        at = torch.from_numpy(rows).to(lists.users.device)
+        part = lists.cases.take(rows)
+        asked = (lists.users[at], part.history, part.told, lists.items[rows], lists.scores[at])
+        parts.append(tell(ranker, inputs, *asked))
+    return torch.cat(parts)
+
+
+def _values_of_all(
+    frozen: Frozen, lists: Lists, added: Tensor, name: str
+) -> npt.NDArray[np.float64]:
+    """(U, C) logits or values of a head."""
+    parts = []
+    for start in range(0, len(lists), TILE):
+        rows = np.arange(start, min(start + TILE, len(lists)))
+        items = torch.from_numpy(np.maximum(lists.items[rows], 0)).to(added.device)
+        embedding = frozen.vectors.embedding[items]
+        parts.append(_values(frozen, lists, rows, embedding, added[rows[0] : rows[-1] + 1], name))
+    return torch.cat(parts).double().cpu().numpy()

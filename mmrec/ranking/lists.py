@@ -4,7 +4,9 @@
     what was shown before an event and not met ──────────────────────────┘
 
 A list is what service would have ranked: the K best by what came before the event, seen items left
-out. It teaches order where it holds the item met next: where retrieval found that, or where it
+out. Items that training never met do not compete: none of them is ever met next in its histories,
+and a ranker would learn to put them last (`list_loss` shows others as if they were new instead).
+It teaches order where it holds the item met next: where retrieval found that, or where it
 stands beside what was shown. A list that retrieval missed teaches no order, since no ranker could
 mend it in use.
 
@@ -66,6 +68,14 @@ class Frozen:
         rows = torch.from_numpy(np.maximum(items, 0)).to(users.device)
         tiles = zip(sides[0].split(TILE), rows.split(TILE), strict=True)
         return torch.cat([(sides[1][own] @ each[:, :, None]).squeeze(2) for each, own in tiles])
+
+    def scores_as_new(self, users: Tensor, items: IntArray) -> Tensor:
+        """(B, C) scores of items (B, C) as if nobody had met them; of a model that knows media."""
+        model, content = self.loaded.model, self.vectors.content
+        assert content is not None
+        rows = torch.from_numpy(np.maximum(items, 0)).to(users.device)
+        expected = (model.bias_of_new(content) * model.temperature).expand(len(content))
+        return (content[rows] @ users[:, :, None]).squeeze(2) + expected[rows]
 
 
 def freeze(loaded: LoadedRun) -> Frozen:
@@ -254,7 +264,7 @@ def lists_of(frozen: Frozen, examples: Sequence[Example], *, k: int, shown: int)
     extra = 1 + most if most or specs else 0
     items = np.full((len(examples), k + extra), -1, np.int64)
     items[:, :k] = ranking.top_items
-    listed = items >= 0
+    listed = (items >= 0) & (frozen.counts[items] > 0)
     target = np.full(len(examples), -1, np.int64)
     labels = {name: np.full(items.shape, np.nan, np.float32) for name in specs}
     expected = {name: np.zeros(items.shape, np.float32) for name in specs}
@@ -270,7 +280,7 @@ def lists_of(frozen: Frozen, examples: Sequence[Example], *, k: int, shown: int)
         if extra:
             own[column] = each.item
             own[columns] = offered
-            listed[row, columns] = True
+            listed[row, columns] = frozen.counts[offered] > 0
         if each.is_target:
             num_targets += 1
             num_found += column < k

@@ -251,15 +251,21 @@ def list_loss(
         ranker: in training mode.
         lists: all of them.
         rows: (B,) of the lists.
-        settings: latent_dropout counts.
-        random: draws whose candidates go without latents.
+        settings: new_share and latent_dropout count.
+        random: draws which candidates are shown as new, and whose go without latents.
     """
     model = frozen.loaded.model
     device = lists.users.device
     at = torch.from_numpy(rows).to(device)
     part = lists.cases.take(rows)
     scores = lists.scores[at]
-    candidates = inputs.candidates(lists.items[rows], scores)
+    as_new = None
+    if frozen.vectors.content is not None:
+        drawn = random.random(lists.items[rows].shape) < settings.new_share
+        as_new = torch.from_numpy(drawn).to(device)
+        of_new = frozen.scores_as_new(lists.users[at], lists.items[rows])
+        scores = torch.where(as_new, of_new, scores)
+    candidates = inputs.candidates(lists.items[rows], scores, as_new)
     hidden = torch.from_numpy(random.random(len(rows)) < settings.latent_dropout).to(device)
     past = inputs.past(lists.users[at], part.history, part.told)
     told = ranker(_without_latents(candidates, inputs, hidden), past)
@@ -269,7 +275,8 @@ def list_loss(
     taught = target >= 0
     loss = F.cross_entropy(logits[taught], target[taught], reduction="sum")
     loss = loss / max(int(taught.sum()), 1)
-    of_heads = head_losses(frozen, lists, rows, told, ranker.heads)
+    shown = candidates.tokens[:, :, 0]
+    of_heads = head_losses(frozen, lists, rows, shown, told, ranker.heads)
     for name, each in zip(ranker.heads, of_heads, strict=True):
         loss = loss + model.head_weights[name] * each
     return loss

@@ -60,12 +60,16 @@ class RankerInputs:
         latents = 0 if self.latents is None else self.latents.shape[1] - 1
         return 1 + (self.vectors.content is not None) + latents
 
-    def candidates(self, items: IntArray, scores: Tensor) -> Candidates:
+    def candidates(
+        self, items: IntArray, scores: Tensor, as_new: Tensor | None = None
+    ) -> Candidates:
         """Candidates of B users.
 
         Args:
             items: (B, C) item_index, -1 for none.
             scores: (B, C) of retrieval, in units of cosine; of -1 anything.
+            as_new: (B, C) bool, shown as if nobody had met them, of a model that knows media; None:
+                none is.
         """
         real = torch.from_numpy(items >= 0).to(self.device)
         rows, place = np.unique(np.maximum(items, 0), return_inverse=True)  # each is read once
@@ -73,8 +77,14 @@ class RankerInputs:
         at = torch.from_numpy(place.reshape(items.shape)).to(self.device)
         logits = scores / self.model.temperature.detach() / LOGIT_UNIT
         known = self._of_items[torch.from_numpy(rows).to(self.device)][at]
+        tokens = tokens[at]
+        if as_new is not None:
+            content = tokens[:, :, 1:2].expand_as(tokens[:, :, :1])
+            first = torch.where(as_new[..., None, None], content, tokens[:, :, :1])
+            tokens = torch.cat([first, tokens[:, :, 1:]], dim=2)
+            known = torch.where(as_new[..., None], known.new_tensor([0.0, 1.0]), known)
         features = torch.cat([logits.masked_fill(~real, 0.0)[..., None], known], dim=-1)
-        return Candidates(tokens[at], mask[at] & real[..., None], features)
+        return Candidates(tokens, mask[at] & real[..., None], features)
 
     def _tokens(self, rows: IntArray) -> tuple[Tensor, Tensor]:
         """(n, T, D) of some items, and which are real, (n, T) bool."""
