@@ -149,7 +149,7 @@ class Ranker(nn.Module):
             their order. Of candidates that are not real it means nothing.
         """
         keys, keys_mask = self._keys(past)
-        features = torch.cat([candidates.features, _nearness(candidates.tokens, past)], dim=-1)
+        features = torch.cat([candidates.features, nearness(candidates.tokens, past)], dim=-1)
         tokens = self.token(F.layer_norm(candidates.tokens, candidates.tokens.shape[-1:]))
         tokens = tokens + self.kind + self.features(features)[:, :, None]
         mask = candidates.mask.clone()
@@ -172,7 +172,7 @@ class Ranker(nn.Module):
         return self.past_norm(torch.cat([user, events], dim=1)), mask
 
 
-def _nearness(tokens: Tensor, past: Past) -> Tensor:
+def nearness(tokens: Tensor, past: Past) -> Tensor:
     """(B, C, 2) cosine of each candidate with the nearest event's item and with the newest's.
 
     Both are 0 for a user without events. Attention would find them too, after longer training.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusion.ranker import Candidates, Past, Ranker, _nearness
+from fusion.ranker import Candidates, Past, Ranker, nearness
 
 B, C, T, L, D, FEATURES = 3, 5, 4, 6, 16, 3
 
@@ -100,7 +100,7 @@ def test_gradients_reach_every_weight(ranker: Ranker) -> None:
 
 def test_nearness_is_that_of_the_nearest_event_and_of_the_newest() -> None:
     candidates, past = some_candidates(), some_past()
-    found = _nearness(candidates.tokens, past)
+    found = nearness(candidates.tokens, past)
     for user, length in enumerate(past.mask.sum(1).tolist()):
         for candidate in range(C):
             embedding = candidates.tokens[user, candidate, 0]
