@@ -69,14 +69,6 @@ class Frozen:
         tiles = zip(sides[0].split(TILE), rows.split(TILE), strict=True)
         return torch.cat([(sides[1][own] @ each[:, :, None]).squeeze(2) for each, own in tiles])
 
-    def scores_as_new(self, users: Tensor, items: IntArray) -> Tensor:
-        """(B, C) scores of items (B, C) as if nobody had met them; of a model that knows media."""
-        model, content = self.loaded.model, self.vectors.content
-        assert content is not None
-        rows = torch.from_numpy(np.maximum(items, 0)).to(users.device)
-        expected = (model.bias_of_new(content) * model.temperature).expand(len(content))
-        return (content[rows] @ users[:, :, None]).squeeze(2) + expected[rows]
-
 
 def freeze(loaded: LoadedRun) -> Frozen:
     """The retriever of a finished run."""

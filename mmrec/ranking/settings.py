@@ -33,8 +33,8 @@ class RankerConfig(Section):
     seen that has come, or has changed, since the ranker was trained."""
     new_share: float = Field(0.3, ge=0, lt=1)
     """Share of a step's candidates that are shown as if nobody had met them, of a model that knows
-    media: by content, with retrieval's score of new items. Training lists hold no new item that is
-    met next, so without it the ranker puts new ones last."""
+    media: by content alone, with the score that retrieval gives them as they are. Training lists
+    hold no new item that is met next, so without it the ranker puts new ones last."""
     max_epochs: int = Field(10, ge=1)
     patience: int = Field(3, ge=1)
     """Epochs without a better NDCG@10 on validation before training ends."""

@@ -242,7 +242,10 @@ def list_loss(
         mean over lists with a target of -log softmax(s / tau + f)[target] over what is listed
         + sum over heads of weight x their mean loss,
 
-    with s the frozen retriever's score and f the ranker's correction. Scores of the retriever are
+    with s the frozen retriever's score and f the ranker's correction. A candidate that is shown as
+    new keeps its score s: with the score of a new item, which is lower, f learnt to raise all new
+    items, and undid what was chosen for them (on MovieLens-100K NDCG@10 of new ones .0220 to .0646,
+    of warm ones .1212 to .0873). Scores of the retriever are
     what it gives to events that it was trained on, so they are better than they will be in use.
 
     Args:
@@ -263,8 +266,6 @@ def list_loss(
     if frozen.vectors.content is not None:
         drawn = random.random(lists.items[rows].shape) < settings.new_share
         as_new = torch.from_numpy(drawn).to(device)
-        of_new = frozen.scores_as_new(lists.users[at], lists.items[rows])
-        scores = torch.where(as_new, of_new, scores)
     candidates = inputs.candidates(lists.items[rows], scores, as_new)
     hidden = torch.from_numpy(random.random(len(rows)) < settings.latent_dropout).to(device)
     past = inputs.past(lists.users[at], part.history, part.told)
