@@ -127,6 +127,10 @@ def test_lists_are_what_would_have_been_served(tiny_run: Path) -> None:
         at = lists.target[row]
         assert (at >= 0) == (each.item in listed) and (at < 0 or listed[at] == each.item)
     assert lists.found == pytest.approx((lists.target >= 0).mean())
+    # cold items stand in the lists, as in use, and do not compete: training met none of them
+    never_met = (lists.items >= 0) & (frozen.counts[lists.items] == 0)
+    assert never_met.any() and not lists.listed[never_met].any()
+    assert lists.listed[(lists.items >= 0) & ~never_met].all()
     again = frozen.scores(lists.users, lists.items)[torch.from_numpy(lists.items >= 0)]
     torch.testing.assert_close(again, lists.scores[torch.from_numpy(lists.items >= 0)])
     assert len(training_examples(loaded, most=NUM_USERS, seed=0)) <= NUM_USERS
@@ -223,6 +227,22 @@ def test_an_item_that_has_changed_is_shown_by_its_content_alone(ranked: Recommen
     read = changed.candidates(items, torch.zeros(1, 3))
     assert read.mask[0, :, 2:].any(1).tolist() == [True, False, False]
     assert read.mask[0, :, :2].all()
+
+
+def test_a_candidate_shown_as_new_is_its_content(ranked: Recommender) -> None:
+    stage = ranked.second_stage
+    assert stage is not None
+    items, scores = np.array([[0, 1]]), torch.tensor([[0.3, 0.2]])
+    plain = stage.inputs.candidates(items, scores)
+    read = stage.inputs.candidates(items, scores, torch.tensor([[True, False]]))
+    vectors = stage.inputs.vectors
+    assert vectors.content is not None
+    torch.testing.assert_close(read.tokens[0, 0, 0], vectors.content[0])
+    torch.testing.assert_close(plain.tokens[0, 0, 0], vectors.embedding[0])
+    assert read.features[0, 0, 1:].tolist() == [0.0, 1.0]
+    assert read.features[0, 0, 0] == plain.features[0, 0, 0]  # where retrieval puts it
+    torch.testing.assert_close(read.tokens[0, 1], plain.tokens[0, 1])
+    torch.testing.assert_close(read.tokens[0, 0, 1:], plain.tokens[0, 0, 1:])
 
 
 def test_resumed_is_unbroken(tiny_run: Path, ranked_run: Path, tmp_path: Path) -> None:

@@ -96,13 +96,13 @@ class SecondStage:
             value = head_values(
                 model, name, found[None, :, column], user, of_items[None], expected[None].to(user)
             )[0]
-            calibrated = self._calibrated(name, value)
-            if calibrated is not None:
-                heads[name] = calibrated[order].cpu().numpy()
+            said = self._as_it_may_be_said(name, value)
+            if said is not None:
+                heads[name] = said[order].cpu().numpy()
         return RankedItems(items[place], values.cpu().numpy(), place + 1, heads)
 
-    def _calibrated(self, name: str, values: Tensor) -> Tensor | None:
-        """What a head says as it may be said: a value, a calibrated probability, or nothing."""
+    def _as_it_may_be_said(self, name: str, values: Tensor) -> Tensor | None:
+        """A value, a calibrated probability, or nothing where there is no calibration."""
         if self.retriever.model.head_specs[name].kind == "value":
             return values
         found = self.document["calibration"].get(name)
