@@ -383,7 +383,8 @@ def write_interests(folder: Path, *, num_kinds: int, num_users: int) -> Path:
         "kind": "shop",
         "repeats": "forbid",
         "items": {
-            "table": "items.csv", "id": "id", "text": ["title"], "attributes": {"kind": "category"},
+            "table": "items.csv", "id": "id", "text": ["title"],
+            "attributes": {"kind": {"type": "category"}},
         },
         "interactions": {"table": "log.csv", "user": "user", "item": "item", "order": "at"},
         "split": {"protocol": "leave_one_out"},
@@ -393,7 +394,7 @@ def write_interests(folder: Path, *, num_kinds: int, num_users: int) -> Path:
 
 
 def test_it_finds_what_one_vector_cannot_say(tmp_path: Path) -> None:
-    catalogue = write_interests(tmp_path / "source", num_kinds=40, num_users=400)
+    catalogue = write_interests(tmp_path / "source", num_kinds=40, num_users=300)
     prepare(catalogue, tmp_path / "source", tmp_path / "data", num_workers=1)
     config = parse_config(
         {
@@ -413,7 +414,13 @@ def test_it_finds_what_one_vector_cannot_say(tmp_path: Path) -> None:
     )  # fmt: skip
     train(config, tmp_path / "data", tmp_path / "run")
     settings = RankerConfig(
-        candidates=100, lists=4000, num_blocks=1, num_heads=2, max_epochs=4, learning_rate=0.005
+        candidates=100,
+        lists=2000,
+        num_blocks=1,
+        num_heads=2,
+        max_epochs=4,
+        batch_size=32,
+        learning_rate=0.005,
     )
     document = train_ranker(tmp_path / "run", settings)
     found = document["validation"]["all"]
