@@ -203,7 +203,7 @@ def _train(
                     " lower ranker.learning_rate"
                 )
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(ranker.parameters(), 1.0)
             optimiser.step()
             total += float(loss.detach()) * len(rows)
