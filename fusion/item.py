@@ -197,6 +197,12 @@ class LatentFusion(nn.Module):
         Returns:
             (M, D) unit vectors in fp32.
         """
+        plain, latents = self.read(tokens)
+        content: Tensor = self.out(plain + latents.mean(1))
+        return content
+
+    def read(self, tokens: Mapping[str, Tokens]) -> tuple[Tensor, Tensor]:
+        """Plain mean (M, D) and normed latents (M, Q, D), which content is made of."""
         given = [modality for modality in self.modalities if modality in tokens]
         parts = [self.projections[_key(modality)](tokens[modality]) for modality in given]
         masks = [tokens[modality].mask for modality in given]
@@ -209,8 +215,7 @@ class LatentFusion(nn.Module):
         latents = self.latents.expand(M, -1, -1)
         for layer in self.layers:
             latents = layer(latents, merged, mask)
-        content: Tensor = self.out(plain + self.norm(latents).mean(1))
-        return content
+        return plain, self.norm(latents)
 
 
 class MeanFusion(nn.Module):

@@ -26,6 +26,7 @@ from mmrec.commands.export import export, score
 from mmrec.commands.popular import popular
 from mmrec.commands.predict import predict
 from mmrec.commands.pretrain import pretrain
+from mmrec.commands.ranker import train_ranker
 from mmrec.commands.recommend import recommend, similar
 from mmrec.commands.training import describe, train, tune
 from mmrec.commands.weights import weights_app
@@ -80,6 +81,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     describe,
     train,
     tune,
+    train_ranker,
     evaluate,
     stability,
     compare,

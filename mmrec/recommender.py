@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from mmrec.retrieval.popular import Trend
 from mmrec.retrieval.predict import predict
 from mmrec.retrieval.preferences import Preference
 from mmrec.retrieval.recommend import (
+    RankedRecommendation,
     Recommendation,
     basis_of,
     most_popular,
@@ -48,6 +50,7 @@ from mmrec.retrieval.recommend import (
     recommend_next,
 )
 from mmrec.retrieval.retriever import HistoryEvent, Retriever
+from mmrec.retrieval.second_stage import SecondStage, choose_second_stage, load_second_stage
 from mmrec.retrieval.wishes import NO_WISHES, MaxPer, Wishes
 
 logger = logging.getLogger(__name__)
@@ -61,6 +64,7 @@ __all__ = [
     "ItemEmbeddings",
     "MaxPer",
     "Preference",
+    "RankedRecommendation",
     "Recommendation",
     "Recommender",
     "Trend",
@@ -130,6 +134,8 @@ class Recommender:
         half_life_hours: float | None = None,
         unmet: bool = False,
         wishes: Wishes = NO_WISHES,
+        ranked: bool | None = None,
+        probabilities: bool = False,
     ) -> list[Recommendation]:
         """The next items of a stored user, or of one who comes with his history.
 
@@ -152,12 +158,18 @@ class Recommender:
             unmet: list items that no event of the data names as well.
             wishes: conditions, soft wishes, variety and all else that is asked of the list; the two
                 above may stand in it.
+            ranked: order the best candidates by the second stage (`mmrec train-ranker`), whose
+                entries say more, see `RankedRecommendation`; None: where there is one and it was
+                better on validation than chance could be.
+            probabilities: the second stage has to tell calibrated ones in `heads`.
 
         Raises:
             ItemNotFound: the user is not known, or no item of the history.
+            CheckpointMismatch: the second stage is of another model.
             UserError: a user is given in two ways, a name is not the catalogue's, the model reads
-                no text to take a taste from, k is below 1, or a half-life is asked for where the
-                catalogue file has no items.available.from.
+                no text to take a taste from, k is below 1, a half-life is asked for where the
+                catalogue file has no items.available.from, there is no second stage and one is
+                asked for, or it can tell no probability.
         """
         asked = one_asked(
             self.retriever, user_id, history, attributes, Request(time, context or {})
@@ -168,7 +180,15 @@ class Recommender:
             wishes = replace(wishes, half_life_hours=half_life_hours)
         if unmet:
             wishes = replace(wishes, unmet=True)
-        return recommend_next(self.retriever, asked, k, at=time, wishes=wishes)
+        stage = choose_second_stage(
+            self.retriever, self.second_stage, ranked=ranked, probabilities=probabilities
+        )
+        return recommend_next(self.retriever, asked, k, at=time, wishes=wishes, second_stage=stage)
+
+    @cached_property
+    def second_stage(self) -> SecondStage | None:
+        """The ranker that was trained beside the model; None where there is none."""
+        return load_second_stage(self.retriever)
 
     def popular(
         self, *, k: int = 10, time: float | None = None, wishes: Wishes = NO_WISHES

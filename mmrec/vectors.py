@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fusion.signals import Signals
 from mmrec.data.batch import ItemSource, media_to
 from mmrec.data.histories import IntArray
 from mmrec.data.ragged import Ragged
@@ -130,34 +131,58 @@ def user_vectors(
     lengths = np.diff(histories.offsets)
     users = torch.zeros(lengths.shape[0], embedding.shape[1], device=device)
     order = np.argsort(lengths, kind="stable")
-    starts = model.history.start is not None
-    if not starts:
+    if model.history.start is None:
         order = order[lengths[order] > 0]
-    longest = model.history.max_length
     for begin in range(0, order.shape[0], tile):
         chosen = order[begin : begin + tile]
-        places = []
-        for at, n in zip(histories.offsets[chosen], lengths[chosen], strict=True):
-            # -1 stands for the start, which is shown where the whole history is
-            first = np.full(int(starts and n <= longest), -1)
-            places.append(np.concatenate([first, np.arange(at + max(n - longest, 0), at + n)]))
-        kept = np.array([len(each) for each in places])
-        events = np.concatenate(places)
-        offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(kept)])).to(device)
-        rows = np.full(len(events), len(embedding))
-        rows[events >= 0] = histories.values[events[events >= 0]]
-        items = model.shown(embedding, torch.from_numpy(rows).to(device))
-        signals = None
-        if model.reader is not None:
-            signals = (
-                model.reader.unknown(num_events=len(events), num_users=len(chosen))
-                if told is None
-                else model.reader.signals(told.take(chosen, events))
-            ).to(device)
+        items, offsets, signals = pack_histories(model, embedding, histories, told, chosen)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             users[torch.from_numpy(chosen).to(device)] = model.query(items, offsets, signals)
     model.train(was_training)
     return users
+
+
+def pack_histories(
+    model: RecommenderModel,
+    embedding: Tensor,
+    histories: Ragged,
+    told: Told | None,
+    chosen: IntArray,
+) -> tuple[Tensor, Tensor, Signals | None]:
+    """What the history encoder reads of some histories; of long ones the last events.
+
+    Args:
+        model: the trained model.
+        embedding: (N, D) item embeddings.
+        histories: U rows of item_index, oldest first.
+        told: as in `user_vectors`.
+        chosen: (b,) rows of the histories.
+
+    Returns:
+        Items (P, D) with the start of a history where the model knows one, offsets (b + 1,), and
+        signals of P events, b requests and b users; None where the model reads none.
+    """
+    device, longest = embedding.device, model.history.max_length
+    starts = model.history.start is not None
+    places = []
+    for at, n in zip(histories.offsets[chosen], histories.lengths[chosen], strict=True):
+        # -1 stands for the start, which is shown where the whole history is
+        first = np.full(int(starts and n <= longest), -1)
+        places.append(np.concatenate([first, np.arange(at + max(n - longest, 0), at + n)]))
+    kept = np.array([len(each) for each in places])
+    events = np.concatenate(places)
+    offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(kept)])).to(device)
+    rows = np.full(len(events), len(embedding))
+    rows[events >= 0] = histories.values[events[events >= 0]]
+    items = model.shown(embedding, torch.from_numpy(rows).to(device))
+    signals = None
+    if model.reader is not None:
+        signals = (
+            model.reader.unknown(num_events=len(events), num_users=len(chosen))
+            if told is None
+            else model.reader.signals(told.take(chosen, events))
+        ).to(device)
+    return items, offsets, signals
 
 
 def score_vectors(

@@ -59,6 +59,12 @@ def evaluate(
         heads, labels = metrics.get("heads", {}), metrics.get("labels", {})
         for line in (*heads_lines(heads), *labels_lines(labels)):
             print(line)
+        if "ranker" in metrics:
+            from mmrec.ranking.gain import gain_lines
+
+            ranker = metrics["ranker"]
+            for line in gain_lines(ranker["slices"], ranker["candidates"]):
+                print(line)
 
 
 def stability(

@@ -67,6 +67,16 @@ def recommend(
     why: Annotated[
         str | None, typer.Option(metavar="en|zh", help="Say why each item is listed.")
     ] = None,
+    ranked: Annotated[
+        bool | None,
+        typer.Option(
+            "--ranked/--no-ranked",
+            help="Order by the second stage, or by retrieval alone; unasked, by what was better.",
+        ),
+    ] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Tell calibrated ones, or say why not.")
+    ] = False,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -107,6 +117,8 @@ def recommend(
         context=said,
         k=k,
         wishes=wishes,
+        ranked=ranked,
+        probabilities=probabilities,
     )
     query = {"user_id": user, "history": items, "taste": taste, "attributes": attributes}
     print_found({**query, "time": time, "context": said or None}, found, as_json)
@@ -181,8 +193,15 @@ def print_found(query: Mapping[str, Any], found: Sequence[Any], as_json: bool) -
             item["similar"] = [each["item_id"] for each in item["similar"]]
         if "why" in item:
             item["why"] = item["why"]["words"]
-    print_table(items)
+    print_table([_flat(item) for item in items])
 
 
 def _without(row: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in names}
+
+
+def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose columns are what the heads tell, too."""
+    columns = {**entry, **entry.get("heads", {})}
+    columns.pop("heads", None)
+    return columns

@@ -55,6 +55,7 @@ from mmrec.evaluation.strips import even_strips, extreme_strips
 from mmrec.evaluation.sweep import Sweep, at_costs, sweep_models
 from mmrec.evaluation.tail import tail_curve
 from mmrec.loaded import LoadedRun, load_run, open_source
+from mmrec.ranking.evaluate import evaluate_ranker
 from mmrec.training.validate import case_vectors
 from mmrec.vectors import item_vectors
 
@@ -142,6 +143,8 @@ def evaluate_run(
         document["popularity_share"] = loaded.config.evaluation.popularity_share
     document |= {"heads": evaluate_heads(loaded, split)} if loaded.model.heads else {}
     document |= {"labels": evaluate_labels(loaded, split)} if loaded.model.label_sets else {}
+    ranker = evaluate_ranker(loaded, cases)
+    document |= {"ranker": ranker} if ranker else {}
     write_evaluation(
         run,
         split,

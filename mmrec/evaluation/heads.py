@@ -45,7 +45,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class _Window:
+class Window:
     """The events of a user that are told.
 
     Attributes:
@@ -82,7 +82,7 @@ def evaluate_heads(loaded: LoadedRun, which: Which) -> dict[str, dict[str, Any]]
     if not len(model.heads):
         return {}
     assert loaded.data is not None and loaded.split is not None
-    windows = _windows(loaded.split, which)
+    windows = told_windows(loaded.split, which)
     if not windows:
         return {}
     model.eval()
@@ -97,7 +97,7 @@ def evaluate_heads(loaded: LoadedRun, which: Which) -> dict[str, dict[str, Any]]
         of_items = np.zeros(len(loaded.item_ids), np.float32)
         if name in model.value_offsets:
             of_items[loaded.item_index_of] = model.value_offsets[name].cpu().numpy()
-        labels, offsets = _labels(spec, windows, of_items)
+        labels, offsets = window_labels(spec, windows, of_items)
         kept = np.flatnonzero(~np.isnan(labels))
         if not len(kept):
             continue
@@ -212,7 +212,7 @@ def heads_lines(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _windows(split: Split, which: Which) -> list[_Window]:
+def told_windows(split: Split, which: Which) -> list[Window]:
     """The events of each user who has targets there."""
     first = {
         name: split.targets(name).group_by("user_index").agg(first=pl.col("position").min())
@@ -234,11 +234,11 @@ def _windows(split: Split, which: Which) -> list[_Window]:
         of_shown = not_met(history) & (before >= start) & (before < stop)
         places = np.concatenate([events, before[of_shown]])
         items = np.concatenate([history.item_index[events], history.shown_items[of_shown]])
-        found.append(_Window(history, usable, places, items, len(events)))
+        found.append(Window(history, usable, places, items, len(events)))
     return found
 
 
-def _states(loaded: LoadedRun, items: Tensor, windows: list[_Window]) -> Tensor:
+def _states(loaded: LoadedRun, items: Tensor, windows: list[Window]) -> Tensor:
     """(n, D) states of the users before each event that is told."""
     assert loaded.data is not None
     rows, events, requests, attributes = [], [], [], []
@@ -257,8 +257,8 @@ def _states(loaded: LoadedRun, items: Tensor, windows: list[_Window]) -> Tensor:
     return user_vectors(loaded.model, items, Ragged.from_rows(rows), told)
 
 
-def _labels(
-    spec: HeadSpec, windows: list[_Window], of_items: npt.NDArray[np.float32]
+def window_labels(
+    spec: HeadSpec, windows: list[Window], of_items: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """(n,) labels, NaN where there is none, and what is expected beside the base."""
     labels, offsets = [], []

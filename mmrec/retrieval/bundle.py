@@ -9,6 +9,7 @@
     attributes.parquet        a typed column an attribute of the catalogue, by item_index
     users.parquet             user_id and the attributes that the model reads, by user_index
     history-items.npy history-offsets.npy      complete histories, memory-mapped when read
+    ranker/                   the second stage, where the run has one
     history-COLUMN.npy        event, value, time, context.NAME of each event, where the model reads
                               them; contexts as places in the model's own lists
 
@@ -50,6 +51,7 @@ from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.available import Available
 from mmrec.retrieval.parts import StoredParts, write_parts
 from mmrec.retrieval.retriever import Items, Retriever
+from mmrec.retrieval.second_stage import copy_second_stage
 from mmrec.training.checkpoint import load_model
 
 BUNDLE_FILE = "bundle.json"
@@ -96,13 +98,18 @@ def write_bundle(retriever: Retriever, folder: Path) -> None:
         items.attributes.table(specs).write_parquet(folder / ATTRIBUTES_FILE)
     _user_table(retriever).write_parquet(folder / "users.parquet")
     _write_histories(retriever, folder)
+    copy_second_stage(retriever.path, folder)
     document = {
         "schema": SCHEMA,
         "model_hash": retriever.model_hash,
         "source": dict(retriever.source),
         "catalogue": retriever.catalogue.document(),
         "image_side": retriever.image_side,
-        "files": {path.name: file_record(path) for path in sorted(folder.iterdir())},
+        "files": {
+            path.relative_to(folder).as_posix(): file_record(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        },
     }
     text = json.dumps(document, indent=1, ensure_ascii=False)
     (folder / BUNDLE_FILE).write_text(text + "\n", encoding="utf-8")

@@ -90,11 +90,7 @@ def make_list(
         now: Unix seconds at which items must be available and age is counted.
         wishes: what the list is asked to be like.
     """
-    scores = _faded(retriever, scored, now, wishes.half_life_hours)
-    allowed = allowed_items(retriever, now, wishes)
-    if allowed is not None:
-        kept = torch.from_numpy(allowed[scored.rows]).to(scores.device)
-        scores = scores.masked_fill(~kept, -torch.inf)
+    scores = allowed_scores(retriever, scored, now, wishes)
     if wishes.prefer:
         scores = weigh(wishes.prefer, retriever.items.attributes, scored.rows, scores)
     probabilities = None
@@ -114,6 +110,16 @@ def make_list(
         chances = probabilities[places].tolist()
         found = [replace(each, probability=p) for each, p in zip(found, chances, strict=True)]
     return found
+
+
+def allowed_scores(retriever: Retriever, scored: Scored, now: float, wishes: Wishes) -> Tensor:
+    """Scores (C,) of which age has taken its part, -inf of what a list may not show."""
+    scores = _faded(retriever, scored, now, wishes.half_life_hours)
+    allowed = allowed_items(retriever, now, wishes)
+    if allowed is None:
+        return scores
+    kept = torch.from_numpy(allowed[scored.rows]).to(scores.device)
+    return scores.masked_fill(~kept, -torch.inf)
 
 
 def allowed_items(retriever: Retriever, now: float, wishes: Wishes) -> BoolArray | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,16 +18,26 @@ from torch import Tensor
 from mmrec.data.ragged import IntArray
 from mmrec.errors import UserError
 from mmrec.retrieval.explain import explain
-from mmrec.retrieval.lists import Basis, Recommendation, Scored, check_k, make_list
+from mmrec.retrieval.lists import (
+    Basis,
+    Recommendation,
+    Scored,
+    allowed_scores,
+    check_k,
+    make_list,
+)
 from mmrec.retrieval.parts import content_by
 from mmrec.retrieval.popular import popularity
+from mmrec.retrieval.rerank import POOL
 from mmrec.retrieval.retriever import Asked, Retriever
+from mmrec.retrieval.second_stage import RankedItems, SecondStage
 from mmrec.retrieval.wishes import NO_WISHES, Wishes
 
 logger = logging.getLogger(__name__)
 
 __all__ = [
     "Basis",
+    "RankedRecommendation",
     "Recommendation",
     "basis_of",
     "most_popular",
@@ -36,6 +47,20 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True)
+class RankedRecommendation(Recommendation):
+    """One item of a list that the second stage has ordered.
+
+    Attributes:
+        retrieval_rank: its place by retrieval alone.
+        heads: what the ranker's heads tell: values, and probabilities where these are calibrated;
+            empty for an item below those that were ranked.
+    """
+
+    retrieval_rank: int = 0
+    heads: Mapping[str, float] = field(default_factory=dict)
+
+
 def recommend_next(
     retriever: Retriever,
     asked: Asked,
@@ -43,6 +68,7 @@ def recommend_next(
     *,
     at: float | None = None,
     wishes: Wishes = NO_WISHES,
+    second_stage: SecondStage | None = None,
 ) -> list[Recommendation]:
     """The K best candidates of a user, without what he has met where repeats are forbidden.
 
@@ -55,6 +81,9 @@ def recommend_next(
         k: how many.
         at: Unix seconds at which items must be available; None: now.
         wishes: what the list is asked to be like.
+        second_stage: orders the best of what conditions and age leave anew, as many as it was
+            trained to, or more where the list needs them; not where popularity alone is known.
+            Soft wishes, thresholds and variety come after it. None: retrieval's order.
 
     Raises:
         UserError: k is below 1, a half-life is not above 0 or of a catalogue without instants, or
@@ -78,7 +107,11 @@ def recommend_next(
         seen = np.zeros(len(retriever.counts), np.bool_)
         seen[asked.seen] = True
         scores = scores.masked_fill(torch.from_numpy(seen[rows]).to(scores.device), -torch.inf)
-    found = make_list(retriever, Scored(rows, scores, basis), k, now=now, wishes=wishes)
+    scored = Scored(rows, scores, basis)
+    if second_stage is not None and basis != "popularity":
+        found = _ranked(second_stage, asked, scored, k, now, wishes)
+    else:
+        found = make_list(retriever, scored, k, now=now, wishes=wishes)
     if wishes.num_similar:
         found = [replace(each, similar=_beside(retriever, each, now, wishes)) for each in found]
     if wishes.why is not None:
@@ -107,6 +140,57 @@ def most_popular(
     scores = torch.from_numpy(popularity(retriever, now, wishes.trend)[rows])
     scored = Scored(rows, scores.float().to(retriever.device), "popularity")
     return make_list(retriever, scored, k, now=now, wishes=wishes)
+
+
+def _ranked(
+    second_stage: SecondStage, asked: Asked, scored: Scored, k: int, now: float, wishes: Wishes
+) -> list[Recommendation]:
+    """A list whose scores are those of both stages.
+
+    Candidates below those that are ranked keep their order behind them, so that a list is full
+    where limits or wishes take much of the ranked ones.
+    """
+    retriever = second_stage.retriever
+    values, order = allowed_scores(retriever, scored, now, wishes).sort(
+        descending=True, stable=True
+    )
+    num_left = int(torch.isfinite(values).sum())
+    if not num_left:
+        return []
+    rows = scored.rows[order[:num_left].cpu().numpy()]
+    values = values[:num_left]
+    wanted = k * POOL if wishes.diversity or wishes.max_per or wishes.prefer else k
+    num = min(max(wanted, second_stage.num_candidates), num_left)
+    ranked = second_stage.rank(asked, rows[:num], values[:num])
+    scores = torch.from_numpy(ranked.scores).to(values)
+    rest = values[num:]
+    if len(rest):
+        rest = rest - (rest[0] - scores[-1]).clamp(min=0)
+    both = Scored(
+        np.concatenate([ranked.items, rows[num:]]), torch.cat([scores, rest]), scored.basis
+    )
+    places = {int(row): place for place, row in enumerate(both.rows)}
+    # age has taken its part before the ranker saw the scores
+    found = make_list(retriever, both, k, now=now, wishes=replace(wishes, half_life_hours=None))
+    return [
+        _as_ranked(entry, ranked, places[retriever.items.rows[entry.item_id]]) for entry in found
+    ]
+
+
+def _as_ranked(entry: Recommendation, ranked: RankedItems, place: int) -> RankedRecommendation:
+    """What the second stage says of an entry beside its score; below those ranked, its place."""
+    is_ranked = place < len(ranked.items)
+    heads = ranked.heads if is_ranked else {}
+    return RankedRecommendation(
+        entry.rank,
+        entry.item_id,
+        entry.score,
+        entry.title,
+        entry.basis,
+        entry.probability,
+        retrieval_rank=int(ranked.retrieval_rank[place]) if is_ranked else place + 1,
+        heads={name: float(values[place]) for name, values in heads.items()},
+    )
 
 
 def _all_with_a_vector(retriever: Retriever) -> IntArray:

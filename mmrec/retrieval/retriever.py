@@ -273,6 +273,14 @@ class Retriever:
 
     def user_vectors(self, asked: Sequence[Asked]) -> Tensor:
         """(U, D) unit vectors; zeros for an empty history."""
+        histories, told, embedding = self.as_told(asked)
+        return user_vectors(self.model, embedding, histories, told)
+
+    def as_told(self, asked: Sequence[Asked]) -> tuple[Ragged, Told | None, Tensor]:
+        """Users as the model reads them: histories, what is told, and (n, D) that rows stand for.
+
+        A taste is one more row behind the items' embeddings, met last.
+        """
         embedding, rows, events = self.vectors.embedding, [], []
         tastes: list[Tensor] = []
         for each in asked:
@@ -284,7 +292,6 @@ class Retriever:
                 tastes.append(each.taste)
         if tastes:
             embedding = torch.cat([embedding, torch.stack(tastes)])
-        histories = Ragged.from_rows(rows)
         told = None
         if self.model.reader is not None:
             told = Told(
@@ -292,7 +299,7 @@ class Retriever:
                 join_columns([each.request for each in asked]),
                 [each.attributes for each in asked],
             )
-        return user_vectors(self.model, embedding, histories, told)
+        return Ragged.from_rows(rows), told, embedding
 
     def stored_user(self, user_index: int, request: Request | None = None) -> Asked:
         """A stored user: his complete history, without the items the split holds out."""

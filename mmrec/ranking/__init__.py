@@ -1,0 +1,1 @@
+"""The second stage in training: lists of the frozen retriever, the ranker's loop, its gain."""

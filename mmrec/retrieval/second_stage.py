@@ -1,0 +1,335 @@
+"""The second stage in use: retrieval's best K candidates in the order of a trained ranker.
+
+    RUN/ranker/config.json         what it belongs to, whether it is used unasked, calibration
+               model.safetensors   weights of fusion.ranker.Ranker
+               latents.npy         (N, 1 + Q, D) fp16, mapped; where the fusion has latents
+               metrics.json        what it is worth on validation
+
+A bundle carries the folder. The score of a list is retrieval's plus the ranker's correction.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fusion.ranker import Ranker
+from mmrec.data.ragged import IntArray, Ragged
+from mmrec.data.told import Told
+from mmrec.errors import CheckpointMismatch, UserError
+from mmrec.model import RecommenderModel
+from mmrec.retrieval.predict import expected_beside
+from mmrec.retrieval.ranker_inputs import NUM_FEATURES, RankerInputs
+from mmrec.retrieval.retriever import Asked, Retriever
+
+RANKER_FOLDER = "ranker"
+SCHEMA = 1
+# Pairs of a candidate's token and an event that attention lays out at once, of all heads.
+MAX_PAIRS = 2**22
+
+
+@dataclass(frozen=True)
+class SecondStage:
+    """A trained ranker with the retriever it was trained on.
+
+    Attributes:
+        retriever: frozen.
+        ranker: in eval mode.
+        inputs: what it reads.
+        document: of config.json.
+    """
+
+    retriever: Retriever
+    ranker: Ranker
+    inputs: RankerInputs
+    document: Mapping[str, Any]
+
+    @property
+    def num_candidates(self) -> int:
+        """K, how many candidates it was trained to rank."""
+        return int(self.document["settings"]["candidates"])
+
+    @property
+    def in_use(self) -> bool:
+        """Whether lists are ranked unasked: its gain on validation was more than chance."""
+        return bool(self.document["in_use"])
+
+    @torch.no_grad()
+    def rank(self, asked: Asked, items: IntArray, scores: Tensor) -> RankedItems:
+        """Candidates of a user, best first; ties keep the order of retrieval.
+
+        Args:
+            asked: the user.
+            items: (C,) item_index, in the order of retrieval.
+            scores: (C,) of retrieval, in units of cosine.
+        """
+        retriever, model = self.retriever, self.retriever.model
+        user = retriever.user_vectors([asked])
+        histories, told, embedding = retriever.as_told([asked])
+        found = tell(
+            self.ranker,
+            self.inputs,
+            user,
+            histories,
+            told,
+            items[None],
+            scores[None],
+            embedding=embedding,
+        )[0]
+        final = scores + found[:, 0] * model.temperature.detach()
+        values, order = final.sort(descending=True, stable=True)
+        place = order.cpu().numpy()
+        heads = {}
+        of_items = retriever.vectors.embedding[torch.from_numpy(items).to(user.device)]
+        for column, name in enumerate(self.ranker.heads, start=1):
+            expected = torch.from_numpy(expected_beside(retriever, asked, items.tolist(), name))
+            value = head_values(
+                model, name, found[None, :, column], user, of_items[None], expected[None].to(user)
+            )[0]
+            said = self._as_it_may_be_said(name, value)
+            if said is not None:
+                heads[name] = said[order].cpu().numpy()
+        return RankedItems(items[place], values.cpu().numpy(), place + 1, heads)
+
+    def _as_it_may_be_said(self, name: str, values: Tensor) -> Tensor | None:
+        """A value, a calibrated probability, or nothing where there is no calibration."""
+        if self.retriever.model.head_specs[name].kind == "value":
+            return values
+        found = self.document["calibration"].get(name)
+        return None if found is None else calibrated(values, found["slope"], found["intercept"])
+
+    def require_probabilities(self) -> None:
+        """Refuses probabilities where nothing says how often what is shown is taken.
+
+        Raises:
+            UserError: no head of yes and no, or none that could be calibrated.
+        """
+        if self.document["calibration"]:
+            return
+        refused = self.document["refused"] or {
+            "the ranker": "its run has no binary head (model.heads), which learns from what was "
+            "shown and not met (interactions.shown) or from event types that count as no"
+        }
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        raise UserError(
+            f"{self.retriever.path}: no probability can be told, a score is none: {reasons}"
+        )
+
+
+@dataclass(frozen=True)
+class RankedItems:
+    """Candidates of a user, best first.
+
+    Attributes:
+        items: (C,) item_index.
+        scores: (C,) in units of cosine, never increasing.
+        retrieval_rank: (C,) places by retrieval alone, from 1.
+        heads: (C,) by head, values or calibrated probabilities.
+    """
+
+    items: IntArray
+    scores: np.ndarray[tuple[int], np.dtype[np.float32]]
+    retrieval_rank: IntArray
+    heads: Mapping[str, np.ndarray[tuple[int], np.dtype[np.float32]]]
+
+
+def calibrated(logits: Tensor, slope: float, intercept: float) -> Tensor:
+    """Platt scaling: sigmoid(slope z + intercept)."""
+    return torch.sigmoid(slope * logits + intercept)
+
+
+def head_values(
+    model: RecommenderModel,
+    name: str,
+    added: Tensor,
+    users: Tensor,
+    items: Tensor,
+    expected: Tensor,
+) -> Tensor:
+    """Logits or values of a head: what the retriever's says, and what the ranker adds.
+
+    Args:
+        model: the retriever's.
+        name: of the head.
+        added: (B, C) of the ranker, in units of the head's spread.
+        users: (B, D).
+        items: (B, C, D) embeddings.
+        expected: (B, C) beside the head's base.
+
+    Returns:
+        (B, C).
+    """
+    head: Any = model.heads[name]
+    B, C, D = items.shape
+    pairs = users[:, None].expand(B, C, D).reshape(-1, D), items.reshape(-1, D)
+    told: Tensor = head(*pairs, expected.reshape(-1))
+    return told.view(B, C) + head.spread * added
+
+
+@torch.no_grad()
+def tell(
+    ranker: Ranker,
+    inputs: RankerInputs,
+    users: Tensor,
+    histories: Ragged,
+    told: Told | None,
+    items: IntArray,
+    scores: Tensor,
+    *,
+    embedding: Tensor | None = None,
+) -> Tensor:
+    """What a ranker says of B users' candidates, in tiles of them.
+
+    Args:
+        ranker: in eval mode.
+        inputs: of its retriever.
+        users: (B, D) that retrieval asks with.
+        histories: B rows.
+        told: as in `RankerInputs.past`.
+        items: (B, C) item_index, -1 for none.
+        scores: (B, C) of retrieval.
+        embedding: as in `RankerInputs.past`.
+
+    Returns:
+        (B, C, 1 + heads).
+    """
+    past = inputs.past(users, histories, told, embedding=embedding)
+    pairs = inputs.num_tokens * (1 + past.mask.shape[1]) * len(users)
+    tile = max(1, MAX_PAIRS // pairs)
+    parts = []
+    for start in range(0, items.shape[1], tile):
+        own = slice(start, start + tile)
+        parts.append(ranker(inputs.candidates(items[:, own], scores[:, own]), past))
+    return torch.cat(parts, dim=1)
+
+
+def make_ranker(
+    model: RecommenderModel, inputs: RankerInputs, settings: Mapping[str, Any]
+) -> Ranker:
+    """A fresh ranker beside a retriever.
+
+    Args:
+        model: the retriever's; the ranker has its width, its history and its heads.
+        inputs: what is read.
+        settings: num_blocks, num_heads and dropout.
+
+    Raises:
+        UserError: the heads do not divide the width.
+    """
+    if model.width % settings["num_heads"]:
+        raise UserError(
+            f"ranker.num_heads is {settings['num_heads']}: it must divide model.width of the run, "
+            f"{model.width}"
+        )
+    return Ranker(
+        model.width,
+        num_tokens=inputs.num_tokens,
+        num_features=NUM_FEATURES,
+        max_history=model.history.max_length + 1,  # the start of a history is one more
+        num_blocks=settings["num_blocks"],
+        num_heads=settings["num_heads"],
+        dropout=settings["dropout"],
+        heads=list(model.heads),
+    )
+
+
+def load_second_stage(retriever: Retriever) -> SecondStage | None:
+    """The ranker beside a run's or a bundle's model; None where there is none.
+
+    Raises:
+        CheckpointMismatch: it was trained on another model, or a file of it cannot be used.
+    """
+    folder = retriever.path / RANKER_FOLDER
+    if not (folder / "config.json").is_file():
+        return None
+    document = _read(folder / "config.json")
+    if document.get("schema") != SCHEMA:
+        raise CheckpointMismatch(f"{folder}: schema {document.get('schema')} is not {SCHEMA}")
+    bound = document["model_hash"]  # None in a bundle, whose files are checked as a whole
+    if bound is not None and bound != retriever.model_hash:
+        raise CheckpointMismatch(
+            f"{folder}: was trained on the model {bound[:12]}, the run's is "
+            f"{retriever.model_hash[:12]}; remove the folder and train the ranker anew"
+        )
+    latents = None
+    if document["latents"]:
+        latents = _mapped(folder / "latents.npy")
+    inputs = RankerInputs(retriever.model, retriever.vectors, retriever.counts, latents)
+    ranker = make_ranker(retriever.model, inputs, document["settings"])
+    try:
+        ranker.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointMismatch(
+            f"{folder}: cannot be used: {' '.join(str(error).split())[:300]}; train the ranker anew"
+        ) from None
+    return SecondStage(retriever, ranker.to(retriever.device).eval(), inputs, document)
+
+
+def choose_second_stage(
+    retriever: Retriever, stage: SecondStage | None, *, ranked: bool | None, probabilities: bool
+) -> SecondStage | None:
+    """What orders a list: the second stage, or None for retrieval alone.
+
+    Args:
+        retriever: that is asked.
+        stage: beside it.
+        ranked: whether it was asked for; None: where it was better on validation than chance.
+        probabilities: whether it has to tell some.
+
+    Raises:
+        UserError: it is asked for and there is none, or it can tell no probability.
+    """
+    if ranked is False:
+        if probabilities:
+            raise UserError("probabilities come from the second stage, and ranked is False")
+        return None
+    if stage is None:
+        if ranked or probabilities:
+            raise UserError(
+                f"{retriever.path}: there is no second stage; run: mmrec train-ranker "
+                f"{retriever.path}"
+            )
+        return None
+    if probabilities:
+        stage.require_probabilities()
+    return stage if ranked or probabilities or stage.in_use else None
+
+
+def copy_second_stage(path: Path, bundle: Path) -> None:
+    """Copies the ranker of a run, or of a bundle, into a bundle; nothing where there is none.
+
+    The copy names no model: the weights of a bundle may have adapters folded in, and its files are
+    checked together.
+    """
+    source = path / RANKER_FOLDER
+    if not (source / "config.json").is_file():
+        return
+    shutil.copytree(source, bundle / RANKER_FOLDER)
+    document = {**_read(source / "config.json"), "model_hash": None}
+    text = json.dumps(document, indent=1) + "\n"
+    (bundle / RANKER_FOLDER / "config.json").write_text(text, encoding="utf-8")
+
+
+def _mapped(path: Path) -> Any:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointMismatch(f"{path}: cannot be read: {error}; copy the run again") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointMismatch(f"{path}: is no JSON: {error}; copy the run again") from None
+    return document
