@@ -20,6 +20,7 @@ from mmrec.arguments import (
     HalfLifeOption,
     JsonOption,
     MaxPerOption,
+    MixOption,
     OverridesInUseArgument,
     PreferOption,
     RunArgument,
@@ -33,7 +34,7 @@ from mmrec.arguments import (
 from mmrec.request import read_pairs, read_time, read_wishes, typed_attributes
 from mmrec.terminal import plain, print_json, print_table
 
-_ASKED_FOR = ("probability", "similar")
+_ASKED_FOR = ("probability", "similar", "found_by")
 """What an item of a list has where it is asked for alone."""
 
 
@@ -47,6 +48,8 @@ def recommend(
     taste: Annotated[
         str | None, typer.Option(help="What the user says he likes, in his words.")
     ] = None,
+    query: Annotated[str | None, typer.Option(help="What the user looks for now.")] = None,
+    mix: MixOption = 0.5,
     attribute: AttributeOption = None,
     at: AtOption = None,
     context: ContextOption = None,
@@ -101,11 +104,13 @@ def recommend(
         attributes=attributes,
         time=time,
         context=said,
+        query=query,
+        mix=mix,
         k=k,
         wishes=wishes,
     )
-    query = {"user_id": user, "history": items, "taste": taste, "attributes": attributes}
-    _print_found({**query, "time": time, "context": said or None}, found, as_json)
+    told = {"user_id": user, "history": items, "taste": taste, "attributes": attributes}
+    print_found({**told, "query": query, "time": time, "context": said or None}, found, as_json)
 
 
 def similar(
@@ -158,10 +163,10 @@ def similar(
         item_id=item, image=image, text=text, audio=audio, by=by, k=k, time=time, wishes=wishes
     )
     asked = {name: value for name, value in query.items() if value}
-    _print_found({**asked, "by": by}, found, as_json)
+    print_found({**asked, "by": by}, found, as_json)
 
 
-def _print_found(query: Mapping[str, Any], found: Sequence[Any], as_json: bool) -> None:
+def print_found(query: Mapping[str, Any], found: Sequence[Any], as_json: bool) -> None:
     """Items found, best first, as a table or as {query, items}."""
     items: list[dict[str, Any]] = [plain(entry) for entry in found]
     unused = [name for name in _ASKED_FOR if not any(item.get(name) for item in items)]
