@@ -104,8 +104,7 @@ def recommend(
         attributes=attributes,
         time=time,
         context=said,
-        query=query,
-        mix=mix,
+        **({} if query is None else {"query": query, "mix": mix}),
         k=k,
         wishes=wishes,
     )

@@ -32,15 +32,18 @@ from mmrec.retrieval.lists import (
 )
 from mmrec.retrieval.query_encoder import QueryEncoder
 from mmrec.retrieval.recommend import basis_of, recommend_next
-from mmrec.retrieval.retriever import Asked, Retriever
+from mmrec.retrieval.retriever import Asked, BoolArray, Retriever
 from mmrec.retrieval.wishes import NO_WISHES, Wishes
 
 logger = logging.getLogger(__name__)
 
 Way = Literal["hybrid", "lexical", "dense"]
 WAYS: tuple[Way, ...] = ("hybrid", "lexical", "dense")
-LEXICAL_SHARE = 0.7
-"""What words count beside meaning: whoever has the whole query beats who has nothing of it."""
+LEXICAL_SHARE, LEXICAL_POWER = 0.7, 3
+"""What words count beside meaning, and how fast that falls where some of the query is missing: of
+half of it an eighth is left. Chosen on stamps, on questions set aside: with a power of 1 common
+words bury what meaning finds (Recall@10 of names that no item has .12 and .19, not .17 and .25),
+and at a share of .3 some names that an item has are missed."""
 POOL, FEWEST = 3, 30
 """Candidates of a query, among which taste chooses: so many a listed item, at least so many."""
 
@@ -252,8 +255,13 @@ class Searcher:
                 return None
         content = self.encoder.media(media)
         assert retriever.content is not None
-        usable = torch.from_numpy(retriever.items.any_medium).to(retriever.device)
-        return (retriever.content @ content).masked_fill(~usable, -torch.inf)
+        items = retriever.items
+        alike = np.logical_and.reduce([items.has[name] for name in media])
+        scores = _levelled(
+            retriever.content @ content, alike, items.any_medium & ~alike, items.deleted
+        )
+        usable = torch.from_numpy(items.any_medium).to(retriever.device)
+        return scores.masked_fill(~usable, -torch.inf)
 
     def _knows(self, taste: Taste) -> bool:
         known = basis_of(self.retriever, taste.asked) != "popularity"
@@ -306,6 +314,22 @@ class _Finders:
         return "text" if by_text else "meaning"
 
 
+def _levelled(scores: Tensor, alike: BoolArray, others: BoolArray, gone: BoolArray) -> Tensor:
+    """Cosines (N,), of which those of items that lack a medium of the query are made comparable.
+
+    What is made of other media lies elsewhere in the space: of 50 stamps without a text none was
+    among the first ten for its name, and with this 4 % of English and 10 % of Chinese names find
+    theirs. Their scores are given the mean and the deviation of those of items that are alike.
+    """
+    near, far = (torch.from_numpy(each & ~gone).to(scores.device) for each in (alike, others))
+    if not near.any() or not far.any():
+        return scores
+    wanted, own = scores[near], scores[far]
+    scale = wanted.std(correction=0) / own.std(correction=0).clamp(min=1e-6)
+    levelled = wanted.mean() + (scores - own.mean()) * scale
+    return torch.where(torch.from_numpy(others).to(scores.device), levelled, scores)
+
+
 def _mixed(lexical: Tensor | None, dense: Tensor | None) -> Tensor:
     """(N,) What is not found in one way has 0 of it; in neither it is not found."""
     if lexical is None or dense is None:
@@ -313,7 +337,7 @@ def _mixed(lexical: Tensor | None, dense: Tensor | None) -> Tensor:
         assert only is not None
         return only
     words, content = (each.masked_fill(torch.isinf(each), 0) for each in (lexical, dense))
-    mixed = LEXICAL_SHARE * words + (1 - LEXICAL_SHARE) * content
+    mixed = LEXICAL_SHARE * words**LEXICAL_POWER + (1 - LEXICAL_SHARE) * content
     return mixed.masked_fill(torch.isinf(lexical) & torch.isinf(dense), -torch.inf)
 
 
