@@ -95,8 +95,10 @@ def test_a_hybrid_below_a_half_or_media_at_chance_fail() -> None:
     )
     assert "picture: found no better" in failures([row("picture", "dense", 0.2, 0.05)])[0]
     text = render([*good, row("picture", "dense", 0.2, 0.06)], 1)
-    assert "| indexed, en | 50 | hybrid | 0.900 (0.500–1.000) | 0.500 (0.400–0.600) |" in text
-    assert "| picture | 50 | dense | 0.200 (0.060–1.000) |" in text
+    assert (
+        "| indexed, en | 50 | hybrid | 0.900 (0.500–1.000) | 0.050 | 0.500 (0.400–0.600) |" in text
+    )
+    assert "| picture | 50 | dense | 0.200 (0.060–1.000) | 0.050 |" in text
 
 
 def test_without_the_data_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,6 +97,7 @@ def recommend(
         users = recommender.retriever.catalogue.users
         attributes = typed_attributes(read_pairs(attribute, "--attribute"), users)
     items = None if history is None else split_names(history)
+    search: dict[str, Any] = {} if query is None else {"query": query, "mix": mix}
     found = recommender.recommend(
         user_id=user,
         history=items,
@@ -104,7 +105,7 @@ def recommend(
         attributes=attributes,
         time=time,
         context=said,
-        **({} if query is None else {"query": query, "mix": mix}),
+        **search,
         k=k,
         wishes=wishes,
     )
