@@ -29,25 +29,42 @@ from mmrec.errors import UserError
 from mmrec.retrieval.classify import class_vectors, classify
 from mmrec.retrieval.cold import problems, score_frame
 from mmrec.retrieval.content import encode_new, encode_query, new_items
+from mmrec.retrieval.explain import Explanation, explain
+from mmrec.retrieval.explanation_words import Language, as_language
+from mmrec.retrieval.filters import Condition
 from mmrec.retrieval.item_labels import tell_labels
 from mmrec.retrieval.load import load_retriever
+from mmrec.retrieval.popular import Trend
 from mmrec.retrieval.predict import predict
+from mmrec.retrieval.preferences import Preference
 from mmrec.retrieval.recommend import (
     Recommendation,
+    basis_of,
+    most_popular,
     most_similar,
     most_similar_to,
     recommend_next,
 )
 from mmrec.retrieval.retriever import Asked, HistoryEvent, Request, Retriever
 from mmrec.retrieval.search import Query, Searcher, Taste, Way
-from mmrec.retrieval.wishes import NO_WISHES, Wishes
+from mmrec.retrieval.wishes import NO_WISHES, MaxPer, Wishes
 
 logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 AnyPath = str | PathLike[str]
 
-__all__ = ["HistoryEvent", "ItemEmbeddings", "Recommendation", "Recommender", "Wishes"]
+__all__ = [
+    "Condition",
+    "HistoryEvent",
+    "ItemEmbeddings",
+    "MaxPer",
+    "Preference",
+    "Recommendation",
+    "Recommender",
+    "Trend",
+    "Wishes",
+]
 
 
 @dataclass(frozen=True)
@@ -205,6 +222,55 @@ class Recommender:
             taste = Taste(self._asked(user_id, history, None, Request(time)), mix)
         query = Query(text, *(None if each is None else Path(each) for each in (image, audio)))
         return self.searcher.search(query, k, by=by, taste=taste, at=time, wishes=wishes)
+
+    def popular(
+        self, *, k: int = 10, time: float | None = None, wishes: Wishes = NO_WISHES
+    ) -> list[Recommendation]:
+        """The items that are met most, whoever asks; `wishes.trend` says in what span of time.
+
+        Args:
+            k: how many.
+            time: Unix seconds at which items must be available and ages of events are counted;
+                None: now.
+            wishes: what the list is asked to be like.
+
+        Raises:
+            UserError: k is below 1, or a wish cannot be fulfilled.
+        """
+        return most_popular(self.retriever, k, at=time, wishes=wishes)
+
+    def explain(
+        self,
+        items: Sequence[str],
+        user_id: str | None = None,
+        *,
+        history: Sequence[HistoryEvent] | None = None,
+        language: Language = "en",
+        num_events: int = 3,
+    ) -> list[Explanation]:
+        """Why items have the score they have for a user, listed or not.
+
+        Args:
+            items: ids.
+            user_id: of the log the model was trained on; or the user comes with a history.
+            history: as in `recommend`.
+            language: of the words, `en` or `zh`.
+            num_events: most events of the history that are named.
+
+        Raises:
+            ItemNotFound: the user, an item, or every item of the history is not known.
+            UserError: a user is given in two ways, or there are no words in the language.
+        """
+        asked = self._asked(user_id, history, None, Request())
+        rows = np.array([self.retriever.item_index(item_id) for item_id in items], np.int64)
+        return explain(
+            self.retriever,
+            asked,
+            rows,
+            basis=basis_of(self.retriever, asked),
+            language=as_language(language),
+            num_events=num_events,
+        )
 
     def predict(
         self,

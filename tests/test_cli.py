@@ -35,6 +35,7 @@ COMMANDS = (
     "export",
     "score",
     "recommend",
+    "popular",
     "similar",
 )
 ROOT = Path(__file__).resolve().parent.parent

@@ -133,6 +133,29 @@ def test_what_cannot_be_compared_is_one_line(
         assert "\n" not in str(caught.value)
 
 
+def test_items_added_since_are_compared_by_all_their_media_alone(recommender: Recommender) -> None:
+    """As a service adds them: behind the items of the run, with a content and nothing else."""
+    retriever, items = recommender.retriever, recommender.retriever.items
+    assert retriever.content is not None
+    grown = replace(
+        items,
+        item_ids=[*items.item_ids, "added"],
+        titles=[*(items.titles[row] for row in range(NUM_ITEMS)), None],
+        has={name: np.append(has, True) for name, has in items.has.items()},
+        deleted=np.append(items.deleted, False),
+        is_candidate=np.append(items.is_candidate, True),
+        held_out=np.append(items.held_out, False),
+    )
+    content = torch.cat([retriever.content, retriever.content[:1]])
+    live = Recommender(replace(retriever, items=grown, content=content))
+    assert live.similar("i0", k=1)[0].item_id == "added"
+    assert live.similar("i0", by="text", k=99) == recommender.similar("i0", by="text", k=99)
+    with pytest.raises(UserError, match="item 'added' was added since the model was loaded"):
+        live.similar("added", by="text")
+    ours, added = live.explain(["i0", "added"], "u1")
+    assert set(ours.parts) == {*COLUMNS, "users"} and set(added.parts) == {"users"}
+
+
 def test_words_of_the_command(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["similar", str(tiny_run), "--item", "i1", "--by", "image", "--json"]
     assert main(words) == 0

@@ -34,7 +34,7 @@ from mmrec.arguments import (
 from mmrec.request import read_pairs, read_time, read_wishes, typed_attributes
 from mmrec.terminal import plain, print_json, print_table
 
-_ASKED_FOR = ("probability", "similar", "found_by")
+_ASKED_FOR = ("probability", "similar", "why", "found_by")
 """What an item of a list has where it is asked for alone."""
 
 
@@ -67,6 +67,9 @@ def recommend(
         bool, typer.Option("--probability", help="How likely each is the next of all candidates.")
     ] = False,
     show_similar: ShowSimilarOption = 0,
+    why: Annotated[
+        str | None, typer.Option(metavar="en|zh", help="Say why each item is listed.")
+    ] = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -90,6 +93,7 @@ def recommend(
         max_per=max_per,
         probabilities=probability,
         num_similar=show_similar,
+        why=why,
     )
     recommender = Recommender.load(run, data=data, overrides=overrides or ())
     attributes = None
@@ -180,6 +184,8 @@ def print_found(query: Mapping[str, Any], found: Sequence[Any], as_json: bool) -
     for item in items:
         if "similar" in item:
             item["similar"] = [each["item_id"] for each in item["similar"]]
+        if "why" in item:
+            item["why"] = item["why"]["words"]
     print_table(items)
 
 

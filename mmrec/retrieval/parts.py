@@ -11,6 +11,7 @@ Legend: N items of the catalogue · M modalities · D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -34,6 +35,10 @@ _TILE = 256
 
 class Parts(Protocol):
     """Gives contents by some media."""
+
+    @property
+    def num_items(self) -> int:
+        """Items that it knows; what a service adds later comes behind them."""
 
     def content(self, kept: Set[str], rows: IntArray | None = None) -> Tensor:
         """Contents by the media that are kept.
@@ -62,7 +67,7 @@ class EncodedParts:
         open_source: Callable[[], ItemSource | None],
         num_items: int,
     ) -> None:
-        self._model, self._open_source, self._num_items = model, open_source, num_items
+        self._model, self._open_source, self.num_items = model, open_source, num_items
         self._source: ItemSource | None = None
         self._held: dict[frozenset[str], Tensor] = {}
 
@@ -74,7 +79,7 @@ class EncodedParts:
             return whole if rows is None else whole[torch.from_numpy(rows).to(whole.device)]
         if rows is not None:
             return self._encode(kept, rows)
-        self._held[name] = self._encode(kept, np.arange(self._num_items, dtype=np.int64))
+        self._held[name] = self._encode(kept, np.arange(self.num_items, dtype=np.int64))
         return self._held[name]
 
     @torch.no_grad()
@@ -109,6 +114,12 @@ class StoredParts:
         self._path, self._device = path, device
         self._held: dict[str, Tensor] = {}
 
+    @cached_property
+    def num_items(self) -> int:
+        """See `Parts.num_items`."""
+        with safe_open(self._path, "pt") as file:
+            return int(file.get_slice(next(iter(file.keys()))).get_shape()[0])
+
     def content(self, kept: Set[str], rows: IntArray | None = None) -> Tensor:
         """See `Parts.content`."""
         name = _name(kept)
@@ -135,7 +146,10 @@ def write_parts(parts: Parts, modalities: Sequence[str], path: Path) -> None:
 
 
 def content_by(retriever: Retriever, modality: str) -> Tensor:
-    """(N, D) contents of all items by one modality alone; void where an item lacks it.
+    """(N, D) contents of all items by one modality alone.
+
+    That of an item that lacks it is void; of one that was added since, all of whose media are one
+    vector, it is nought.
 
     Raises:
         UserError: the model does not encode it, or a bundle holds no such contents.
@@ -144,11 +158,18 @@ def content_by(retriever: Retriever, modality: str) -> Tensor:
     if set(retriever.transforms) == {modality}:
         assert retriever.content is not None
         return retriever.content
-    return _parts_of(retriever).content({modality})
+    found = _parts_of(retriever).content({modality})
+    added = len(retriever.items.item_ids) - len(found)
+    return torch.cat([found, found.new_zeros(added, found.shape[1])]) if added else found
 
 
 def content_without(retriever: Retriever, modality: str, rows: IntArray) -> Tensor:
     """(n, D) contents of some items as if they lacked a modality.
+
+    Args:
+        retriever: a model that knows media.
+        modality: that is left out.
+        rows: (n,) item_index below `Parts.num_items`.
 
     Raises:
         UserError: as `content_by`.

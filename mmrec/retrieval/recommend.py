@@ -16,8 +16,10 @@ from torch import Tensor
 
 from mmrec.data.ragged import IntArray
 from mmrec.errors import UserError
+from mmrec.retrieval.explain import explain
 from mmrec.retrieval.lists import Basis, Recommendation, Scored, check_k, make_list
 from mmrec.retrieval.parts import content_by
+from mmrec.retrieval.popular import popularity
 from mmrec.retrieval.retriever import Asked, Retriever
 from mmrec.retrieval.wishes import NO_WISHES, Wishes
 
@@ -27,6 +29,7 @@ __all__ = [
     "Basis",
     "Recommendation",
     "basis_of",
+    "most_popular",
     "most_similar",
     "most_similar_to",
     "recommend_next",
@@ -69,7 +72,7 @@ def recommend_next(
         scores = side @ torch.cat([user, user.new_ones(1)])
     else:
         logger.warning("no usable history: the most popular items are listed")
-        counts = torch.from_numpy(retriever.counts[rows])
+        counts = torch.from_numpy(popularity(retriever, now, wishes.trend)[rows])
         scores = counts.float().to(retriever.device)
     if retriever.repeats_forbidden:
         seen = np.zeros(len(retriever.counts), np.bool_)
@@ -78,7 +81,32 @@ def recommend_next(
     found = make_list(retriever, Scored(rows, scores, basis), k, now=now, wishes=wishes)
     if wishes.num_similar:
         found = [replace(each, similar=_beside(retriever, each, now, wishes)) for each in found]
+    if wishes.why is not None:
+        listed = np.array([retriever.items.rows[each.item_id] for each in found], np.int64)
+        reasons = explain(retriever, asked, listed, basis=basis, language=wishes.why)
+        found = [replace(each, why=why) for each, why in zip(found, reasons, strict=True)]
     return found
+
+
+def most_popular(
+    retriever: Retriever, k: int, *, at: float | None = None, wishes: Wishes = NO_WISHES
+) -> list[Recommendation]:
+    """The K candidates that are met most, whoever asks.
+
+    Args:
+        retriever: the candidates and the log.
+        k: how many.
+        at: Unix seconds at which items must be available and ages are counted; None: now.
+        wishes: what the list is asked to be like; `trend` says which events count how much.
+
+    Raises:
+        UserError: as `recommend_next`.
+    """
+    check_k(k)
+    now, rows = time.time() if at is None else at, retriever.items.candidates
+    scores = torch.from_numpy(popularity(retriever, now, wishes.trend)[rows])
+    scored = Scored(rows, scores.float().to(retriever.device), "popularity")
+    return make_list(retriever, scored, k, now=now, wishes=wishes)
 
 
 def _all_with_a_vector(retriever: Retriever) -> IntArray:
@@ -134,6 +162,8 @@ def most_similar(
     contents = retriever.content if by is None else content_by(retriever, by)
     assert contents is not None and has is not None
     hidden = retriever.items.deleted | ~has
+    if by is not None:  # what was added since has no content by one medium
+        hidden |= ~(contents != 0).any(1).cpu().numpy()
     if without is not None:
         hidden[without] = True
     scores = contents @ query
@@ -173,6 +203,11 @@ def most_similar_to(
             f"{', '.join(retriever.items.modalities(item_index)) or 'nothing the model encodes'}"
         )
     query = contents[item_index]
+    if by is not None and not query.any():
+        raise UserError(
+            f"item '{retriever.items.item_ids[item_index]}' was added since the model was loaded: "
+            f"it can be compared by all of its media, not by {by} alone"
+        )
     return most_similar(retriever, query, k, by=by, without=item_index, at=at, wishes=wishes)
 
 

@@ -45,6 +45,7 @@ from mmrec.model import RecommenderModel
 from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.available import Available
 from mmrec.retrieval.parts import Parts
+from mmrec.retrieval.popular import EventTimes, read_event_times
 from mmrec.vectors import ItemVectors, item_vectors, score_vectors, user_vectors
 
 logger = logging.getLogger(__name__)
@@ -235,6 +236,11 @@ class Retriever:
         return counts
 
     @cached_property
+    def event_times(self) -> EventTimes:
+        """When items were met, read from all histories when it is first asked for."""
+        return read_event_times(self.users)
+
+    @cached_property
     def vectors(self) -> ItemVectors:
         """Content, embedding and popularity of every item."""
         num_items = len(self.items.item_ids)
@@ -288,13 +294,16 @@ class Retriever:
     def user_vectors(self, asked: Sequence[Asked]) -> Tensor:
         """(U, D) unit vectors; zeros for an empty history."""
         embedding, rows, events = self.vectors.embedding, [], []
+        tastes: list[Tensor] = []
         for each in asked:
             rows.append(each.history)
             events.append(each.events)
             if each.taste is not None:
-                rows[-1] = np.append(each.history, len(embedding))
+                rows[-1] = np.append(each.history, len(embedding) + len(tastes))
                 events.append(unknown_events(1, list(each.events.context)))
-                embedding = torch.cat([embedding, each.taste[None]])
+                tastes.append(each.taste)
+        if tastes:
+            embedding = torch.cat([embedding, torch.stack(tastes)])
         histories = Ragged.from_rows(rows)
         told = None
         if self.model.reader is not None:
