@@ -19,7 +19,7 @@ STAMP := $(VENV)/.mmrec-$(shell cat pyproject.toml constraints.txt | cksum | cut
 # Whatever clone an environment was installed from, the code of this one is used.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: install demo test check bench bench-peers bench-speed ablation cut sparsity few-shot signals transfer variety languages format
+.PHONY: install demo test check bench bench-peers bench-speed ablation cut sparsity few-shot signals transfer variety languages bench-search format
 
 install: $(STAMP)
 
@@ -74,6 +74,9 @@ variety: install
 
 languages: install
 	$(BIN)/python -m benchmarks.languages.run --data "$(DATA)" $(ARGS)
+
+bench-search: install
+	$(BIN)/python -m benchmarks.search.run --data "$(DATA)" $(ARGS)
 
 format: install
 	$(BIN)/ruff check --fix .

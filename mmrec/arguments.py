@@ -126,6 +126,12 @@ ContextOption = Annotated[
 HalfLifeOption = Annotated[
     float | None, typer.Option(metavar="HOURS", help="Age at which an item's odds have halved.")
 ]
+MixOption = Annotated[
+    float,
+    typer.Option(
+        min=0, max=1, help="Weight of the user's taste: 0 search alone, 1 his list alone."
+    ),
+]
 UnmetOption = Annotated[bool, typer.Option("--unmet", help="List items nobody has met as well.")]
 WhereOption = Annotated[
     list[str] | None,

@@ -28,6 +28,7 @@ from mmrec.commands.predict import predict
 from mmrec.commands.pretrain import pretrain
 from mmrec.commands.ranker import train_ranker
 from mmrec.commands.recommend import recommend, similar
+from mmrec.commands.search import search
 from mmrec.commands.training import describe, train, tune
 from mmrec.commands.weights import weights_app
 from mmrec.errors import MmrecError, UserError
@@ -92,6 +93,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     predict,
     classify,
     similar,
+    search,
 )
 for _command in _COMMANDS:
     app.command()(_command)

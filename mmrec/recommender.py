@@ -4,6 +4,7 @@ recommender = Recommender.load("runs/ml-1m")
 recommender.recommend(user_id="42", k=10)
 recommender.recommend(history=["2571", ("260", None, 978300760)])
 recommender.similar(image="poster.jpg")
+recommender.search("a ship wakes its crew", user_id="42", mix=0.3)
 recommender.score(recommender.new_items("new.csv", source="media"), users=["42"])
 """
 
@@ -50,6 +51,7 @@ from mmrec.retrieval.recommend import (
     recommend_next,
 )
 from mmrec.retrieval.retriever import HistoryEvent, Retriever
+from mmrec.retrieval.search import Query, Searcher, Taste, Way
 from mmrec.retrieval.second_stage import SecondStage, choose_second_stage, load_second_stage
 from mmrec.retrieval.wishes import NO_WISHES, MaxPer, Wishes
 
@@ -130,6 +132,8 @@ class Recommender:
         attributes: Mapping[str, Any] | None = None,
         time: float | None = None,
         context: Mapping[str, str] | None = None,
+        query: str | None = None,
+        mix: float = 0.5,
         k: int = 10,
         half_life_hours: float | None = None,
         unmet: bool = False,
@@ -152,6 +156,9 @@ class Recommender:
             attributes: of a user who is not stored, by the catalogue's names.
             time: of the request, Unix seconds; None: not known, and items must be available now.
             context: of the request, by the log's columns, such as device and place.
+            query: what the user looks for now: the list holds what it finds, what he likes first.
+            mix: weight of what he likes beside a query, from 0, a search that leaves out what he
+                has met, to 1, as if there were no query.
             k: how many; fewer are returned where no more candidates are left.
             half_life_hours: age at which an item's odds have halved, for catalogues whose items
                 age; None: age does not count.
@@ -180,6 +187,9 @@ class Recommender:
             wishes = replace(wishes, half_life_hours=half_life_hours)
         if unmet:
             wishes = replace(wishes, unmet=True)
+        if query is not None:
+            whose = Taste(asked, mix, hide_seen=True)
+            return self.searcher.search(Query(query), k, taste=whose, at=time, wishes=wishes)
         stage = choose_second_stage(
             self.retriever, self.second_stage, ranked=ranked, probabilities=probabilities
         )
@@ -189,6 +199,55 @@ class Recommender:
     def second_stage(self) -> SecondStage | None:
         """The ranker that was trained beside the model; None where there is none."""
         return load_second_stage(self.retriever)
+
+    @cached_property
+    def searcher(self) -> Searcher:
+        """Searches the items; their words are read when it is first asked."""
+        return Searcher(self.retriever)
+
+    def search(
+        self,
+        text: str | None = None,
+        *,
+        image: AnyPath | None = None,
+        audio: AnyPath | None = None,
+        by: Way = "hybrid",
+        user_id: str | None = None,
+        history: Sequence[HistoryEvent] | None = None,
+        mix: float = 0.5,
+        k: int = 10,
+        time: float | None = None,
+        wishes: Wishes = NO_WISHES,
+    ) -> list[Recommendation]:
+        """The items that answer a text, a picture, a sound, or several of these together.
+
+        `found_by` of each says whether its text has words of the query, its content is near in
+        meaning, or both. With a user the query's best candidates are ordered by his taste as well.
+
+        Args:
+            text: in any language that the items' texts have.
+            image: path of a picture.
+            audio: path of a sound.
+            by: words of the texts (`lexical`), contents (`dense`), or both (`hybrid`).
+            user_id: whose search it is.
+            history: of whoever searches, in place of a stored user.
+            mix: weight of his taste: 0 is search alone, 1 recommendation alone.
+            k: how many; fewer where not as many are found.
+            time: Unix seconds at which items must be available; None: now.
+            wishes: conditions, newer first, and all else that is asked of the list.
+
+        Raises:
+            ItemNotFound: the user is not known, or no item of the history.
+            UserError: nothing is asked for, the model cannot read what is given and words are not
+                enough, or a number is out of its range.
+            DataError: the file is no picture or sound.
+        """
+        taste = None
+        if user_id is not None or history is not None:
+            asked = one_asked(self.retriever, user_id, history, None, Request(time))
+            taste = Taste(asked, mix)
+        query = Query(text, *(None if each is None else Path(each) for each in (image, audio)))
+        return self.searcher.search(query, k, by=by, taste=taste, at=time, wishes=wishes)
 
     def popular(
         self, *, k: int = 10, time: float | None = None, wishes: Wishes = NO_WISHES

@@ -20,6 +20,7 @@ from mmrec.arguments import (
     HalfLifeOption,
     JsonOption,
     MaxPerOption,
+    MixOption,
     OverridesInUseArgument,
     PreferOption,
     RunArgument,
@@ -33,7 +34,7 @@ from mmrec.arguments import (
 from mmrec.request import read_pairs, read_time, read_wishes, typed_attributes
 from mmrec.terminal import plain, print_json, print_table
 
-_ASKED_FOR = ("probability", "similar", "why")
+_ASKED_FOR = ("probability", "similar", "why", "found_by")
 """What an item of a list has where it is asked for alone."""
 
 
@@ -47,6 +48,8 @@ def recommend(
     taste: Annotated[
         str | None, typer.Option(help="What the user says he likes, in his words.")
     ] = None,
+    query: Annotated[str | None, typer.Option(help="What the user looks for now.")] = None,
+    mix: MixOption = 0.5,
     attribute: AttributeOption = None,
     at: AtOption = None,
     context: ContextOption = None,
@@ -108,6 +111,7 @@ def recommend(
         users = recommender.retriever.catalogue.users
         attributes = typed_attributes(read_pairs(attribute, "--attribute"), users)
     items = None if history is None else split_names(history)
+    search: dict[str, Any] = {} if query is None else {"query": query, "mix": mix}
     found = recommender.recommend(
         user_id=user,
         history=items,
@@ -115,13 +119,14 @@ def recommend(
         attributes=attributes,
         time=time,
         context=said,
+        **search,
         k=k,
         wishes=wishes,
         ranked=ranked,
         probabilities=probabilities,
     )
-    query = {"user_id": user, "history": items, "taste": taste, "attributes": attributes}
-    print_found({**query, "time": time, "context": said or None}, found, as_json)
+    told = {"user_id": user, "history": items, "taste": taste, "attributes": attributes}
+    print_found({**told, "query": query, "time": time, "context": said or None}, found, as_json)
 
 
 def similar(

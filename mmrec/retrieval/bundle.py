@@ -6,6 +6,7 @@
     model.safetensors content.safetensors
     parts.safetensors         contents by each modality alone, and without each, in fp16
     items.parquet             item_id, title, modalities and what may be recommended, by item_index
+    texts.parquet             all texts of each item, which search by words reads, by item_index
     attributes.parquet        a typed column an attribute of the catalogue, by item_index
     users.parquet             user_id and the attributes that the model reads, by user_index
     history-items.npy history-offsets.npy      complete histories, memory-mapped when read
@@ -52,12 +53,14 @@ from mmrec.retrieval.available import Available
 from mmrec.retrieval.parts import StoredParts, write_parts
 from mmrec.retrieval.retriever import Items, Retriever
 from mmrec.retrieval.second_stage import copy_second_stage
+from mmrec.retrieval.texts import StoredTexts, write_texts
 from mmrec.training.checkpoint import load_model
 
 BUNDLE_FILE = "bundle.json"
 CONTENT_FILE = "content.safetensors"
 ATTRIBUTES_FILE = "attributes.parquet"
 PARTS_FILE = "parts.safetensors"
+TEXTS_FILE = "texts.parquet"
 SCHEMA = "mmrec-bundle/1"
 
 
@@ -96,6 +99,8 @@ def write_bundle(retriever: Retriever, folder: Path) -> None:
     specs = retriever.catalogue.items.attributes
     if specs:
         items.attributes.table(specs).write_parquet(folder / ATTRIBUTES_FILE)
+    if items.read_texts is not None:
+        write_texts(items.texts, folder / TEXTS_FILE)
     _user_table(retriever).write_parquet(folder / "users.parquet")
     _write_histories(retriever, folder)
     copy_second_stage(retriever.path, folder)
@@ -145,6 +150,12 @@ def _reads_attributes(folder: Path, catalogue: Catalogue) -> Callable[[], ItemAt
         return ItemAttributes.of_table(pl.read_parquet(path))
 
     return read
+
+
+def _reads_texts(folder: Path) -> Callable[[], StoredTexts] | None:
+    """Opens the texts; None of a bundle that was written without them."""
+    path = folder / TEXTS_FILE
+    return (lambda: StoredTexts(path)) if path.is_file() else None
 
 
 def _merge_adapters(retriever: Retriever, path: Path) -> Config:
@@ -221,6 +232,7 @@ def load_bundle(folder: Path, overrides: Sequence[str] = ()) -> Retriever:
         held_out=table["held_out"].to_numpy(),
         read_available=_available(table),
         read_attributes=_reads_attributes(folder, catalogue),
+        read_texts=_reads_texts(folder),
     )
     item_index_of = np.array([items.rows[item_id] for item_id in state["item_ids"]], np.int64)
     return Retriever(

@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
-Basis = Literal["history", "taste", "attributes", "request", "popularity", "content"]
+Basis = Literal["history", "taste", "attributes", "request", "popularity", "content", "search"]
+FoundBy = Literal["text", "meaning", "both"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Recommendation:
         probability: that this is the next of all items that might be listed; None: not asked for.
         similar: items nearest to it in content; empty where none were asked for.
         why: what its score is made of; None: not asked for.
+        found_by: of a search: its `text` has words of the query, its content is near in `meaning`,
+            or `both`; None of other lists.
     """
 
     rank: int
@@ -61,6 +64,7 @@ class Recommendation:
     probability: float | None = None
     similar: tuple[Recommendation, ...] = ()
     why: Explanation | None = None
+    found_by: FoundBy | None = None
 
 
 @dataclass(frozen=True)

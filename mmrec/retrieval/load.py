@@ -15,6 +15,7 @@ from mmrec.retrieval.available import Available
 from mmrec.retrieval.bundle import BUNDLE_FILE, load_bundle
 from mmrec.retrieval.parts import EncodedParts
 from mmrec.retrieval.retriever import MODEL_FILES, Items, Retriever
+from mmrec.retrieval.texts import PreparedTexts
 
 
 def load_retriever(
@@ -72,6 +73,7 @@ def retriever_of(loaded: LoadedRun) -> Retriever:
             held_out=np.char.startswith(roles, "cold"),
             read_available=_reads_available(prepared),
             read_attributes=_reads_attributes(prepared),
+            read_texts=lambda: PreparedTexts(prepared),
         ),
         users=_PreparedUsers(prepared, split),
         content=loaded.content,

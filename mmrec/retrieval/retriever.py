@@ -92,6 +92,7 @@ class Items:
         held_out: (N,) bool, True = a cold item of the split: no input of a stored user's vector.
         read_available: reads when each may be listed; None: always.
         read_attributes: reads the catalogue's attributes of each; None: it has none.
+        read_texts: opens all texts of each, a line a field; None: titles are all there is.
     """
 
     item_ids: Sequence[str]
@@ -102,6 +103,7 @@ class Items:
     held_out: BoolArray
     read_available: Callable[[], Available] | None = None
     read_attributes: Callable[[], ItemAttributes] | None = None
+    read_texts: Callable[[], Sequence[str | None]] | None = None
 
     @cached_property
     def attributes(self) -> ItemAttributes:
@@ -113,6 +115,11 @@ class Items:
         if self.read_attributes is None:
             return ItemAttributes(len(self.item_ids), {}, {})
         return self.read_attributes()
+
+    @cached_property
+    def texts(self) -> Sequence[str | None]:
+        """All texts of each item in one; its title where no more is known."""
+        return self.titles if self.read_texts is None else self.read_texts()
 
     @cached_property
     def available(self) -> Available | None:
