@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +29,9 @@ from torch import Tensor
 
 from mmrec.data.ragged import IntArray
 from mmrec.errors import UserError
-from mmrec.retrieval.bundle import file_record, write_bundle
+from mmrec.retrieval.bundle import write_bundle
 from mmrec.retrieval.exported import MANIFEST_FILE, SCHEMA, read_manifest
+from mmrec.retrieval.folders import file_record, written_aside
 from mmrec.retrieval.index import FaissIndex, FloatArray, recall_at_k
 from mmrec.retrieval.load import load_retriever
 from mmrec.retrieval.retriever import Retriever
@@ -82,14 +81,8 @@ def export_run(
     out = out.resolve()
     _check_free(out)
     retriever = load_retriever(run, data, overrides)
-    aside = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with written_aside(out) as aside:
         manifest = _write(retriever, aside, formats, bundle=bundle, row_group=row_group)
-        _install(aside, out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return manifest
 
 
@@ -289,13 +282,3 @@ def _check_free(out: Path) -> None:
         raise UserError(f"--out {out}: holds something that is no export; name a new folder")
     if out.exists():
         read_manifest(out)
-
-
-def _install(aside: Path, out: Path) -> None:
-    """Puts the new export in the place of the old one, if there is one."""
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(aside, out)
-    shutil.rmtree(old, ignore_errors=True)
