@@ -21,7 +21,9 @@ from mmrec.recommender import Recommender
 from mmrec.retrieval import export as export_module
 from mmrec.retrieval.export import export_run
 from mmrec.retrieval.exported import Export, check_same_model
-from mmrec.retrieval.index import ExactIndex, FaissIndex, recall_at_k
+from mmrec.retrieval.indexes.exact import ExactIndex
+from mmrec.retrieval.indexes.faiss import FaissIndex
+from mmrec.retrieval.indexes.recall import recall_at_k
 
 pytest_plugins = ["tiny_run"]
 ALL_FORMATS = ("parquet", "faiss", "npy")

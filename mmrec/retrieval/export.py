@@ -32,7 +32,9 @@ from mmrec.errors import UserError
 from mmrec.retrieval.bundle import write_bundle
 from mmrec.retrieval.exported import MANIFEST_FILE, SCHEMA, read_manifest
 from mmrec.retrieval.folders import file_record, written_aside
-from mmrec.retrieval.index import FaissIndex, FloatArray, recall_at_k
+from mmrec.retrieval.indexes.faiss import FaissIndex
+from mmrec.retrieval.indexes.recall import recall_at_k
+from mmrec.retrieval.indexes.rows import FloatArray
 from mmrec.retrieval.load import load_retriever
 from mmrec.retrieval.retriever import Retriever
 from mmrec.weights import PACKAGES
@@ -244,7 +246,7 @@ def _write_index(retriever: Retriever, exported: IntArray, path: Path, size: int
     device = retriever.device
     parts = (_to_numpy(side[torch.from_numpy(rows).to(device)]) for rows in _parts(exported, size))
     index = FaissIndex.flat(retriever.model.width + 1, parts)
-    index.write(path)
+    index.write_file(path)
     asked = min(RECALL_USERS, len(retriever.users.user_ids))
     users = retriever.user_vectors([retriever.stored_user(row) for row in range(asked)])
     queries = np.concatenate([_to_numpy(users), np.ones((asked, 1), np.float32)], axis=1)
