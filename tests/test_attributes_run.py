@@ -204,3 +204,34 @@ def test_prices_are_scaled_by_items_of_training_and_those_below_0_set_aside(
     assert assembly.source is not None
     present = assembly.source.caches["attributes"].present
     assert present.tolist() == [row != warm[1] for row in range(len(table))]
+
+
+@pytest.mark.parametrize("kind", ["run", "bundle"])
+def test_lists_know_attributes_of_the_catalogue(
+    kind: str, run: Path, data: Path, tmp_path: Path
+) -> None:
+    recommender = Recommender.load(run)
+    if kind == "bundle":
+        write_bundle(recommender.retriever, tmp_path / "bundle")
+        recommender = Recommender.load(tmp_path / "bundle")
+    found = recommender.retriever.items.attributes
+    assert found.names == ["studio", "tags", "year"] and found.of_item(0) == {}
+    items = PreparedData.open(data).items
+    for row in range(1, len(items)):
+        expected = items.record(row)["attributes"]
+        assert found.of_item(row) == {**expected, "studio": [expected["studio"]]}
+
+
+def test_a_bundle_without_attributes_loads_and_refuses_conditions(
+    run: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    write_bundle(Recommender.load(run).retriever, bundle)
+    (bundle / "attributes.parquet").unlink()
+    document = json.loads((bundle / "bundle.json").read_text())
+    del document["files"]["attributes.parquet"]
+    (bundle / "bundle.json").write_text(json.dumps(document))
+    recommender = Recommender.load(bundle)
+    assert recommender.recommend("u0")
+    with pytest.raises(UserError, match="holds no attributes of items.*export it again"):
+        _ = recommender.retriever.items.attributes

@@ -5,6 +5,7 @@
                               LoRA and its like are folded into the weights
     model.safetensors content.safetensors
     items.parquet             item_id, title, modalities and what may be recommended, by item_index
+    attributes.parquet        a typed column an attribute of the catalogue, by item_index
     users.parquet             user_id and the attributes that the model reads, by user_index
     history-items.npy history-offsets.npy      complete histories, memory-mapped when read
     history-COLUMN.npy        event, value, time, context.NAME of each event, where the model reads
@@ -29,7 +30,7 @@ import polars as pl
 import torch
 from safetensors.torch import load_file, save_file
 
-from data_prep.catalogue import parse_catalogue
+from data_prep.catalogue import Catalogue, parse_catalogue
 from data_prep.shards import History
 from encoders.adapters import MERGEABLE, merge
 from encoders.cut import StackedEncoder
@@ -43,6 +44,7 @@ from mmrec.data.told import columns_of
 from mmrec.encoder_parts import rebuild_encoder
 from mmrec.errors import CheckpointMismatch
 from mmrec.network import make_model
+from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.available import Available
 from mmrec.retrieval.folders import check_files, file_record
 from mmrec.retrieval.retriever import Items, Retriever
@@ -50,6 +52,7 @@ from mmrec.training.checkpoint import load_model
 
 BUNDLE_FILE = "bundle.json"
 CONTENT_FILE = "content.safetensors"
+ATTRIBUTES_FILE = "attributes.parquet"
 SCHEMA = "mmrec-bundle/1"
 
 
@@ -83,6 +86,9 @@ def write_bundle(retriever: Retriever, folder: Path) -> None:
         },
         schema_overrides={"title": pl.String, "modalities": pl.List(pl.String)},
     ).write_parquet(folder / "items.parquet")
+    specs = retriever.catalogue.items.attributes
+    if specs:
+        items.attributes.table(specs).write_parquet(folder / ATTRIBUTES_FILE)
     _user_table(retriever).write_parquet(folder / "users.parquet")
     _write_histories(retriever, folder)
     document = {
@@ -110,6 +116,23 @@ def _available(table: pl.DataFrame) -> Callable[[], Available] | None:
         return None
     start, until = (table[name].to_numpy() for name in ("available_from", "available_until"))
     return lambda: Available(start, until)
+
+
+def _reads_attributes(folder: Path, catalogue: Catalogue) -> Callable[[], ItemAttributes] | None:
+    """Reads the attributes; those of a bundle that was written without them are refused."""
+    if not catalogue.items.attributes:
+        return None
+    path = folder / ATTRIBUTES_FILE
+
+    def read() -> ItemAttributes:
+        if not path.is_file():
+            raise CheckpointMismatch(
+                f"{folder}: the bundle holds no attributes of items, which this asks for; export "
+                "it again"
+            )
+        return ItemAttributes.of_table(pl.read_parquet(path))
+
+    return read
 
 
 def _merge_adapters(retriever: Retriever, path: Path) -> Config:
@@ -175,6 +198,7 @@ def load_bundle(folder: Path, overrides: Sequence[str] = ()) -> Retriever:
     content = None
     if CONTENT_FILE in document["files"]:
         content = load_file(folder / CONTENT_FILE)["content"].to(device)
+    catalogue = parse_catalogue(document["catalogue"])
     table = pl.read_parquet(folder / "items.parquet")
     items = Items(
         item_ids=table["item_id"].to_list(),
@@ -184,6 +208,7 @@ def load_bundle(folder: Path, overrides: Sequence[str] = ()) -> Retriever:
         is_candidate=table["is_candidate"].to_numpy(),
         held_out=table["held_out"].to_numpy(),
         read_available=_available(table),
+        read_attributes=_reads_attributes(folder, catalogue),
     )
     item_index_of = np.array([items.rows[item_id] for item_id in state["item_ids"]], np.int64)
     return Retriever(
@@ -193,7 +218,7 @@ def load_bundle(folder: Path, overrides: Sequence[str] = ()) -> Retriever:
         state=state,
         model=model,
         transforms={name: each.transform for name, each in parts.items()},
-        catalogue=parse_catalogue(document["catalogue"]),
+        catalogue=catalogue,
         image_side=int(document["image_side"]),
         items=items,
         users=_BundledUsers(folder, signals),

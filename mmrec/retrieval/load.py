@@ -10,6 +10,7 @@ import numpy as np
 
 from data_prep.shards import History, PreparedData, Split
 from mmrec.loaded import LoadedRun, load_run
+from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.available import Available
 from mmrec.retrieval.bundle import BUNDLE_FILE, load_bundle
 from mmrec.retrieval.retriever import MODEL_FILES, Items, Retriever
@@ -66,6 +67,7 @@ def retriever_of(loaded: LoadedRun) -> Retriever:
             is_candidate=(roles != "no_events") & ~deleted,
             held_out=np.char.startswith(roles, "cold"),
             read_available=_reads_available(prepared),
+            read_attributes=_reads_attributes(prepared),
         ),
         users=_PreparedUsers(prepared, split),
         content=loaded.content,
@@ -80,6 +82,19 @@ def _reads_available(data: PreparedData) -> Callable[[], Available] | None:
     if data.catalogue.items.available is None:
         return None
     return lambda: Available.of(data.items.record(row) for row in range(len(data.items)))
+
+
+def _reads_attributes(data: PreparedData) -> Callable[[], ItemAttributes] | None:
+    """Reads a record an item; None where the catalogue file names no attributes."""
+    specs = data.catalogue.items.attributes
+    if not specs:
+        return None
+
+    def read() -> ItemAttributes:
+        records = (data.items.record(row) for row in range(len(data.items)))
+        return ItemAttributes.of([record.get("attributes", {}) for record in records], specs)
+
+    return read
 
 
 class _PreparedUsers:

@@ -42,6 +42,7 @@ from mmrec.data.told import (
 )
 from mmrec.errors import ItemNotFound, UserError
 from mmrec.model import RecommenderModel
+from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.available import Available
 from mmrec.vectors import ItemVectors, item_vectors, score_vectors, user_vectors
 
@@ -88,6 +89,7 @@ class Items:
         is_candidate: (N,) bool, True = may be recommended: it is in the log and not withdrawn.
         held_out: (N,) bool, True = a cold item of the split: no input of a stored user's vector.
         read_available: reads when each may be listed; None: always.
+        read_attributes: reads the catalogue's attributes of each; None: it has none.
     """
 
     item_ids: Sequence[str]
@@ -97,6 +99,18 @@ class Items:
     is_candidate: BoolArray
     held_out: BoolArray
     read_available: Callable[[], Available] | None = None
+    read_attributes: Callable[[], ItemAttributes] | None = None
+
+    @cached_property
+    def attributes(self) -> ItemAttributes:
+        """Attributes of each item; read when they are first asked for.
+
+        Raises:
+            UserError: a bundle was written before bundles held them.
+        """
+        if self.read_attributes is None:
+            return ItemAttributes(len(self.item_ids), {}, {})
+        return self.read_attributes()
 
     @cached_property
     def available(self) -> Available | None:
