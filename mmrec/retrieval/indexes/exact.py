@@ -83,7 +83,7 @@ def likely_rows(
             continue
         scores = queries @ block.T  # (Q, n)
         near = scores >= floor[:, None]
-        for query in np.flatnonzero(near.any(1)):
+        for query in np.flatnonzero(near.any(1)).tolist():
             new = np.flatnonzero(near[query])
             joined = np.concatenate([pool_scores[query], scores[query, new]])
             joined_rows = np.concatenate([pool_rows[query], rows[new]])

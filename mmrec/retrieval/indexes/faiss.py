@@ -36,6 +36,11 @@ LANES = 16
 SEED = 0
 
 
+def lists_for(num_rows: int) -> int:
+    """Lists around centroids for N vectors."""
+    return max(1, min(LISTS_PER_ROOT * math.isqrt(num_rows), num_rows // TRAINED_PER_LIST))
+
+
 class FaissIndex:
     """An index of faiss, in memory while it is used and one file on disk.
 
@@ -74,7 +79,7 @@ class FaissIndex:
 
         num_rows = len(vectors)
         padded = math.ceil(width / LANES) * LANES
-        num_lists = max(1, min(LISTS_PER_ROOT * math.isqrt(num_rows), num_rows // TRAINED_PER_LIST))
+        num_lists = lists_for(num_rows)
         factory = {
             "flat": "Flat",
             "int8": f"Pad{padded},SQ8",
@@ -178,8 +183,7 @@ class FaissIndex:
         return faiss.downcast_index(getattr(self._index, "index", self._index))
 
     def _search_parameters(self, k: int, allowed: BoolArray | None) -> Any:
-        import faiss
-
+        faiss = _import_faiss()
         kind = self.kind
         if allowed is None and kind != "hnsw":
             return None
@@ -205,3 +209,10 @@ class FaissIndex:
 
 def _contiguous(vectors: FloatArray) -> FloatArray:
     return np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+def _import_faiss() -> Any:
+    """faiss, whose stubs lack part of what it has."""
+    import faiss
+
+    return faiss

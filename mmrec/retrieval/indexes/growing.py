@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self, overload
+from typing import Self
 
 import numpy as np
 
@@ -36,12 +36,6 @@ class GrowingVectors:
 
     def __len__(self) -> int:
         return len(self._first) + self._num_added
-
-    @overload
-    def __getitem__(self, chosen: slice) -> FloatArray: ...
-
-    @overload
-    def __getitem__(self, chosen: IntArray) -> FloatArray: ...
 
     def __getitem__(self, chosen: slice | IntArray) -> FloatArray:
         if not self._num_added:

@@ -228,9 +228,9 @@ class LocalIndex:
         """See `ItemIndex.search`."""
         check_queries(queries, k, width=self.width)
         allowed = self.rows_where(where) if where else None
-        rows_without = without and [self._item_ids.rows(list(each)) for each in without]
+        rows_without = [self._item_ids.rows(list(each)) for each in without or ()]
         scores, rows = self.search_rows(queries, k, allowed=allowed, without=rows_without)
-        ids = self._item_ids.ids(rows.reshape(-1))
+        ids = cast(list[str], self._item_ids.ids(rows.reshape(-1)))
         lengths = (rows >= 0).sum(1)
         return Hits(
             [ids[place * k : place * k + length] for place, length in enumerate(lengths)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ def write_manifest(folder: Path, document: dict[str, Any], *, with_files: bool =
         "files": {path.name: file_record(path) for path in files},
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False)
-    (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    aside = folder / f".{MANIFEST_FILE}.partial"
+    aside.write_text(text + "\n", encoding="utf-8")
+    os.replace(aside, folder / MANIFEST_FILE)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -38,12 +38,14 @@ class ItemIndex(Protocol):
     """Vectors of items that can be searched, changed and kept.
 
     Attributes:
-        kind: `exact`, `int8`, `ivf`, `hnsw`, `lancedb` or `qdrant`.
         model_hash: of the model whose vectors these are.
     """
 
-    kind: str
     model_hash: str
+
+    @property
+    def kind(self) -> str:
+        """`exact`, `int8`, `ivf`, `hnsw`, `lancedb` or `qdrant`."""
 
     @property
     def width(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -55,12 +55,6 @@ class DecodedVectors:
 
     def __len__(self) -> int:
         return len(self.codes)
-
-    @overload
-    def __getitem__(self, chosen: slice) -> FloatArray: ...
-
-    @overload
-    def __getitem__(self, chosen: IntArray) -> FloatArray: ...
 
     def __getitem__(self, chosen: slice | IntArray) -> FloatArray:
         numbers = self.codes[chosen].astype(np.float32)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +29,8 @@ class Vectors(Protocol):
 
     def __len__(self) -> int: ...
 
-    @overload
-    def __getitem__(self, chosen: slice) -> FloatArray: ...
-
-    @overload
-    def __getitem__(self, chosen: IntArray) -> FloatArray: ...
+    def __getitem__(self, chosen: Any, /) -> FloatArray:
+        """Rows of a slice or of (n,) int64."""
 
 
 class Searchable(Protocol):
