@@ -9,7 +9,7 @@ hnsw   a graph of neighbours, scalar-quantised          .6 x; the slowest to bui
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -50,21 +50,6 @@ class FaissIndex:
 
     def __init__(self, index: Any) -> None:
         self._index = index
-
-    @classmethod
-    def flat(cls, width: int, vectors: Iterable[FloatArray]) -> Self:
-        """An exact index of vectors that come in parts.
-
-        Args:
-            width: D.
-            vectors: parts (n, D).
-        """
-        import faiss
-
-        index = cls(faiss.IndexFlatIP(width))
-        for part in vectors:
-            index.add(part)
-        return index
 
     @classmethod
     def build(cls, kind: FaissKind, vectors: Vectors, width: int) -> Self:
