@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from mmrec.errors import CheckpointMismatch, UserError
+from mmrec.retrieval.indexes.recall import Recall
 from mmrec.retrieval.indexes.rows import FloatArray
 
 if TYPE_CHECKING:
@@ -39,9 +40,11 @@ class ItemIndex(Protocol):
 
     Attributes:
         model_hash: of the model whose vectors these are.
+        recall: as it was measured when the index was built; None where it was not.
     """
 
     model_hash: str
+    recall: Recall | None
 
     @property
     def kind(self) -> str:
