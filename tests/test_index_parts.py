@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrec.retrieval.indexes import exact, item_ids, rescored
+from mmrec.retrieval.indexes import exact, item_ids, local, rescored
 from mmrec.retrieval.indexes.exact import ExactIndex
 from mmrec.retrieval.indexes.faiss import FAISS_KINDS, FaissIndex, FaissKind, lists_for
 from mmrec.retrieval.indexes.growing import GrowingVectors
@@ -161,13 +161,17 @@ def test_recall_out_of_reach_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert "of the best items, 1.000 were asked for" in caplog.text
 
 
-def test_small_catalogue_is_compared_one_and_all(caplog: pytest.LogCaptureFixture) -> None:
-    vectors, _ = trained_like(9_999, width=4)
-    ids = [f"i{row}" for row in range(10_000)]
-    index = LocalIndex.build("ivf", ids[:-1], vectors, model_hash="a")
-    assert "9999 items are compared one and all: kind ivf is for 10000 and more" in caplog.text
+def test_small_catalogue_is_compared_one_and_all(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "MIN_ROWS", 2_000)
+    monkeypatch.setattr(rescored, "FEW_ROWS", 100)
+    vectors, _ = trained_like(2_000)
+    ids = [f"i{row}" for row in range(2_000)]
+    index = LocalIndex.build("ivf", ids[:-1], vectors[:-1], model_hash="a")
+    assert "1999 items are compared one and all: kind ivf is for 2000 and more" in caplog.text
     assert index.kind == "exact"
-    index.add(ids[-1:], vectors[:1], model_hash="a")  # enough for what was asked for
+    index.add(ids[-1:], vectors[-1:], model_hash="a")  # enough for what was asked for
     assert index.kind == "ivf" and index.recall is not None and index.recall.at_100 >= 0.95
 
 

@@ -71,7 +71,7 @@ def export_run(
         run: a finished run or a bundle.
         out: a new or empty folder, or an earlier export, which is replaced once the new is whole.
         formats: one or several of parquet, faiss, npy.
-        index: what index.faiss is, of `FAISS_KINDS`; ivf and hnsw of less than 10,000 items become
+        index: what index.faiss is, of `FAISS_KINDS`; ivf and hnsw of less than 20,000 items become
             flat. All but flat hold every vector in memory while they are made.
         bundle: add a folder that serves like the run, without the run and its data.
         data: the prepared folder where it has moved.

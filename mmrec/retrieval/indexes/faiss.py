@@ -21,8 +21,8 @@ from mmrec.retrieval.indexes.rows import BoolArray, FloatArray, IntArray, Vector
 FaissKind = Literal["flat", "int8", "ivf", "hnsw"]
 FAISS_KINDS: tuple[FaissKind, ...] = ("flat", "int8", "ivf", "hnsw")
 FAISS_FILE = "index.faiss"
-# Below these an exact scan takes less than a millisecond or two, and lists have nothing to learn.
-MIN_ROWS = 10_000
+# Of fewer vectors an exact scan in batches is as quick as looking at a part.
+MIN_ROWS = 20_000
 
 # Lists of an IVF index: 4 sqrt(N), the middle of what faiss advises (4,000 of a million vectors).
 LISTS_PER_ROOT = 4

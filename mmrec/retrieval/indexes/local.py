@@ -97,7 +97,7 @@ class LocalIndex:
         """An index of items, in the order given.
 
         Args:
-            kind: of `LOCAL_KINDS`; ivf and hnsw of less than 10,000 items compare one and all.
+            kind: of `LOCAL_KINDS`; ivf and hnsw of less than 20,000 items compare one and all.
             item_ids: (N), each once.
             vectors: (N, D); kept, not copied.
             model_hash: of the model that made the vectors.
@@ -175,6 +175,10 @@ class LocalIndex:
     def num_rows(self) -> int:
         """Items, and those that are gone: what masks of `search_rows` are as long as."""
         return len(self._rows)
+
+    def parameters(self) -> dict[str, Any]:
+        """What it was built with."""
+        return {} if self._rows.finder is None else self._rows.finder.parameters()
 
     def __len__(self) -> int:
         return int(np.count_nonzero(self._here))
@@ -298,11 +302,10 @@ class LocalIndex:
             write_manifest(aside, self._document())
 
     def _document(self) -> dict[str, Any]:
-        finder = self._rows.finder
         return {
             "kind": self.kind,
             "asked_kind": self._asked_kind,
-            "parameters": {} if finder is None else finder.parameters(),
+            "parameters": self.parameters(),
             "count": len(self),
             "rows": self.num_rows,
             "dimension": self.width,
