@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_prepared_folder_says_who_has_attributes(data: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["exact", "lancedb"])
 def test_index_of_an_export_is_filtered_by_attributes(
-    kind: IndexKind, run: Path, data: Path, tiny_data: Path, tmp_path: Path
+    kind: IndexKind, run: Path, data: Path, tiny_data: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     export_run(run, tmp_path / "export")
     index_export(tmp_path / "export", kind, data=data).save(tmp_path / "index")
@@ -101,8 +102,17 @@ def test_index_of_an_export_is_filtered_by_attributes(
     users = Export.open(tmp_path / "export").users()[1]
     for found in index.search(users, 50, where=where).item_ids:
         assert sorted(found) == ["i10", "i12", "i13", "i6", "i7", "i9"]
-    with pytest.raises(CheckpointMismatch, match="is not what .*export was made of"):
-        index_export(tmp_path / "export", kind, data=tiny_data)
+    monkeypatch.chdir(tmp_path)
+    for name in ("export", "index"):
+        (tmp_path / name).rename(tmp_path / name.upper())
+    readme = Path(__file__).resolve().parent.parent / "README.md"
+    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.S)
+    (block,) = [each for each in blocks if "load_index" in each]
+    told: dict[str, Any] = {}
+    exec(block, told)  # as the README prints it
+    assert len(told["hits"].item_ids[0]) == len(told["hits"].scores[0]) == 9
+    with pytest.raises(CheckpointMismatch, match="is not what .*EXPORT was made of"):
+        index_export(tmp_path / "EXPORT", kind, data=tiny_data)
 
 
 def test_new_items_are_scored_from_attributes(run: Path, table: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ from index_kinds import (
 from mmrec.errors import CheckpointMismatch, UserError
 from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.filters import Condition, all_hold
+from mmrec.retrieval.indexes import qdrant
 from mmrec.retrieval.indexes.build import INDEX_KINDS, IndexKind, build_index, load_index
 from mmrec.retrieval.indexes.protocol import ItemIndex
+from mmrec.retrieval.indexes.qdrant import connect
 from mmrec.retrieval.indexes.spaces import Spaces
 
 pytest_plugins = ["index_kinds"]
@@ -312,6 +315,31 @@ def test_kinds_and_urls_that_do_not_fit_are_refused() -> None:
         build_index("qdrant", ids, some_vectors(60, 0), model_hash=MODEL)
     with pytest.raises(UserError, match="--recall is 1.5"):
         build_index("ivf", ids, some_vectors(60, 0), model_hash=MODEL, wanted_recall=1.5)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("qdrant:6333", "--url is 'qdrant:6333': allowed is http://HOST:PORT"),
+        ("http://", "--url is 'http://': allowed is"),
+        ("http://me:secret@host:1", "--url of host holds more than a place"),
+        ("http://host:1/?api-key=secret", "give a key by QDRANT_API_KEY"),
+    ],
+)
+def test_url_is_a_place_alone(url: str, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        connect(url)
+    assert says in str(error.value) and "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(("kind", "library"), [("lancedb", "lancedb"), ("qdrant", "qdrant_client")])
+def test_absent_library_is_one_line(
+    kind: IndexKind, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.setattr(qdrant, "connect", connect)
+    with pytest.raises(UserError, match=rf"not installed: pip install 'mmrec\[{kind}\]'"):
+        make_index(kind, ids, some_vectors(60, 0))
 
 
 def test_two_models_stand_side_by_side_and_are_never_mixed() -> None:

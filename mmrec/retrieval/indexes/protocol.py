@@ -7,6 +7,7 @@ Vectors belong to one model, whose `model_hash` comes with them: others are refu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,7 @@ def check_added(
             "for each id, in the dimension of the index"
         )
     if len(set(item_ids)) < len(item_ids):
-        double = next(each for place, each in enumerate(item_ids) if each in item_ids[:place])
+        double = Counter(item_ids).most_common(1)[0][0]
         raise UserError(f"item id {double!r} is given twice, allowed is once")
     bad = np.flatnonzero(~np.isfinite(vectors).all(1))
     if bad.size:

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
 
 import numpy as np
 import polars as pl
@@ -268,8 +269,16 @@ def connect(url: str) -> Any:
     """A client of a server.
 
     Raises:
-        UserError: qdrant-client is not installed.
+        UserError: qdrant-client is not installed, or the URL is none of a server or holds a secret.
     """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"--url is {url!r}: allowed is http://HOST:PORT or https://HOST:PORT")
+    if parts.username or parts.password or parts.query:
+        raise UserError(
+            f"--url of {parts.hostname} holds more than a place, and is written into the index: "
+            f"give a key by {KEY_VARIABLE}"
+        )
     try:
         from qdrant_client import QdrantClient
     except ImportError:
