@@ -58,7 +58,8 @@ VECTORS_FILE, QUERIES_FILE = "vectors.npy", "queries.npy"
 class LocalIndex:
     """See `ItemIndex`; made by `build` and `load`. A row is an item's place, in order of adding.
 
-    It may be searched by several threads while none changes it.
+    Rows move up when the index is built anew, which a change may do: ask for them afterwards.
+    Several threads may search while none changes it.
     """
 
     def __init__(
