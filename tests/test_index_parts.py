@@ -125,6 +125,20 @@ def test_faiss_index_is_kept_as_one_file(kind: FaissKind, tmp_path: Path) -> Non
     assert all(np.array_equal(*pair) for pair in zip(before, after, strict=True))
 
 
+def test_directions_that_hold_nothing_are_left_out() -> None:
+    """Vectors of a plane are turned into it, and products stay what they are."""
+    random = np.random.default_rng(0)
+    plane = random.standard_normal((2, 40)).astype(np.float32)
+    vectors = random.standard_normal((500, 2)).astype(np.float32) @ plane
+    index = FaissIndex.build("ivf", vectors, 40, kept=0.999)
+    assert index.parameters()["directions"] == 16
+    assert FaissIndex.build("ivf", vectors, 40).parameters()["directions"] == 48
+    index.effort = index.efforts[-1]
+    scores, _ = index.search(vectors[:50], 5)
+    exact_scores, _ = ExactIndex(vectors).search(vectors[:50], 5)
+    assert scores == pytest.approx(exact_scores, rel=0.02)
+
+
 @pytest.mark.parametrize("kind", FAISS_KINDS)
 @pytest.mark.parametrize("share", [0.02, 0.5])
 def test_faiss_index_finds_what_is_allowed_alone(kind: FaissKind, share: float) -> None:

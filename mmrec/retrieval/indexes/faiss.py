@@ -31,7 +31,7 @@ TRAINED_PER_LIST = 50
 # Neighbours of a node of the graph; 32 would double the links (a quarter of the vectors) for 1 %.
 HNSW_LINKS = 16
 HNSW_BUILD_EFFORT = 80
-# The scalar quantiser is several times faster where the dimension is a multiple of 16.
+# The scalar quantiser is quicker where the dimension is a multiple of 16: 1.4 times at 129 numbers.
 LANES = 16
 SEED = 0
 
@@ -52,37 +52,48 @@ class FaissIndex:
         self._index = index
 
     @classmethod
-    def build(cls, kind: FaissKind, vectors: Vectors, width: int) -> Self:
+    def build(cls, kind: FaissKind, vectors: Vectors, width: int, *, kept: float = 1.0) -> Self:
         """An index of a kind, trained on a sample where it has something to learn.
 
         Args:
             kind: of `FAISS_KINDS`.
             vectors: (N, D), at least one.
             width: D.
+            kept: share of the vectors' squared lengths that is compared, of all but flat: trained
+                vectors lie in far fewer directions than they have numbers, and the least of these
+                cost time for nothing. Below 1 scores are a little off.
         """
         import faiss
 
         num_rows = len(vectors)
-        padded = math.ceil(width / LANES) * LANES
-        num_lists = lists_for(num_rows)
-        factory = {
-            "flat": "Flat",
-            "int8": f"Pad{padded},SQ8",
-            "ivf": f"Pad{padded},IVF{num_lists},SQ8",
-            "hnsw": f"Pad{padded},HNSW{HNSW_LINKS},SQ8",
-        }[kind]
-        index = cls(faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT))
-        if kind == "ivf":
-            index._core.cp.min_points_per_centroid = 1
-        if kind == "hnsw":
-            index._core.hnsw.efConstruction = HNSW_BUILD_EFFORT
-        if kind != "flat":
-            num_trained = min(num_rows, TRAINED_PER_LIST * max(num_lists, 1_000))
-            sample = np.random.default_rng(SEED).choice(num_rows, num_trained, replace=False)
-            index._index.train(_contiguous(vectors[np.sort(sample)]))
+        index = (
+            cls(faiss.IndexFlatIP(width)) if kind == "flat" else cls._trained(kind, vectors, kept)
+        )
         for start in range(0, num_rows, BLOCK_ROWS):  # what pads vectors copies them
             index.add(vectors[start : start + BLOCK_ROWS])
         return index
+
+    @classmethod
+    def _trained(cls, kind: FaissKind, vectors: Vectors, kept: float) -> Self:
+        """An index without vectors that has learnt from a sample of them."""
+        faiss = _import_faiss()
+        num_rows, num_lists = len(vectors), lists_for(len(vectors))
+        num_trained = min(num_rows, TRAINED_PER_LIST * max(num_lists, 1_000))
+        places = np.random.default_rng(SEED).choice(num_rows, num_trained, replace=False)
+        sample = _contiguous(vectors[np.sort(places)])
+        directions = _directions(sample, kept)
+        turn = faiss.LinearTransform(sample.shape[1], len(directions), False)
+        faiss.copy_array_to_vector(directions.reshape(-1), turn.A)
+        turn.is_trained = True
+        factory = {"int8": "SQ8", "ivf": f"IVF{num_lists},SQ8", "hnsw": f"HNSW{HNSW_LINKS},SQ8"}
+        core = faiss.index_factory(len(directions), factory[kind], faiss.METRIC_INNER_PRODUCT)
+        if kind == "ivf":
+            core.cp.min_points_per_centroid = 1
+        if kind == "hnsw":
+            core.hnsw.efConstruction = HNSW_BUILD_EFFORT
+        index = faiss.IndexPreTransform(turn, core)
+        index.train(sample)
+        return cls(index)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -145,7 +156,11 @@ class FaissIndex:
         """See `RowIndex.parameters`."""
         core = self._core
         if self.kind == "ivf":
-            return {"lists": int(core.nlist), "lists_searched": self.effort}
+            return {
+                "directions": int(core.d),
+                "lists": int(core.nlist),
+                "lists_searched": self.effort,
+            }
         if self.kind == "hnsw":
             return {"links": HNSW_LINKS, "nodes_in_view": self.effort}
         return {}
@@ -190,6 +205,31 @@ class FaissIndex:
         if isinstance(self._index, faiss.IndexPreTransform):
             return faiss.SearchParametersPreTransform(index_params=inner)
         return inner
+
+
+def _directions(sample: FloatArray, kept: float) -> FloatArray:
+    """(d, D) orthonormal rows: the directions in which vectors are longest, and zeros to pad.
+
+    Products of vectors that are turned so are the same but for what the directions left out hold.
+    The last number, popularity, is never left out: it is small, but every user asks for it with 1.
+
+    Args:
+        sample: (n, D).
+        kept: share of the squared lengths; 1 turns nothing and leaves nothing out.
+    """
+    width = sample.shape[1]
+    chosen = np.eye(width, dtype=np.float32)
+    if kept < 1:
+        embeddings = sample[:, :-1]
+        lengths, axes = np.linalg.eigh(embeddings.T @ embeddings)
+        shares = np.cumsum(lengths[::-1]) / max(float(lengths.sum()), 1e-12)
+        num_needed = int(np.count_nonzero(shares < kept)) + 2  # one more, and popularity
+        longest = axes.T[::-1][: math.ceil(num_needed / LANES) * LANES - 1]
+        chosen = np.zeros((len(longest) + 1, width), np.float32)
+        chosen[:-1, :-1] = longest
+        chosen[-1, -1] = 1
+    padded = math.ceil(len(chosen) / LANES) * LANES
+    return np.concatenate([chosen, np.zeros((padded - len(chosen), width), np.float32)])
 
 
 def _contiguous(vectors: FloatArray) -> FloatArray:

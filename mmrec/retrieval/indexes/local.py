@@ -48,6 +48,8 @@ LOCAL_KINDS: tuple[LocalKind, ...] = ("exact", "int8", "ivf", "hnsw")
 
 # Share of rows that are gone beyond which an index is built anew.
 MAX_GONE = 0.25
+# Share of the vectors' squared lengths that ivf and hnsw compare, before exact scores decide.
+KEPT = 0.99
 # Items that stand in for users where an index is built without queries.
 NUM_QUERIES = 1_000
 
@@ -362,7 +364,7 @@ class LocalIndex:
             return Int8Index.build(vectors, self.width)
         if kind == "exact" or len(vectors) < MIN_ROWS:
             return None
-        return FaissIndex.build(kind, vectors, self.width)
+        return FaissIndex.build(kind, vectors, self.width, kept=KEPT)
 
 
 def _read_finder(kind: str, folder: Path) -> RowIndex | None:

@@ -1,6 +1,6 @@
 """Vectors and a finder of likely rows: what is found is scored by the vectors themselves.
 
-    queries ─► finder ─► 2 K likely rows ─► scored exactly ─► K rows
+    queries ─► finder ─► 3 K likely rows ─► scored exactly ─► K rows
             └► every allowed row, where they are few, or the finder came back with too few
 
 So scores and their order are those of exact search, whatever found the rows, and a list has K rows
@@ -17,8 +17,8 @@ from mmrec.retrieval.indexes.exact import BLOCK_QUERIES, likely_rows, rescored
 from mmrec.retrieval.indexes.growing import GrowingVectors
 from mmrec.retrieval.indexes.rows import BoolArray, FloatArray, IntArray, RowIndex
 
-# Rows scored exactly for a list of one: eight bits and graphs put some a little too low.
-OVERFETCH = 2
+# Rows scored exactly for a list of one: fewer bits and directions put some a little too low.
+OVERFETCH = 3
 # Of fewer allowed rows, or a smaller share, all are compared: as quick, and nothing is missed.
 FEW_ROWS = 16_384
 FEW_SHARE = 0.1
