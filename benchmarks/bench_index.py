@@ -6,7 +6,7 @@ trained on MovieLens-1M: 128 numbers with the spread of 10 to 17 independent one
 a cosine of .85 to .9, and three to four tenths of the spread left within lists of fifty.
 
 Queries come 32 at a time. Memory is what a process of its own gains by opening the index and
-answering, as a multiple of the vectors. About five minutes on two quiet cores.
+answering, as a multiple of the vectors. About three minutes on one core.
 """
 
 from __future__ import annotations

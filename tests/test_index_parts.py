@@ -151,7 +151,7 @@ def test_faiss_index_finds_what_is_allowed_alone(kind: FaissKind, share: float) 
 
 
 def test_lists_grow_with_the_root_of_the_catalogue() -> None:
-    assert lists_for(1_000_000) == 4_000 and lists_for(10_000) == 200 and lists_for(3) == 1
+    assert lists_for(1_000_000) == 8_000 and lists_for(10_000) == 200 and lists_for(3) == 1
 
 
 def test_effort_is_the_least_that_finds_enough() -> None:

@@ -29,7 +29,7 @@ def index(
     kind: Annotated[Kind, typer.Option(help="What searches it.")] = Kind.ivf,
     recall: Annotated[
         float, typer.Option(help="Share of the exact best 100 items that a search is to find.")
-    ] = 0.98,
+    ] = 0.975,
     data: IndexedDataOption = None,
     url: Annotated[
         str | None, typer.Option(help="Of the Qdrant server; QDRANT_API_KEY holds its key.")
