@@ -136,6 +136,39 @@ HalfLifeOption = Annotated[
     float | None, typer.Option(metavar="HOURS", help="Age at which an item's odds have halved.")
 ]
 UnmetOption = Annotated[bool, typer.Option("--unmet", help="List items nobody has met as well.")]
+WhereOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CONDITION",
+        help="What each item fulfils: 'price<=20', 'artist!=X', 'genre=rock|pop'. Repeatable.",
+    ),
+]
+WithoutOption = Annotated[
+    str | None, typer.Option(metavar="IDS", help="Items that are not listed, comma-separated.")
+]
+PreferOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="WISH",
+        help="Sooner in the list: 'genre=jazz', 'genre!=horror', 'year>', 'price<*2'. Repeatable.",
+    ),
+]
+AtLeastOption = Annotated[
+    float | None, typer.Option(metavar="SCORE", help="Least score of a listed item.")
+]
+DiversityOption = Annotated[
+    float, typer.Option(min=0, max=1, help="Strength of re-ranking for variety, 0 to 1.")
+]
+DiversifyByOption = Annotated[
+    str, typer.Option(metavar="mmr|dpp", help="Unlike the nearest, or varied as a whole.")
+]
+MaxPerOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FIELD=N", help="At most N listed items of one value: artist=2."),
+]
+ShowSimilarOption = Annotated[
+    int, typer.Option("--show-similar", metavar="N", min=0, help="N similar items beside each.")
+]
 OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="SECTION.FIELD=VALUE", help="Settings to change."),

@@ -23,6 +23,7 @@ from mmrec.commands.classify import classify
 from mmrec.commands.evaluation import compare, evaluate, stability
 from mmrec.commands.export import export, score
 from mmrec.commands.index import index
+from mmrec.commands.popular import popular
 from mmrec.commands.predict import predict
 from mmrec.commands.pretrain import pretrain
 from mmrec.commands.recommend import recommend, similar
@@ -85,6 +86,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     index,
     score,
     recommend,
+    popular,
     predict,
     classify,
     similar,

@@ -1,4 +1,4 @@
-"""A request on the command line: its time, its context, and attributes of whoever asks."""
+"""A request on the command line: when, by whom, and what the list is to be like."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from mmrec.errors import UserError
 
 if TYPE_CHECKING:
     from data_prep.catalogue import UsersSpec
+    from mmrec.retrieval.wishes import Wishes
 
 
 def read_time(given: str | None) -> float | None:
@@ -70,3 +71,44 @@ def typed_attributes(given: Mapping[str, str], users: UsersSpec | None) -> dict[
         except ValueError:
             raise UserError(f"--attribute {name} is '{value}': it is a number") from None
     return found
+
+
+def read_wishes(
+    *,
+    where: Sequence[str] | None = None,
+    without: Sequence[str] = (),
+    prefer: Sequence[str] | None = None,
+    max_per: Sequence[str] | None = None,
+    diversify_by: str = "mmr",
+    why: str | None = None,
+    **numbers: Any,
+) -> Wishes:
+    """Wishes as they are written on the command line.
+
+    Args:
+        where: conditions.
+        without: ids.
+        prefer: soft wishes.
+        max_per: limits.
+        diversify_by: a method.
+        why: a language.
+        numbers: the rest of `Wishes`, by its names.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    from mmrec.retrieval.explanation_words import as_language
+    from mmrec.retrieval.filters import Condition
+    from mmrec.retrieval.preferences import Preference
+    from mmrec.retrieval.rerank import as_method
+    from mmrec.retrieval.wishes import MaxPer, Wishes
+
+    return Wishes(
+        where=tuple(map(Condition.parse, where or ())),
+        without=tuple(without),
+        prefer=tuple(map(Preference.parse, prefer or ())),
+        max_per=tuple(map(MaxPer.parse, max_per or ())),
+        diversify_by=as_method(diversify_by),
+        why=None if why is None else as_language(why),
+        **numbers,
+    )

@@ -16,7 +16,7 @@ from data_prep.prepare import prepare
 from mmrec.cli import main
 from mmrec.config import change
 from mmrec.errors import UserError
-from mmrec.recommender import Recommendation, Recommender
+from mmrec.recommender import Recommendation, Recommender, Wishes
 from mmrec.retrieval.available import ALWAYS, Available
 from mmrec.training.train import train
 
@@ -95,6 +95,18 @@ def test_odds_halve_with_every_half_life(recommender: Recommender) -> None:
     assert odds["i0"] == pytest.approx(1 / 4, rel=1e-3)
     assert odds["i2"] == pytest.approx(2 ** (-2 / 3), rel=1e-3)
     assert all(value == pytest.approx(1) for item, value in odds.items() if item not in SPANS)
+
+
+def test_newer_ones_of_what_is_alike_come_first_where_asked(recommender: Recommender) -> None:
+    at = START + 6 * HOUR
+    plain = recommender.similar("i5", k=NUM_ITEMS, time=at)
+    aged = recommender.similar("i5", k=NUM_ITEMS, time=at, wishes=Wishes(half_life_hours=3))
+    before = {each.item_id: each.score for each in plain}
+    after = {each.item_id: each.score for each in aged}
+    tau = float(recommender.retriever.model.temperature.detach())
+    lost = {item: before[item] - after[item] for item in before}
+    assert lost["i0"] == pytest.approx(2 * math.log(2) * tau, rel=1e-3)
+    assert all(lost[item] == pytest.approx(0, abs=1e-6) for item in lost if item not in SPANS)
 
 
 def test_popular_items_fade_where_nothing_is_known_of_a_user(recommender: Recommender) -> None:

@@ -36,6 +36,7 @@ COMMANDS = (
     "index",
     "score",
     "recommend",
+    "popular",
     "similar",
 )
 ROOT = Path(__file__).resolve().parent.parent

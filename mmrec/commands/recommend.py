@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mmrec.arguments import (
+    AtLeastOption,
     AtOption,
     AttributeOption,
     ContextOption,
     CountOption,
     DataOption,
+    DiversifyByOption,
+    DiversityOption,
     HalfLifeOption,
     JsonOption,
+    MaxPerOption,
     OverridesInUseArgument,
+    PreferOption,
     RunArgument,
+    ShowSimilarOption,
     UnmetOption,
+    WhereOption,
+    WithoutOption,
     exactly_one,
     split_names,
 )
-from mmrec.request import read_pairs, read_time, typed_attributes
+from mmrec.request import read_pairs, read_time, read_wishes, typed_attributes
 from mmrec.terminal import plain, print_json, print_table
+
+_ASKED_FOR = ("probability", "similar", "why")
+"""What an item of a list has where it is asked for alone."""
 
 
 def recommend(
@@ -42,6 +53,20 @@ def recommend(
     k: CountOption = 10,
     half_life: HalfLifeOption = None,
     unmet: UnmetOption = False,
+    where: WhereOption = None,
+    without: WithoutOption = None,
+    prefer: PreferOption = None,
+    at_least: AtLeastOption = None,
+    diversity: DiversityOption = 0.0,
+    diversify_by: DiversifyByOption = "mmr",
+    max_per: MaxPerOption = None,
+    probability: Annotated[
+        bool, typer.Option("--probability", help="How likely each is the next of all candidates.")
+    ] = False,
+    show_similar: ShowSimilarOption = 0,
+    why: Annotated[
+        str | None, typer.Option(metavar="en|zh", help="Say why each item is listed.")
+    ] = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -52,7 +77,21 @@ def recommend(
         exactly_one(whom)  # whoever is known brings a history and attributes of his own
     from mmrec.recommender import Recommender
 
-    time, where = read_time(at), read_pairs(context, "--context")
+    time, said = read_time(at), read_pairs(context, "--context")
+    wishes = read_wishes(
+        where=where,
+        without=split_names(without or ""),
+        prefer=prefer,
+        at_least=at_least,
+        half_life_hours=half_life,
+        unmet=unmet,
+        diversity=diversity,
+        diversify_by=diversify_by,
+        max_per=max_per,
+        probabilities=probability,
+        num_similar=show_similar,
+        why=why,
+    )
     recommender = Recommender.load(run, data=data, overrides=overrides or ())
     attributes = None
     if attribute is not None:
@@ -65,13 +104,12 @@ def recommend(
         taste=taste,
         attributes=attributes,
         time=time,
-        context=where,
+        context=said,
         k=k,
-        half_life_hours=half_life,
-        unmet=unmet,
+        wishes=wishes,
     )
     query = {"user_id": user, "history": items, "taste": taste, "attributes": attributes}
-    _print_found({**query, "time": time, "context": where or None}, found, as_json)
+    print_found({**query, "time": time, "context": said or None}, found, as_json)
 
 
 def similar(
@@ -84,8 +122,22 @@ def similar(
     audio: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="A sound file.")
     ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODALITY", help="What looks (image), sounds (audio) or reads (text) alike."
+        ),
+    ] = None,
     at: AtOption = None,
     k: CountOption = 10,
+    half_life: HalfLifeOption = None,
+    where: WhereOption = None,
+    without: WithoutOption = None,
+    prefer: PreferOption = None,
+    at_least: AtLeastOption = None,
+    diversity: DiversityOption = 0.0,
+    diversify_by: DiversifyByOption = "mmr",
+    max_per: MaxPerOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -95,15 +147,42 @@ def similar(
     from mmrec.recommender import Recommender
 
     time = read_time(at)
+    wishes = read_wishes(
+        where=where,
+        without=split_names(without or ""),
+        prefer=prefer,
+        at_least=at_least,
+        half_life_hours=half_life,
+        diversity=diversity,
+        diversify_by=diversify_by,
+        max_per=max_per,
+    )
     recommender = Recommender.load(run, data=data)
-    found = recommender.similar(item_id=item, image=image, text=text, audio=audio, k=k, time=time)
-    _print_found({name: value for name, value in query.items() if value}, found, as_json)
+    found = recommender.similar(
+        item_id=item, image=image, text=text, audio=audio, by=by, k=k, time=time, wishes=wishes
+    )
+    asked = {name: value for name, value in query.items() if value}
+    print_found({**asked, "by": by}, found, as_json)
 
 
-def _print_found(query: Mapping[str, Any], found: Sequence[Any], as_json: bool) -> None:
+def print_found(query: Mapping[str, Any], found: Sequence[Any], as_json: bool) -> None:
     """Items found, best first, as a table or as {query, items}."""
-    items = [plain(entry) for entry in found]
+    items: list[dict[str, Any]] = [plain(entry) for entry in found]
+    unused = [name for name in _ASKED_FOR if not any(item.get(name) for item in items)]
+    items = [_without(item, unused) for item in items]
+    for item in items:
+        if "similar" in item:
+            item["similar"] = [_without(near, _ASKED_FOR) for near in item["similar"]]
     if as_json:
         print_json({"query": {key: v for key, v in query.items() if v is not None}, "items": items})
-    else:
-        print_table(items)
+        return
+    for item in items:
+        if "similar" in item:
+            item["similar"] = [each["item_id"] for each in item["similar"]]
+        if "why" in item:
+            item["why"] = item["why"]["words"]
+    print_table(items)
+
+
+def _without(row: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in names}

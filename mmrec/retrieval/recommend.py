@@ -7,45 +7,33 @@ is scored and none is approximated; see `mmrec.retrieval.indexes` for an index.
 from __future__ import annotations
 
 import logging
-import math
 import time
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from mmrec.data.ragged import IntArray
 from mmrec.errors import UserError
+from mmrec.retrieval.explain import explain
+from mmrec.retrieval.lists import Basis, Recommendation, Scored, check_k, make_list
+from mmrec.retrieval.parts import content_by
+from mmrec.retrieval.popular import popularity
 from mmrec.retrieval.retriever import Asked, Retriever
+from mmrec.retrieval.wishes import NO_WISHES, Wishes
 
 logger = logging.getLogger(__name__)
 
-FloatArray = npt.NDArray[np.float64]
-Basis = Literal["history", "taste", "attributes", "request", "popularity", "content"]
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """One item of a list.
-
-    Attributes:
-        rank: place in the list, from 1.
-        item_id: external id.
-        score: in units of cosine; training events of the item where the basis is popularity.
-        title: the item's first text, None where it has none.
-        basis: what the score was made from. Without a history it is what the user says he likes,
-            what is known of him, or of the request, as far as the model reads such things, or
-            `popularity`.
-    """
-
-    rank: int
-    item_id: str
-    score: float
-    title: str | None
-    basis: Basis
+__all__ = [
+    "Basis",
+    "Recommendation",
+    "basis_of",
+    "most_popular",
+    "most_similar",
+    "most_similar_to",
+    "recommend_next",
+]
 
 
 def recommend_next(
@@ -54,8 +42,7 @@ def recommend_next(
     k: int,
     *,
     at: float | None = None,
-    half_life_hours: float | None = None,
-    unmet: bool = False,
+    wishes: Wishes = NO_WISHES,
 ) -> list[Recommendation]:
     """The K best candidates of a user, without what he has met where repeats are forbidden.
 
@@ -67,43 +54,59 @@ def recommend_next(
         asked: the user.
         k: how many.
         at: Unix seconds at which items must be available; None: now.
-        half_life_hours: age at which the odds of an item have halved; None: age does not count.
-        unmet: items that no event of the data names are candidates as well.
+        wishes: what the list is asked to be like.
 
     Raises:
-        UserError: k is below 1, or a half-life is not above 0 or of a catalogue without instants.
+        UserError: k is below 1, a half-life is not above 0 or of a catalogue without instants, or
+            a wish names no attribute of the catalogue.
     """
-    _check_k(k)
+    check_k(k)
     now = time.time() if at is None else at
-    candidates = retriever.items.candidates
-    if unmet:
-        candidates = _all_with_a_vector(retriever)
-    basis = _basis(retriever, asked)
+    rows = _all_with_a_vector(retriever) if wishes.unmet else retriever.items.candidates
+    basis = basis_of(retriever, asked)
     if basis != "popularity":
         user = retriever.user_vectors([asked])[0]
         side = retriever.candidate_side
-        if unmet:
-            side = retriever.item_side[torch.from_numpy(candidates).to(retriever.device)]
+        if wishes.unmet:
+            side = retriever.item_side[torch.from_numpy(rows).to(retriever.device)]
         scores = side @ torch.cat([user, user.new_ones(1)])
     else:
         logger.warning("no usable history: the most popular items are listed")
-        counts = torch.from_numpy(retriever.counts[candidates])
+        counts = torch.from_numpy(popularity(retriever, now, wishes.trend)[rows])
         scores = counts.float().to(retriever.device)
     if retriever.repeats_forbidden:
-        seen = torch.zeros(len(retriever.counts), dtype=torch.bool)
-        seen[torch.from_numpy(asked.seen)] = True
-        scores = scores.masked_fill(
-            seen[torch.from_numpy(candidates)].to(scores.device), -torch.inf
-        )
-    if half_life_hours is not None:
-        lives = _half_lives(retriever, now, half_life_hours)[candidates]
-        faded = torch.from_numpy(lives).to(scores) * math.log(2)
-        if basis == "popularity":
-            scores = scores * torch.exp(-faded)
-        else:
-            scores = scores - faded * retriever.model.temperature.detach()
-    scores = _only_available(retriever, scores, candidates, now)
-    return _listed(retriever, candidates, scores, k, basis)
+        seen = np.zeros(len(retriever.counts), np.bool_)
+        seen[asked.seen] = True
+        scores = scores.masked_fill(torch.from_numpy(seen[rows]).to(scores.device), -torch.inf)
+    found = make_list(retriever, Scored(rows, scores, basis), k, now=now, wishes=wishes)
+    if wishes.num_similar:
+        found = [replace(each, similar=_beside(retriever, each, now, wishes)) for each in found]
+    if wishes.why is not None:
+        listed = np.array([retriever.items.rows[each.item_id] for each in found], np.int64)
+        reasons = explain(retriever, asked, listed, basis=basis, language=wishes.why)
+        found = [replace(each, why=why) for each, why in zip(found, reasons, strict=True)]
+    return found
+
+
+def most_popular(
+    retriever: Retriever, k: int, *, at: float | None = None, wishes: Wishes = NO_WISHES
+) -> list[Recommendation]:
+    """The K candidates that are met most, whoever asks.
+
+    Args:
+        retriever: the candidates and the log.
+        k: how many.
+        at: Unix seconds at which items must be available and ages are counted; None: now.
+        wishes: what the list is asked to be like; `trend` says which events count how much.
+
+    Raises:
+        UserError: as `recommend_next`.
+    """
+    check_k(k)
+    now, rows = time.time() if at is None else at, retriever.items.candidates
+    scores = torch.from_numpy(popularity(retriever, now, wishes.trend)[rows])
+    scored = Scored(rows, scores.float().to(retriever.device), "popularity")
+    return make_list(retriever, scored, k, now=now, wishes=wishes)
 
 
 def _all_with_a_vector(retriever: Retriever) -> IntArray:
@@ -113,30 +116,7 @@ def _all_with_a_vector(retriever: Retriever) -> IntArray:
     return np.flatnonzero((items.is_candidate | usable) & ~items.deleted).astype(np.int64)
 
 
-def _only_available(
-    retriever: Retriever, scores: Tensor, rows: IntArray | None, now: float
-) -> Tensor:
-    """Scores (C,) with those of items that may not be listed at an instant at -inf."""
-    available = retriever.items.available
-    if available is None:
-        return scores
-    hidden = ~available.at(now)
-    hidden = hidden if rows is None else hidden[rows]
-    return scores.masked_fill(torch.from_numpy(hidden).to(scores.device), -torch.inf)
-
-
-def _half_lives(retriever: Retriever, now: float, half_life_hours: float) -> FloatArray:
-    """(N,) ages of items in half-lives."""
-    spec, available = retriever.catalogue.items.available, retriever.items.available
-    if spec is None or spec.start is None or available is None:
-        raise UserError(
-            f"the half-life is {half_life_hours:g} hours, but the catalogue file names no column "
-            "items.available.from, which age is counted from; add it and prepare again"
-        )
-    return available.half_lives(now, half_life_hours)
-
-
-def _basis(retriever: Retriever, asked: Asked) -> Basis:
+def basis_of(retriever: Retriever, asked: Asked) -> Basis:
     """What a user's list can be made from."""
     model = retriever.model
     if len(asked.history):
@@ -157,8 +137,10 @@ def most_similar(
     query: Tensor,
     k: int,
     *,
+    by: str | None = None,
     without: int | None = None,
     at: float | None = None,
+    wishes: Wishes = NO_WISHES,
 ) -> list[Recommendation]:
     """The K items whose content is nearest to a query's, over the whole catalogue.
 
@@ -166,41 +148,73 @@ def most_similar(
         retriever: a model that knows media.
         query: (D,) unit content.
         k: how many.
+        by: modality whose contents it is compared with; None: contents of all media.
         without: item_index that is not listed: the item that is asked about.
         at: Unix seconds at which items must be available; None: now.
+        wishes: what the list is asked to be like.
 
     Raises:
-        UserError: k is below 1, or the model knows no media.
+        UserError: k is below 1, the model knows no media or not this one, or as `recommend_next`.
     """
-    _check_k(k)
+    check_k(k)
     retriever.require_media("similar items")
-    assert retriever.content is not None
-    scores = retriever.content @ query
-    hidden = torch.from_numpy(retriever.items.deleted | ~retriever.items.any_medium)
-    scores = scores.masked_fill(hidden.to(scores.device), -torch.inf)
+    has = retriever.items.any_medium if by is None else retriever.items.has.get(by)
+    contents = retriever.content if by is None else content_by(retriever, by)
+    assert contents is not None and has is not None
+    hidden = retriever.items.deleted | ~has
+    if by is not None:  # what was added since has no content by one medium
+        hidden |= ~(contents != 0).any(1).cpu().numpy()
     if without is not None:
-        scores[without] = -torch.inf
-    scores = _only_available(retriever, scores, None, time.time() if at is None else at)
-    return _listed(retriever, None, scores, k, "content")
+        hidden[without] = True
+    scores = contents @ query
+    scores = scores.masked_fill(torch.from_numpy(hidden).to(scores.device), -torch.inf)
+    scored = Scored(np.arange(len(hidden)), scores, "content")
+    return make_list(retriever, scored, k, now=time.time() if at is None else at, wishes=wishes)
 
 
-def _listed(
-    retriever: Retriever, rows: IntArray | None, scores: Tensor, k: int, basis: Basis
+def most_similar_to(
+    retriever: Retriever,
+    item_index: int,
+    k: int,
+    *,
+    by: str | None = None,
+    at: float | None = None,
+    wishes: Wishes = NO_WISHES,
 ) -> list[Recommendation]:
-    """The K best finite scores (C,), ties in the order of the catalogue."""
-    values, order = scores.sort(descending=True, stable=True)
-    items = retriever.items
-    found: list[Recommendation] = []
-    for score, place in zip(values[:k].tolist(), order[:k].tolist(), strict=True):
-        if score == -torch.inf:
-            break
-        row = place if rows is None else int(rows[place])
-        found.append(
-            Recommendation(len(found) + 1, items.item_ids[row], score, items.titles[row], basis)
+    """The K items whose content is nearest to an item's, which is not among them.
+
+    Args:
+        retriever: a model that knows media.
+        item_index: of the item.
+        k: how many.
+        by: modality that is compared; None: contents of all media.
+        at: Unix seconds at which items must be available; None: now.
+        wishes: what the list is asked to be like.
+
+    Raises:
+        UserError: as `most_similar`, or the item lacks the modality.
+    """
+    retriever.require_media("similar items")
+    contents = retriever.content if by is None else content_by(retriever, by)
+    assert contents is not None
+    if by is not None and not retriever.items.has[by][item_index]:
+        raise UserError(
+            f"item '{retriever.items.item_ids[item_index]}' has no {by}; it has "
+            f"{', '.join(retriever.items.modalities(item_index)) or 'nothing the model encodes'}"
         )
-    return found
+    query = contents[item_index]
+    if by is not None and not query.any():
+        raise UserError(
+            f"item '{retriever.items.item_ids[item_index]}' was added since the model was loaded: "
+            f"it can be compared by all of its media, not by {by} alone"
+        )
+    return most_similar(retriever, query, k, by=by, without=item_index, at=at, wishes=wishes)
 
 
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise UserError(f"k is {k}: give how many items to list, 1 at least")
+def _beside(
+    retriever: Retriever, listed: Recommendation, now: float, wishes: Wishes
+) -> tuple[Recommendation, ...]:
+    """Items most like one that is listed; what the list may not show, these may not either."""
+    row, num = retriever.items.rows[listed.item_id], wishes.num_similar
+    hard = Wishes(where=wishes.where, without=wishes.without)
+    return tuple(most_similar_to(retriever, row, num, at=now, wishes=hard))
