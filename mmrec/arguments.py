@@ -103,6 +103,15 @@ DataOption = Annotated[
         help="The prepared folder, where it has moved since training.",
     ),
 ]
+IndexedDataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        parser=prepared,
+        help="The prepared folder, whose attributes of items can then be filtered by.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 NewOption = Annotated[
     Path | None,

@@ -23,6 +23,7 @@ from mmrec.commands.classify import classify
 from mmrec.commands.drift import drift
 from mmrec.commands.evaluation import compare, evaluate, stability
 from mmrec.commands.export import export, score
+from mmrec.commands.index import index
 from mmrec.commands.popular import popular
 from mmrec.commands.predict import predict
 from mmrec.commands.pretrain import pretrain
@@ -87,6 +88,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     stability,
     compare,
     export,
+    index,
     score,
     recommend,
     popular,

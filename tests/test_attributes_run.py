@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,15 @@ from data_prep.prepare import prepare
 from data_prep.shards import PreparedData
 from mmrec.build import assemble
 from mmrec.config import parse_config
-from mmrec.errors import ConfigError, UserError
+from mmrec.errors import CheckpointMismatch, ConfigError, UserError
 from mmrec.loaded import load_run
 from mmrec.recommender import Recommender
 from mmrec.retrieval.bundle import write_bundle
+from mmrec.retrieval.export import export_run
+from mmrec.retrieval.exported import Export
+from mmrec.retrieval.filters import Condition
+from mmrec.retrieval.indexes.build import IndexKind, load_index
+from mmrec.retrieval.indexes.from_export import index_export
 from mmrec.training.train import train
 
 pytest_plugins = ["tiny_run"]
@@ -83,6 +89,30 @@ def test_prepared_folder_says_who_has_attributes(data: Path) -> None:
     items = PreparedData.open(data).items
     assert items.modalities == ("text", "image", "audio", "attributes")
     assert items.has("attributes").tolist() == [False] + [True] * (len(items) - 1)
+
+
+@pytest.mark.parametrize("kind", ["exact", "lancedb"])
+def test_index_of_an_export_is_filtered_by_attributes(
+    kind: IndexKind, run: Path, data: Path, tiny_data: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    export_run(run, tmp_path / "export")
+    index_export(tmp_path / "export", kind, data=data).save(tmp_path / "index")
+    index = load_index(tmp_path / "index")
+    where = [Condition("year", minimum=1995), Condition("studio", any_of=("s0", "s1"))]
+    users = Export.open(tmp_path / "export").users()[1]
+    for found in index.search(users, 50, where=where).item_ids:
+        assert sorted(found) == ["i10", "i12", "i13", "i6", "i7", "i9"]
+    monkeypatch.chdir(tmp_path)
+    for name in ("export", "index"):
+        (tmp_path / name).rename(tmp_path / name.upper())
+    readme = Path(__file__).resolve().parent.parent / "README.md"
+    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.S)
+    (block,) = [each for each in blocks if "load_index" in each]
+    told: dict[str, Any] = {}
+    exec(block, told)  # as the README prints it
+    assert len(told["hits"].item_ids[0]) == len(told["hits"].scores[0]) == 9
+    with pytest.raises(CheckpointMismatch, match="is not what .*EXPORT was made of"):
+        index_export(tmp_path / "EXPORT", kind, data=tiny_data)
 
 
 def test_new_items_are_scored_from_attributes(run: Path, table: Path) -> None:

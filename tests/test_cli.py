@@ -33,6 +33,7 @@ COMMANDS = (
     "stability",
     "compare",
     "export",
+    "index",
     "score",
     "recommend",
     "popular",

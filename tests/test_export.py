@@ -21,7 +21,9 @@ from mmrec.recommender import Recommender
 from mmrec.retrieval import export as export_module
 from mmrec.retrieval.export import export_run
 from mmrec.retrieval.exported import Export, check_same_model
-from mmrec.retrieval.index import ExactIndex, FaissIndex, recall_at_k
+from mmrec.retrieval.indexes.exact import ExactIndex
+from mmrec.retrieval.indexes.faiss import FaissIndex, FaissKind
+from mmrec.retrieval.indexes.recall import recall_at_k
 
 pytest_plugins = ["tiny_run"]
 ALL_FORMATS = ("parquet", "faiss", "npy")
@@ -242,6 +244,38 @@ def test_reading_an_export_needs_no_torch(exported: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["int8", "ivf", "hnsw"])
+def test_index_of_another_kind_finds_the_same(
+    kind: FaissKind, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_module, "MIN_ROWS", 1)
+    export_run(tiny_run, tmp_path / "out", formats=("parquet", "faiss"), index=kind)
+    export = Export.open(tmp_path / "out")
+    described = export.manifest["index"]
+    assert described["kind"].startswith(f"{kind} inner product over [embedding, popularity]")
+    assert described["recall@10"] > 0.95 and described["recall@100"] == 1
+    index = export.index()
+    assert isinstance(index, FaissIndex) and index.kind == kind and len(index) == 14
+    users = export.users()[1]
+    scores, _ = index.search(users, 14)
+    exact_scores, _ = ExactIndex(export.items()[1]).search(users, 14)
+    assert np.allclose(scores, exact_scores, atol=0.02)  # of eight bits
+
+
+def test_index_of_a_small_catalogue_is_flat(
+    tiny_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    export_run(tiny_run, tmp_path / "out", formats=("faiss",), index="ivf")
+    assert "index.faiss is flat: 14 items are compared one and all, --index ivf" in caplog.text
+    export_run(tiny_run, tmp_path / "flat", formats=("faiss",))
+    files = [tmp_path / each / "index.faiss" for each in ("out", "flat")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with pytest.raises(UserError, match="--index is 'pq': allowed are flat, int8, ivf, hnsw"):
+        export_run(tiny_run, tmp_path / "pq", formats=("faiss",), index="pq")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--index is 'ivf', which needs --format faiss"):
+        export_run(tiny_run, tmp_path / "none", index="ivf")
 
 
 def test_recall_counts_what_is_missed_and_forgives_ties() -> None:

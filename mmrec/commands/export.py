@@ -27,6 +27,15 @@ class By(StrEnum):
     item = "item"
 
 
+class ExportedIndex(StrEnum):
+    """What `index.faiss` of an export is."""
+
+    flat = "flat"
+    int8 = "int8"
+    ivf = "ivf"
+    hnsw = "hnsw"
+
+
 def export(
     run: RunArgument,
     out: Annotated[Path, typer.Option(help="Folder to write.")],
@@ -34,6 +43,9 @@ def export(
     formats: Annotated[
         str, typer.Option("--format", help="One or several of parquet,faiss,npy.")
     ] = "parquet",
+    index: Annotated[
+        ExportedIndex, typer.Option(help="What index.faiss is; all but flat look at a part.")
+    ] = ExportedIndex.flat,
     bundle: Annotated[bool, typer.Option("--bundle", help="Add a self-contained bundle.")] = False,
     at: AtOption = None,
     context: ContextOption = None,
@@ -47,6 +59,7 @@ def export(
         run,
         out,
         formats=tuple(split_names(formats)),
+        index=index.value,
         bundle=bundle,
         data=data,
         overrides=overrides or (),

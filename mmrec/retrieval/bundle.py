@@ -20,7 +20,6 @@ It is written into a folder that its caller renames once whole.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -50,6 +49,7 @@ from mmrec.errors import CheckpointMismatch
 from mmrec.network import make_model
 from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.available import Available
+from mmrec.retrieval.folders import check_files, file_record
 from mmrec.retrieval.parts import StoredParts, write_parts
 from mmrec.retrieval.retriever import Items, Retriever
 from mmrec.retrieval.second_stage import copy_second_stage
@@ -252,27 +252,6 @@ def load_bundle(folder: Path, overrides: Sequence[str] = ()) -> Retriever:
         device=device,
         parts=StoredParts(folder / PARTS_FILE, device) if PARTS_FILE in document["files"] else None,
     )
-
-
-def file_record(path: Path) -> dict[str, str | int]:
-    """Size and sha256 of a file, for a manifest."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"size": path.stat().st_size, "sha256": digest}
-
-
-def check_files(folder: Path, files: dict[str, dict[str, str | int]]) -> None:
-    """Compares files with their records.
-
-    Raises:
-        CheckpointMismatch: one is absent or was changed.
-    """
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointMismatch(f"{path}: the file is missing; export again")
-        if file_record(path) != expected:
-            raise CheckpointMismatch(f"{path}: was changed since it was written; export again")
 
 
 class _BundledUsers:

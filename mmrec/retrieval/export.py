@@ -3,7 +3,8 @@
     OUT/manifest.json     hashes of model, preprocessing and data; licences, dimension, counts
     OUT/items.parquet     item_id, embedding e, content_embedding, popularity, modalities, …
     OUT/users.parquet     user_id, vector_index, embedding u, model_hash
-    OUT/index.faiss       over [e, popularity]; row = row of items.parquet; asked with [u, 1]
+    OUT/index.faiss       over [e, popularity]; row = row of items.parquet; asked with [u, 1];
+                          flat, int8, ivf or hnsw, and any faiss reads it
     OUT/*.npy *.jsonl     the same vectors and their ids
     OUT/bundle/           see mmrec.retrieval.bundle
 
@@ -17,8 +18,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,9 +31,18 @@ from torch import Tensor
 from mmrec.data.ragged import IntArray
 from mmrec.errors import UserError
 from mmrec.request import Request
-from mmrec.retrieval.bundle import file_record, write_bundle
+from mmrec.retrieval.bundle import write_bundle
 from mmrec.retrieval.exported import MANIFEST_FILE, SCHEMA, read_manifest
-from mmrec.retrieval.index import FaissIndex, FloatArray, recall_at_k
+from mmrec.retrieval.folders import file_record, written_aside
+from mmrec.retrieval.indexes.faiss import (
+    FAISS_FILE,
+    FAISS_KINDS,
+    MIN_ROWS,
+    FaissIndex,
+    FaissKind,
+)
+from mmrec.retrieval.indexes.recall import measure_recall, recall_at_k, tune
+from mmrec.retrieval.indexes.rows import FloatArray
 from mmrec.retrieval.load import load_retriever
 from mmrec.retrieval.retriever import Retriever
 from mmrec.weights import PACKAGES
@@ -52,6 +60,7 @@ def export_run(
     out: Path,
     *,
     formats: Sequence[str] = ("parquet",),
+    index: FaissKind = "flat",
     bundle: bool = False,
     data: Path | None = None,
     overrides: Sequence[str] = (),
@@ -64,6 +73,8 @@ def export_run(
         run: a finished run or a bundle.
         out: a new or empty folder, or an earlier export, which is replaced once the new is whole.
         formats: one or several of parquet, faiss, npy.
+        index: what index.faiss is, of `FAISS_KINDS`; ivf and hnsw of less than 20,000 items become
+            flat. All but flat hold every vector in memory while they are made.
         bundle: add a folder that serves like the run, without the run and its data.
         data: the prepared folder where it has moved.
         overrides: `section.field=value` of settings that count in use, the bundle's too.
@@ -74,8 +85,8 @@ def export_run(
         The manifest.
 
     Raises:
-        UserError: an unknown format, a context that is no column of the log, or `out` holds
-            something else.
+        UserError: an unknown format or index, a context that is no column of the log, or `out`
+            holds something else.
         CheckpointMismatch: no finished run, or other data.
         ConfigError: an override is not allowed.
     """
@@ -83,19 +94,25 @@ def export_run(
     if unknown or not formats:
         given = f"'{unknown[0]}'" if unknown else "empty"
         raise UserError(f"--format is {given}: allowed are {', '.join(FORMATS)}")
+    if index not in FAISS_KINDS:
+        raise UserError(f"--index is '{index}': allowed are {', '.join(FAISS_KINDS)}")
+    if index != "flat" and "faiss" not in formats:
+        raise UserError(f"--index is '{index}', which needs --format faiss")
     out = out.resolve()
     _check_free(out)
     retriever = load_retriever(run, data, overrides)
     request = request or Request()
     request.columns(retriever.catalogue)  # what cannot be asked is refused before any work
-    aside = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        manifest = _write(retriever, aside, formats, request, bundle=bundle, row_group=row_group)
-        _install(aside, out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with written_aside(out) as aside:
+        manifest = _write(
+            retriever,
+            aside,
+            formats,
+            request,
+            index=index,
+            bundle=bundle,
+            row_group=row_group,
+        )
     return manifest
 
 
@@ -105,19 +122,20 @@ def _write(
     formats: Sequence[str],
     request: Request,
     *,
+    index: FaissKind,
     bundle: bool,
     row_group: int,
 ) -> dict[str, Any]:
     exported = np.flatnonzero(~retriever.items.deleted).astype(np.int64)
     num_users = len(retriever.users.user_ids)
-    recall = None
+    described = None
     if "parquet" in formats:
         _write_parquet(folder / "items.parquet", _item_tables(retriever, exported, row_group))
         _write_parquet(folder / "users.parquet", _user_tables(retriever, request, row_group))
     if "npy" in formats:
         _write_npy(retriever, exported, folder, request, row_group)
     if "faiss" in formats:
-        recall = _write_index(retriever, exported, folder / "index.faiss", request, row_group)
+        described = _write_index(retriever, exported, folder / FAISS_FILE, index, request)
     files = {path.name: file_record(path) for path in sorted(folder.iterdir())}
     if bundle:
         write_bundle(retriever, folder / "bundle")
@@ -139,16 +157,10 @@ def _write(
             "items_without_events": int((retriever.counts[exported] == 0).sum()),
             "users": num_users,
         },
-        "index": None if recall is None else {
-            "file": "index.faiss",
-            "kind": "flat inner product over [embedding, popularity]; ask with [embedding, 1]",
-            "dimension": retriever.model.width + 1,
-            "rows": "those of the items, in order",
-            f"recall@{RECALL_K}": recall,
-        },
+        "index": described,
         "bundle": "bundle" if bundle else None,
         "files": files,
-    }  # fmt: skip
+    }
     text = json.dumps(manifest, indent=1, ensure_ascii=False)
     (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
     return manifest
@@ -263,19 +275,39 @@ def _write_ids(path: Path, ids: Iterator[str]) -> None:
 
 
 def _write_index(
-    retriever: Retriever, exported: IntArray, path: Path, request: Request, size: int
-) -> float:
-    """Writes the index; returns its recall against exact search for the first users."""
+    retriever: Retriever, exported: IntArray, path: Path, kind: FaissKind, request: Request
+) -> dict[str, Any]:
+    """Writes the index; returns what the manifest says of it, recall for the first users too."""
     side = retriever.item_side
     device = retriever.device
-    parts = (_to_numpy(side[torch.from_numpy(rows).to(device)]) for rows in _parts(exported, size))
-    index = FaissIndex.flat(retriever.model.width + 1, parts)
-    index.write(path)
+    width = retriever.model.width + 1
     asked = min(RECALL_USERS, len(retriever.users.user_ids))
     users = retriever.user_vectors([retriever.stored_user(row, request) for row in range(asked)])
     queries = np.concatenate([_to_numpy(users), np.ones((asked, 1), np.float32)], axis=1)
     vectors = _to_numpy(side[torch.from_numpy(exported).to(device)])
-    return recall_at_k(index, vectors, queries, RECALL_K)
+    if kind in ("ivf", "hnsw") and len(exported) < MIN_ROWS:
+        logger.warning(
+            "index.faiss is flat: %d items are compared one and all, --index %s is for %d and more",
+            len(exported),
+            kind,
+            MIN_ROWS,
+        )
+        kind = "flat"
+    described: dict[str, Any] = {
+        "file": path.name,
+        "kind": f"{kind} inner product over [embedding, popularity]; ask with [embedding, 1]",
+        "dimension": width,
+        "rows": "those of the items, in order",
+    }
+    index = FaissIndex.build(kind, vectors, width)
+    if kind == "flat":
+        described[f"recall@{RECALL_K}"] = recall_at_k(index, vectors, queries, RECALL_K)
+    else:
+        tune(index, vectors, queries[::2])
+        recall = measure_recall(index, vectors, queries[1::2])
+        described |= {"parameters": index.parameters(), **recall.document()}
+    index.write_file(path)
+    return described
 
 
 def _parts(rows: IntArray, size: int) -> Iterator[IntArray]:
@@ -308,13 +340,3 @@ def _check_free(out: Path) -> None:
         raise UserError(f"--out {out}: holds something that is no export; name a new folder")
     if out.exists():
         read_manifest(out)
-
-
-def _install(aside: Path, out: Path) -> None:
-    """Puts the new export in the place of the old one, if there is one."""
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(aside, out)
-    shutil.rmtree(old, ignore_errors=True)

@@ -20,7 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmrec.errors import CheckpointMismatch
-from mmrec.retrieval.index import ExactIndex, FaissIndex, FloatArray, Index
+from mmrec.retrieval.indexes.exact import ExactIndex
+from mmrec.retrieval.indexes.faiss import FaissIndex
+from mmrec.retrieval.indexes.rows import FloatArray, Searchable
 
 SCHEMA = "mmrec-export/1"
 MANIFEST_FILE = "manifest.json"
@@ -74,7 +76,7 @@ class Export:
         one = np.ones((len(embedding), 1), np.float32)
         return ids, np.concatenate([embedding, one], axis=1)
 
-    def index(self) -> Index:
+    def index(self) -> Searchable:
         """The exported index, or exact search where none was asked for."""
         if "index.faiss" in self.manifest["files"]:
             return FaissIndex.read(self.path / "index.faiss")

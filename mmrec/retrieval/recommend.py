@@ -1,7 +1,7 @@
 """Exact lists for one question: the next items of a user, the items most like something.
 
 An item is listed within its availability alone, at the instant that is asked about. Every candidate
-is scored and none is approximated; see `mmrec.retrieval.index` for an index.
+is scored and none is approximated; see `mmrec.retrieval.indexes` for an index.
 """
 
 from __future__ import annotations
