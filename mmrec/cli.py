@@ -25,6 +25,7 @@ from mmrec.commands.export import export, score
 from mmrec.commands.predict import predict
 from mmrec.commands.pretrain import pretrain
 from mmrec.commands.recommend import recommend, similar
+from mmrec.commands.serve import events, keys_app, serve
 from mmrec.commands.training import describe, train, tune
 from mmrec.commands.weights import weights_app
 from mmrec.errors import MmrecError, UserError
@@ -86,9 +87,12 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     predict,
     classify,
     similar,
+    serve,
+    events,
 )
 for _command in _COMMANDS:
     app.command()(_command)
+app.add_typer(keys_app, name="keys")
 app.add_typer(weights_app, name="weights")
 
 

@@ -31,6 +31,7 @@ def recommend_next(
     *,
     at: float | None = None,
     wishes: Wishes = NO_WISHES,
+    user: Tensor | None = None,
 ) -> list[Recommendation]:
     """The K best candidates of a user, without what he has met where repeats are forbidden.
 
@@ -43,6 +44,8 @@ def recommend_next(
         k: how many.
         at: Unix seconds at which items must be available; None: now.
         wishes: what the list is asked to be like.
+        user: (D,) his vector, where those of several users were computed together; None: it is
+            computed here.
 
     Raises:
         UserError: k is below 1, a half-life is not above 0 or of a catalogue without instants, or
@@ -53,7 +56,8 @@ def recommend_next(
     rows = _all_with_a_vector(retriever) if wishes.unmet else retriever.items.candidates
     basis = basis_of(retriever, asked)
     if basis != "popularity":
-        user = retriever.user_vectors([asked])[0]
+        if user is None:
+            user = retriever.user_vectors([asked])[0]
         side = retriever.candidate_side
         if wishes.unmet:
             side = retriever.item_side[torch.from_numpy(rows).to(retriever.device)]

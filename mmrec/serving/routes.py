@@ -1,0 +1,282 @@
+"""The routes: each turns a request into a question, and its answer into a document."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel
+
+from mmrec.retrieval.content import encode_queries
+from mmrec.retrieval.recommend import most_similar
+from mmrec.retrieval.retriever import Request as AskedAt
+from mmrec.retrieval.wishes import NO_WISHES
+from mmrec.serving import schemas
+from mmrec.serving.answering import Answer, Encoded, ListQuestion, Task, asked_of, content_of
+from mmrec.serving.asked import history_of, wishes_of
+from mmrec.serving.auth import Role
+from mmrec.serving.database import Event
+from mmrec.serving.faults import Fault
+from mmrec.serving.live import Live
+from mmrec.serving.service import Service
+
+_bearer = HTTPBearer(auto_error=False, description="A key that `mmrec keys add` made.")
+
+
+def needs(role: Role) -> Callable[..., Awaitable[None]]:
+    """A dependency that lets through whoever has a key of a role."""
+
+    async def check(
+        request: Request,
+        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)] = None,
+    ) -> None:
+        service_of(request).keys.allow(request.headers.get("authorization"), role)
+
+    return check
+
+
+def service_of(request: Request) -> Service:
+    """The worker behind an app."""
+    service: Service = request.app.state.service
+    return service
+
+
+def sent(document: BaseModel) -> Response:
+    """A document as JSON, checked when it was made and not again."""
+    return Response(document.model_dump_json(), media_type="application/json")
+
+
+TheService = Annotated[Service, Depends(service_of)]
+reading = APIRouter(
+    prefix="/v1", dependencies=[Depends(needs("read"))], responses=schemas.ERRORS, tags=["ask"]
+)
+
+
+@reading.post("/recommend", response_model=schemas.ListAnswer)
+async def recommend(asked: schemas.RecommendRequest, service: TheService) -> Response:
+    """The next items of a user, or of a history that comes with the request.
+
+    A user of whom nothing is known is shown what is popular; `basis` says so.
+    """
+    if asked.user_id is not None and (asked.history is not None or asked.attributes is not None):
+        other = "history" if asked.history is not None else "attributes"
+        raise Fault(
+            422, "invalid", f"user_id and {other} are both given, allowed is one", field=other
+        )
+    wishes = wishes_of(asked.wishes)
+    history = None if asked.history is None else history_of(asked.history)
+
+    def question(taste: Encoded | None = None) -> ListQuestion:
+        return ListQuestion(
+            asked.user_id, history, asked.attributes, AskedAt(asked.time, asked.context), asked.k,
+            asked.time, wishes, taste,
+        )  # fmt: skip
+
+    if asked.taste is None:
+        answer = await service.ask(question())
+    else:
+        taste = asked.taste
+        answer = await service.ask(question, encode=lambda live: _encode_text(live, taste))
+    return listed(service, answer)
+
+
+@reading.post("/similar", response_model=schemas.ListAnswer)
+async def similar(asked: schemas.SimilarRequest, service: TheService) -> Response:
+    """Items whose content is nearest to an item's or a text's."""
+    if (asked.item_id is None) == (asked.text is None):
+        raise Fault(422, "invalid", "give one of item_id and text", field="item_id")
+    if asked.text is not None:
+        return await _nearest(service, asked, asked.text)
+    item_id = asked.item_id
+    wishes = wishes_of(asked.wishes)
+
+    def question(live: Live) -> Any:
+        retriever = live.retriever
+        retriever.require_media("similar items")
+        row = retriever.item_index(str(item_id))
+        if not live.lists(str(item_id)) or not retriever.items.any_medium[row]:
+            raise Fault(404, "not_found", f"item {str(item_id)[:60]!r} has no content")
+        assert retriever.content is not None
+        return most_similar(
+            retriever, retriever.content[row], asked.k, without=row, at=asked.time, wishes=wishes
+        )
+
+    return listed(service, await service.ask(Task(question)))
+
+
+@reading.post("/search", response_model=schemas.ListAnswer)
+async def search(asked: schemas.SearchRequest, service: TheService) -> Response:
+    """Items that a text describes, by their content."""
+    return await _nearest(service, asked, asked.text)
+
+
+@reading.post("/embed", response_model=schemas.EmbedAnswer)
+async def embed(asked: schemas.EmbedRequest, service: TheService) -> Response:
+    """Vectors of items of the catalogue and added ones, of users behind histories, of texts."""
+    histories = [history_of(each) for each in asked.histories]
+
+    def question(live: Live, texts: Sequence[Encoded] = ()) -> schemas.EmbedAnswer:
+        retriever = live.retriever
+        rows = [retriever.item_index(each) for each in asked.item_ids]
+        users = []
+        for history in histories:
+            one = ListQuestion(None, history, None, AskedAt(), 1, None, NO_WISHES)
+            users.append(asked_of(live, one))
+        content = retriever.content
+        return schemas.EmbedAnswer(
+            model=live.model_hash,
+            items=[
+                schemas.ItemVectors(
+                    item_id=item_id,
+                    embedding=retriever.vectors.embedding[row].tolist(),
+                    content=None if content is None else content[row].tolist(),
+                    modalities=retriever.items.modalities(row),
+                )
+                for item_id, row in zip(asked.item_ids, rows, strict=True)
+            ],
+            users=retriever.user_vectors(users).tolist() if users else [],
+            texts=[content_of(live, each).tolist() for each in texts],
+        )
+
+    if not asked.texts:
+        answer = await service.ask(Task(question))
+    else:
+        answer = await service.ask(
+            lambda texts: Task(lambda live: question(live, texts)),
+            encode=lambda live: [_encode_text(live, each) for each in asked.texts],
+        )
+    return sent(answer.value.model_copy(update={"degraded": answer.degraded}))
+
+
+writing = APIRouter(
+    prefix="/v1", dependencies=[Depends(needs("write"))], responses=schemas.ERRORS, tags=["tell"]
+)
+
+
+@writing.post("/events", response_model=schemas.EventsAnswer)
+async def events(asked: schemas.EventsRequest, service: TheService) -> Response:
+    """Keeps what users did; it counts in every list that is asked for from now on.
+
+    Once this is answered the events are on disk. Sent again with the same event_id they count once.
+    """
+    now = time.time()
+    given = [
+        Event(
+            each.event_id or uuid.uuid4().hex, each.user_id, each.item_id, each.event, each.value,
+            now if each.time is None else each.time, each.context,
+        )
+        for each in asked.events
+    ]  # fmt: skip
+    accepted = await service.writing.submit(given)
+    service.monitoring.events.inc(accepted)
+    return sent(schemas.EventsAnswer(accepted=accepted, known=len(given) - accepted))
+
+
+@writing.delete("/items/{item_id:path}", response_model=schemas.RemovedAnswer)
+async def remove_item(item_id: schemas.Id, service: TheService) -> Response:
+    """Takes an item out of every list from now on: an added one, or one of the catalogue."""
+    answer = await service.ask(Task(lambda live: live.lists(item_id)))
+    removed = answer.value and await service.keep(lambda: service.database.remove_item(item_id))
+    if removed:
+        service.monitoring.items.labels("removed").inc()
+    return sent(schemas.RemovedAnswer(item_id=item_id, removed=removed))
+
+
+managing = APIRouter(
+    prefix="/v1", dependencies=[Depends(needs("admin"))], responses=schemas.ERRORS, tags=["manage"]
+)
+
+
+@managing.post("/model", response_model=schemas.ModelAnswer)
+async def change_model(asked: schemas.ModelRequest, service: TheService) -> Response:
+    """Lets another version answer, here at once and in the other workers within seconds.
+
+    It is loaded beside the one that answers, and checked. No request is dropped; where the check
+    fails (409) all stays as it is.
+    """
+    live = await service.swap(asked.version)
+    await service.keep(lambda: service.database.add_version(live.version, live.model_hash))
+    return sent(schemas.ModelAnswer(version=live.version, model=live.model_hash))
+
+
+health = APIRouter(tags=["health"])
+
+
+@health.get("/healthz", response_model=schemas.State)
+async def healthz() -> Response:
+    """Whether the process is alive."""
+    return sent(schemas.State(status="ok"))
+
+
+@health.get("/readyz", response_model=schemas.State, responses={503: {"model": schemas.State}})
+async def readyz(service: TheService) -> Response:
+    """Whether requests should be sent here: 503 where nothing can be listed."""
+    live = service.live
+    reasons = [f"{name}: {why}" for name, why in service.refused.items()] if live is None else []
+    reasons += ["the database does not answer"] if service.database_fails else []
+    nothing = live is None and service.database_fails
+    state = schemas.State(
+        status="unavailable" if nothing else "degraded" if reasons else "ok",
+        model=None if live is None else live.model_hash,
+        version=None if live is None else live.version,
+        num_items=0 if live is None else len(live.retriever.items.item_ids),
+        num_added=0 if live is None else live.num_added,
+        reasons=reasons,
+    )
+    answer = sent(state)
+    answer.status_code = 503 if nothing else 200
+    return answer
+
+
+@health.get("/metrics", response_class=Response, dependencies=[Depends(needs("read"))])
+async def metrics(service: TheService) -> Response:
+    """Counters in the text format of Prometheus."""
+    return Response(service.monitoring.text(), media_type="text/plain; version=0.0.4")
+
+
+async def _nearest(
+    service: Service, asked: schemas.SimilarRequest | schemas.SearchRequest, text: str
+) -> Response:
+    wishes = wishes_of(asked.wishes)
+
+    def question(query: Encoded) -> Task:
+        return Task(
+            lambda live: most_similar(
+                live.retriever, content_of(live, query), asked.k, at=asked.time, wishes=wishes
+            )
+        )
+
+    answer = await service.ask(question, encode=lambda live: _encode_text(live, text))
+    return listed(service, answer)
+
+
+def _encode_text(live: Live, text: str) -> Encoded:
+    content = encode_queries(live.retriever, "text", [text])[0]
+    return Encoded(live.model_hash, content, ["text"])
+
+
+def listed(service: Service, answer: Answer) -> Response:
+    """A list as it is sent."""
+    found: list[Any] = answer.value
+    basis = found[0].basis if found else None
+    service.monitoring.lists.labels(basis or "nothing").inc()
+    return sent(
+        schemas.ListAnswer(
+            model=answer.model_hash,
+            degraded=answer.degraded,
+            basis=basis,
+            items=[_item(each) for each in found],
+        )
+    )
+
+
+def _item(found: Any) -> schemas.ListedItem:
+    return schemas.ListedItem(
+        **{name: value for name, value in vars(found).items() if name != "similar"},
+        similar=[_item(each) for each in found.similar],
+    )
