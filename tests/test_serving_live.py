@@ -80,7 +80,7 @@ def test_what_one_worker_is_told_the_other_knows_at_once(
             both = [each.embed(item_ids=[name]).items[0].content for each in (a, b)]
             assert both[0] == both[1] == a.embed_media(fields=fields, files=files).items[0].content
         assert other.encoding._batch_s == 0.05  # the other worker has encoded nothing
-        first = ids(b.recommend("u1", k=1))[0]
+        first = next(each for each in ids(b.recommend("u1", k=30)) if not each.startswith("new"))
         assert b.send_events([GivenEvent(user_id="u1", item_id=first)]).accepted == 1
         assert first not in ids(a.recommend("u1", k=30))
         assert b.remove_item("new 1").removed
@@ -261,9 +261,8 @@ def test_a_bundle_serves_like_its_run(tiny_run: Path, url: str, tmp_path: Path) 
         item = ids(client.recommend("u4", k=1))[0]
         client.send_events([GivenEvent(user_id="u4", item_id=item)])
         found = ids(client.recommend("u4", k=3))
-    row = recommender.retriever.users.index_of("u4")
-    assert row is not None and item not in found
-    assert len(found) == 3
+    expected = [each.item_id for each in recommender.recommend("u4", k=4)]
+    assert expected[0] == item and set(found) == set(expected[1:])
 
 
 def test_events_become_a_log_that_prepare_takes(

@@ -104,16 +104,18 @@ class Live:
             encode: gives a change with its content where the model has not encoded it yet; None
                 where it cannot, and then the item is not listed.
         """
+        # before anything is changed: where the database fails meanwhile, all stays as it was
+        wholes = [
+            encode(each.number) if each.content is None and not each.removed else each
+            for each in changes
+        ]
         added, gone = [], False
-        for change in changes:
+        for change, whole in zip(changes, wholes, strict=True):
             row = self._rows.get(change.item_id)
             if row is not None:  # removed, or another item takes its id
                 gone |= not self._deleted[row]
                 self._deleted[row] = 1
-            whole = None
-            if not change.removed:
-                whole = change if change.content is not None else encode(change.number)
-            if whole is not None:
+            if whole is not None and not whole.removed:
                 self._rows[change.item_id] = len(self._item_ids)
                 self._item_ids.append(change.item_id)
                 self._deleted.append(0)

@@ -52,6 +52,7 @@ class Monitoring:
             registry, "mmrec_model", "1: the model that answers.", ["version", "hash"], "livemax"
         )
         self.alarm = _gauge(registry, "mmrec_alarm", "1: the alarm is on.", ["alarm"], "livemax")
+        self._serves: tuple[str, str] | None = None
         self._recent: deque[tuple[float, int, float]] = deque(maxlen=_KEPT)
         self.alarms = {each.name: each for each in standard_alarms()}
 
@@ -71,9 +72,12 @@ class Monitoring:
 
     def serves(self, version: str | None, model_hash: str | None) -> None:
         """Names the model that answers now."""
-        self.model.clear()
+        if self._serves is not None:
+            self.model.labels(*self._serves).set(0)
+        self._serves = None
         if version is not None and model_hash is not None:
-            self.model.labels(version, model_hash[:12]).set(1)
+            self._serves = (version, model_hash[:12])
+            self.model.labels(*self._serves).set(1)
         self.degraded.labels("model").set(version is None)
 
     def look(self, full: float, database_fails: bool) -> None:

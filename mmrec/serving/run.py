@@ -52,18 +52,21 @@ def run_service(
     }
     if certificate is None and not is_loopback(settings.host):
         logger.warning("keys go over the wire in the clear: give --tls-certificate and --tls-key")
+    from mmrec.serving.app import build_app
+    from mmrec.serving.service import Service
+
+    # with several workers too: what is wrong is one line here, and not workers that die and die
+    service = Service(settings)
+    service.load()
     if settings.workers > 1:
+        service.database.close()
+        del service
         os.environ[SETTINGS_VARIABLE] = settings.model_dump_json()
         with tempfile.TemporaryDirectory(prefix="mmrec-metrics-") as folder:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
             uvicorn.run("mmrec.serving.app:from_environment", factory=True,
                         workers=settings.workers, **options)  # fmt: skip
         return
-    from mmrec.serving.app import build_app
-    from mmrec.serving.service import Service
-
-    service = Service(settings)
-    service.load()
     logger.info("listening on %s, port %d", settings.host, settings.port)
     uvicorn.run(build_app(service), **options)
 
@@ -76,13 +79,13 @@ def import_uvicorn() -> Any:
     """
     try:
         import fastapi
-        import multipart
         import prometheus_client
+        import python_multipart
         import sqlalchemy
         import uvicorn
     except ImportError:
         raise UserError(
             "mmrec serve needs libraries that are not installed: pip install 'mmrec[serve]'"
         ) from None
-    del fastapi, multipart, prometheus_client, sqlalchemy
+    del fastapi, prometheus_client, python_multipart, sqlalchemy
     return uvicorn
