@@ -19,7 +19,7 @@ from mmrec.retrieval.available import ALWAYS, FOR_EVER, Available
 from mmrec.retrieval.filters import Condition
 from mmrec.retrieval.retriever import Items, Retriever
 from mmrec.serving.answering import content_bytes
-from mmrec.serving.database import Event, ItemChange
+from mmrec.serving.database import Event, ItemChange, What
 from mmrec.serving.live import Live
 
 pytest_plugins = ["tiny_run"]
@@ -44,13 +44,13 @@ def retriever(tiny_run: Path) -> Retriever:
     return replace(found, items=items, catalogue=catalogue.model_copy(update={"items": named}))
 
 
-def change(number: int, item_id: str, *, removed: bool = False) -> ItemChange:
+def change(number: int, item_id: str, what: What = "added") -> ItemChange:
     random = np.random.default_rng(number)
     content = torch.from_numpy(random.normal(size=16).astype(np.float32))
     return ItemChange(
-        number, item_id, removed, {"title": f"T {number}"} if number % 2 else {},
+        number, item_id, what, {"title": f"T {number}"} if number % 2 else {},
         {"price": 100 + number, "genre": ["jazz"]}, ["text"],
-        None if removed else content_bytes(content / content.norm()),
+        content_bytes(content / content.norm()) if what == "added" else None,
     )  # fmt: skip
 
 
@@ -60,8 +60,8 @@ def made_anew(retriever: Retriever, changes: Sequence[ItemChange]) -> Retriever:
     added: list[ItemChange] = []
     for each in changes:
         if each.item_id in rows:
-            deleted[rows[each.item_id]] = True
-        if not each.removed:
+            deleted[rows[each.item_id]] = each.what != "restored"
+        if each.what == "added":
             rows[each.item_id] = len(deleted)
             deleted.append(False)
             added.append(each)
@@ -96,19 +96,21 @@ def made_anew(retriever: Retriever, changes: Sequence[ItemChange]) -> Retriever:
 
 
 CHANGES = [
-    change(1, "n1"), change(2, "n2"), change(3, "i4", removed=True), change(4, "n1"),
-    change(5, "n2", removed=True), change(6, "i4"), change(7, "n7"), change(8, "i0", removed=True),
+    change(1, "n1"), change(2, "n2"), change(3, "i4", "removed"), change(4, "n1"),
+    change(5, "n2", "removed"), change(6, "i4"), change(7, "n7"), change(8, "i0", "removed"),
+    change(9, "i1", "removed"), change(10, "n7", "removed"), change(11, "i1", "restored"),
+    change(12, "n7", "restored"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("step", [1, 3, 8], ids=["one-by-one", "some", "at-once"])
+@pytest.mark.parametrize("step", [1, 3, 12], ids=["one-by-one", "some", "at-once"])
 def test_lists_are_those_of_a_retriever_made_anew(step: int, retriever: Retriever) -> None:
     live = Live(retriever, "run")
     for start in range(0, len(CHANGES), step):
         live.apply(CHANGES[start : start + step], lambda number: None)
     expected = made_anew(retriever, CHANGES)
     found = live.retriever
-    assert live.followed == 8 and live.num_added == 5
+    assert live.followed == 12 and live.num_added == 5
     for name in ("item_side", "candidate_side", "content"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
     torch.testing.assert_close(found.vectors.bias, expected.vectors.bias)
@@ -150,7 +152,7 @@ def test_where_encoding_fails_all_stays_as_it_was(retriever: Retriever) -> None:
     live = Live(retriever, "run")
     unknown = replace(change(3, "n3"), content=None)
     with pytest.raises(RuntimeError):
-        live.apply([change(1, "n1"), change(2, "i1", removed=True), unknown], fails)
+        live.apply([change(1, "n1"), change(2, "i1", "removed"), unknown], fails)
     assert live.followed == 0 and live.lists("i1") and not live.lists("n1")
     live.apply([change(1, "n1")], fails)
     assert live.retriever.items.item_ids[-1] == "n1"

@@ -58,7 +58,7 @@ def test_the_commands_work_as_printed(tmp_path: Path) -> None:
     assert len(lists["items"]) == 5 and lists["basis"] == "history"
     assert events == {"accepted": 1, "known": 0}
     assert {each["user_id"] for each in score["users"]} == {"u000042", "u000007"}
-    assert added["created"] and removed["removed"]
+    assert added["created"] and removed["changed"]
     assert len(similar["items"]) == len(search["items"]) == 3
     assert embed["items"][0]["item_id"] == "i00003" and ready["status"] == "ok"
     assert 'mmrec_requests_total{route="/v1/recommend",status="200"} 1.0' in found.stdout

@@ -191,8 +191,8 @@ def test_an_added_item_is_listed_until_it_is_removed(
     vector = client.post("/v1/embed", json={"item_ids": ["n/1"]}).json()["items"][0]
     np.testing.assert_allclose(vector["content"], content.content[0], atol=1e-6)
     removed = client.delete("/v1/items/n%2F1").json()
-    assert removed == {"item_id": "n/1", "removed": True}
-    assert not client.delete("/v1/items/n%2F1").json()["removed"]
+    assert removed == {"item_id": "n/1", "listed": False, "changed": True}
+    assert not client.delete("/v1/items/n%2F1").json()["changed"]
     assert "n/1" not in listed(client, user_id="u6", k=20)
     assert client.post("/v1/similar", json={"item_id": "n/1"}).status_code == 404
 
@@ -203,8 +203,11 @@ def test_an_item_of_the_catalogue_can_go_and_its_id_be_taken(
     refused = client.post("/v1/items", data={"item_id": "i9"}, files=media)
     assert refused.status_code == 409 and "i9" in refused.json()["error"]["message"]
     assert "i9" in listed(client, history=["i1"], k=20)
-    assert client.delete("/v1/items/i9").json()["removed"]
-    assert "i9" not in listed(client, history=["i1"], k=20)
+    for stock in (False, True, False):
+        answer = client.put("/v1/items/i9", json={"listed": stock}).json()
+        assert answer == {"item_id": "i9", "listed": stock, "changed": True}
+        assert ("i9" in listed(client, history=["i1"], k=20)) == stock
+    assert client.put("/v1/items/of-none", json={"listed": True}).status_code == 404
     assert client.post("/v1/items", data={"item_id": "i9"}, files=media).json()["created"]
     assert listed(client, history=["i1"], k=20).count("i9") == 1
     assert listed(client, history=["i1", "i9"], k=20).count("i9") == 0

@@ -176,6 +176,10 @@ def test_fields_of_a_form(client: TestClient) -> None:
 
 def test_other_routes_and_methods(client: TestClient) -> None:
     refuses(client.get("/v1/recommend"), 405, "")
+    assert client.get("/v1/recommend").headers["allow"] == "POST"
+    by_picture = client.post("/v1/similar", json={"item_id": "no such item"})
+    refuses(by_picture, 404, "no such item")
+    assert "/" not in by_picture.json()["error"]["message"]
     refuses(client.get("/etc/passwd"), 404, "")
     refuses(client.get("/v1/../../etc/passwd"), 404, "")
 

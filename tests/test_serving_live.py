@@ -83,8 +83,9 @@ def test_what_one_worker_is_told_the_other_knows_at_once(
         first = next(each for each in ids(b.recommend("u1", k=30)) if not each.startswith("new"))
         assert b.send_events([GivenEvent(user_id="u1", item_id=first)]).accepted == 1
         assert first not in ids(a.recommend("u1", k=30))
-        assert b.remove_item("new 1").removed
-        assert "new 1" not in ids(a.recommend("u1", k=30))
+        for stock in (False, True, False):
+            assert b.list_item("new 1", stock).changed
+            assert ("new 1" in ids(a.recommend("u1", k=30))) == stock
         assert ids(a.recommend("u1", k=30)) == ids(b.recommend("u1", k=30))
     with serving(settings) as (again, _), Client(again) as client:  # what was told is kept
         listed = ids(client.recommend("u1", k=30))
@@ -131,7 +132,7 @@ def test_keys_guard_the_routes(tiny_run: Path, url: str, tmp_path: Path) -> None
         ("POST", "/v1/recommend", {}, 0),
         ("GET", "/metrics", None, 0),
         ("POST", "/v1/events", event, 1),
-        ("DELETE", "/v1/items/none", None, 1),
+        ("PUT", "/v1/items/i1", {"listed": True}, 1),
         ("POST", "/v1/model", {"version": "run"}, 2),
         ("GET", "/healthz", None, -1),
     )

@@ -213,10 +213,11 @@ def test_two_workers_see_what_either_writes(url: str) -> None:
     vector = {"model_hash": "m", "modalities": ["image"], "content": b"\x00\x00\x80\x3f"}
     assert one.add_item(item("a"), **vector) and not other.add_item(item("a"), **vector)
     assert other.add_item(item("a", "other"), **vector)
-    assert other.remove_item("a") and not one.remove_item("a") and one.remove_item("of-old")
+    other.list_item("a", False)
+    one.list_item("of-old", False)
     changes = other.item_changes(0, "m")
-    assert [(each.item_id, each.removed) for each in changes] == [
-        ("a", False), ("a", False), ("a", True), ("of-old", True),
+    assert [(each.item_id, each.what) for each in changes] == [
+        ("a", "added"), ("a", "added"), ("a", "removed"), ("of-old", "removed"),
     ]  # fmt: skip
     assert changes[0].content == vector["content"] and changes[0].texts == {"title": "T"}
     assert one.numbers()["items"] >= changes[-1].number
@@ -255,7 +256,7 @@ def test_numbers_are_read_in_the_order_of_their_writing(url: str) -> None:
 
     def write(writer: Database, name: int) -> None:
         for number in range(8):
-            writer.remove_item(f"{name}-{number}")
+            writer.list_item(f"{name}-{number}", False)
 
     threads = [threading.Thread(target=write, args=(w, n)) for n, w in enumerate(writers)]
     watcher = threading.Thread(target=watch)

@@ -244,7 +244,7 @@ def _encode_stored(retriever: Retriever, database: Database, number: int) -> Ite
         number, model_hash=retriever.model_hash, modalities=new.modalities[0], content=content
     )
     return ItemChange(
-        number, item.item_id, False, item.texts, item.attributes, new.modalities[0], content
+        number, item.item_id, "added", item.texts, item.attributes, new.modalities[0], content
     )
 
 

@@ -66,6 +66,15 @@ class Batcher(Generic[Job, Result]):
         """Jobs that wait."""
         return len(self._line)
 
+    def refuse_if_full(self) -> None:
+        """Refuses a job before anything is done for it.
+
+        Raises:
+            Fault: 429, where the line is full.
+        """
+        if self.depth >= self.max_waiting:
+            raise self._busy(f"{self.depth} requests wait for {self.name}, which is the most")
+
     async def submit(self, job: Job) -> Result:
         """Waits for a job's result.
 
@@ -73,8 +82,7 @@ class Batcher(Generic[Job, Result]):
             Fault: 429, where the line is full or the time is over.
             Exception: what the job itself raised.
         """
-        if self.depth >= self.max_waiting:
-            raise self._busy(f"{self.depth} requests wait for {self.name}, which is the most")
+        self.refuse_if_full()
         waiting = _Waiting[Job, Result](job, asyncio.get_running_loop().create_future())
         self._line.append(waiting)
         if self._worker is None or self._worker.done():

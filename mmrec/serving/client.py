@@ -29,8 +29,8 @@ from mmrec.serving.schemas import (
     HistoryItem,
     ItemAnswer,
     ListAnswer,
+    ListedAnswer,
     ModelAnswer,
-    RemovedAnswer,
     ScoreAnswer,
     State,
 )
@@ -160,9 +160,10 @@ class Client:
         """
         return self._upload("/v1/items", {"item_id": item_id, **(fields or {})}, files, ItemAnswer)
 
-    def remove_item(self, item_id: str) -> RemovedAnswer:
-        """Takes an item out of every list. Raises `ServiceError`."""
-        return self._send("DELETE", f"/v1/items/{quote(item_id, safe='')}", RemovedAnswer)
+    def list_item(self, item_id: str, listed: bool) -> ListedAnswer:
+        """Takes an item out of every list, or puts it back. Raises `ServiceError`."""
+        path = f"/v1/items/{quote(item_id, safe='')}"
+        return self._send("PUT", path, ListedAnswer, json={"listed": listed})
 
     def score(
         self,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, Row
 
 Counter = Literal["events", "items", "versions"]
+What = Literal["added", "removed", "restored"]
 DATABASE_ERRORS = (DBAPIError, PoolTimeout)
 """What is raised where a database does not answer."""
 MAX_EVENTS_OF_USER = 10_000
@@ -81,12 +82,12 @@ class StoredItem:
 
 @dataclass(frozen=True)
 class ItemChange:
-    """An item that was added or removed.
+    """An item that was added, removed, or restored after it was removed.
 
     Attributes:
         number: of the change.
         item_id: of the item.
-        removed: it is gone; else it was added.
+        what: became of it.
         texts: by column.
         attributes: by name.
         modalities: that its content is made of.
@@ -95,7 +96,7 @@ class ItemChange:
 
     number: int
     item_id: str
-    removed: bool
+    what: What
     texts: Mapping[str, str]
     attributes: Mapping[str, Any]
     modalities: Sequence[str]
@@ -183,14 +184,14 @@ class Database:
         with self._engine.begin() as connection:
             number = self._move(connection, "items", 1)
             newest = connection.execute(tables.newest_item, {"item_id": item.item_id}).first()
-            if newest is not None and not newest.removed and newest.digest == item.digest:
+            if newest is not None and newest.what == "added" and newest.digest == item.digest:
                 return False
             connection.execute(
                 tables.items.insert(),
                 {
                     "number": number,
                     "item_id": item.item_id,
-                    "removed": False,
+                    "what": "added",
                     "digest": item.digest,
                     "texts": dict(item.texts),
                     "attributes": dict(item.attributes),
@@ -209,29 +210,23 @@ class Database:
             )
         return True
 
-    def remove_item(self, item_id: str) -> bool:
-        """Keeps that an item is gone; False where that was kept last already."""
-        tables = self._tables
+    def list_item(self, item_id: str, listed: bool) -> None:
+        """Keeps that an item that is there is to be listed no longer, or again."""
         with self._engine.begin() as connection:
             number = self._move(connection, "items", 1)
-            newest = connection.execute(tables.newest_item, {"item_id": item_id}).first()
-            if newest is not None and newest.removed:
-                return False
-            connection.execute(
-                tables.items.insert(),
-                {"number": number, "item_id": item_id, "removed": True, "digest": "", "texts": {},
-                 "attributes": {}, "vectors": {}},
-            )  # fmt: skip
-        return True
+            what: What = "restored" if listed else "removed"
+            row = {"number": number, "item_id": item_id, "what": what, "digest": "", "texts": {},
+                   "attributes": {}, "vectors": {}}  # fmt: skip
+            connection.execute(self._tables.items.insert(), row)
 
     def item_changes(self, after: int, model_hash: str) -> list[ItemChange]:
-        """Items added and removed above a number, in order, as one model sees them."""
+        """What became of items above a number, in order, as one model sees them."""
         with self._reading() as connection:
             rows = connection.execute(
                 self._tables.items_after, {"number": after, "model_hash": model_hash}
             )
             return [
-                ItemChange(row.number, row.item_id, row.removed, row.texts, row.attributes,
+                ItemChange(row.number, row.item_id, row.what, row.texts, row.attributes,
                            row.modalities or [], row.content)
                 for row in rows
             ]  # fmt: skip

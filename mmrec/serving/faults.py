@@ -92,7 +92,9 @@ def install(app: FastAPI) -> None:
 
     async def of_http(request: Request, error: HTTPException) -> JSONResponse:
         code = _CODES.get(error.status_code, "refused")
-        return Fault(error.status_code, code, str(error.detail)).response()
+        answer = Fault(error.status_code, code, str(error.detail)).response()
+        answer.headers.update(error.headers or {})  # of 405: what is allowed
+        return answer
 
     for kind in (Fault, UserError, DataError, *DATABASE_ERRORS, Exception):
         app.add_exception_handler(kind, any_error)

@@ -90,6 +90,10 @@ class Live:
         row = self._rows.get(item_id)
         return row is not None and not self._deleted[row]
 
+    def knows(self, item_id: str) -> bool:
+        """Whether an item is there or was once."""
+        return item_id in self._rows
+
     def is_of_catalogue(self, item_id: str) -> bool:
         """Whether an item is one of the N and not removed."""
         return self.lists(item_id) and self._rows[item_id] < len(self._source.items.item_ids)
@@ -97,7 +101,7 @@ class Live:
     def apply(
         self, changes: Sequence[ItemChange], encode: Callable[[int], ItemChange | None]
     ) -> None:
-        """Lets items come and go, in the order in which the database numbers them.
+        """Lets items come, go and come back, in the order in which the database numbers them.
 
         Args:
             changes: above `followed`.
@@ -106,16 +110,17 @@ class Live:
         """
         # before anything is changed: where the database fails meanwhile, all stays as it was
         wholes = [
-            encode(each.number) if each.content is None and not each.removed else each
+            encode(each.number) if each.what == "added" and each.content is None else each
             for each in changes
         ]
-        added, gone = [], False
+        added, is_other = [], False
         for change, whole in zip(changes, wholes, strict=True):
             row = self._rows.get(change.item_id)
-            if row is not None:  # removed, or another item takes its id
-                gone |= not self._deleted[row]
-                self._deleted[row] = 1
-            if whole is not None and not whole.removed:
+            if row is not None:  # of an item that is added, another one before it has gone
+                deleted = change.what != "restored"
+                is_other |= bool(self._deleted[row]) != deleted
+                self._deleted[row] = deleted
+            if whole is not None and whole.what == "added":
                 self._rows[change.item_id] = len(self._item_ids)
                 self._item_ids.append(change.item_id)
                 self._deleted.append(0)
@@ -123,9 +128,9 @@ class Live:
             self.followed = change.number
         if added:
             self._append(added)
-        if added or gone:
+        if added or is_other:
             self.retriever = self._view()
-        if gone:
+        if is_other:
             rows = torch.from_numpy(self.retriever.items.candidates).to(self._source.device)
             self._candidates = GrowingRows(self._side.rows[rows])
             self.retriever = self._view()

@@ -81,7 +81,7 @@ async def recommend(asked: schemas.RecommendRequest, service: TheService) -> Res
         answer = await service.ask(question())
     else:
         taste = asked.taste
-        answer = await service.ask(question, encode=lambda live: _encode_text(live, taste))
+        answer = await service.ask_encoded(lambda live: _encode_text(live, taste), question)
     return listed(service, answer)
 
 
@@ -146,9 +146,9 @@ async def embed(asked: schemas.EmbedRequest, service: TheService) -> Response:
     if not asked.texts:
         answer = await service.ask(Task(question))
     else:
-        answer = await service.ask(
+        answer = await service.ask_encoded(
+            lambda live: [_encode_text(live, each) for each in asked.texts],
             lambda texts: Task(lambda live: question(live, texts)),
-            encode=lambda live: [_encode_text(live, each) for each in asked.texts],
         )
     return sent(answer.value.model_copy(update={"degraded": answer.degraded}))
 
@@ -177,14 +177,32 @@ async def events(asked: schemas.EventsRequest, service: TheService) -> Response:
     return sent(schemas.EventsAnswer(accepted=accepted, known=len(given) - accepted))
 
 
-@writing.delete("/items/{item_id:path}", response_model=schemas.RemovedAnswer)
+@writing.put("/items/{item_id:path}", response_model=schemas.ListedAnswer)
+async def list_item(
+    item_id: schemas.Id, asked: schemas.ListedRequest, service: TheService
+) -> Response:
+    """Takes an item out of every list from now on, or puts it back: of the catalogue, or added."""
+    return await _list_item(service, item_id, asked.listed)
+
+
+@writing.delete("/items/{item_id:path}", response_model=schemas.ListedAnswer)
 async def remove_item(item_id: schemas.Id, service: TheService) -> Response:
-    """Takes an item out of every list from now on: an added one, or one of the catalogue."""
-    answer = await service.ask(Task(lambda live: live.lists(item_id)))
-    removed = answer.value and await service.keep(lambda: service.database.remove_item(item_id))
-    if removed:
-        service.monitoring.items.labels("removed").inc()
-    return sent(schemas.RemovedAnswer(item_id=item_id, removed=removed))
+    """Takes an item out of every list from now on."""
+    return await _list_item(service, item_id, False)
+
+
+async def _list_item(service: Service, item_id: str, listed: bool) -> Response:
+    def is_listed(live: Live) -> bool:
+        if not live.knows(item_id):
+            raise Fault(404, "not_found", f"item {item_id[:60]!r} is not known", field="item_id")
+        return live.lists(item_id)
+
+    was_listed = (await service.ask(Task(is_listed))).value
+    if was_listed != listed:
+        await service.keep(lambda: service.database.list_item(item_id, listed))
+        service.monitoring.items.labels("restored" if listed else "removed").inc()
+    answer = schemas.ListedAnswer(item_id=item_id, listed=listed, changed=was_listed != listed)
+    return sent(answer)
 
 
 managing = APIRouter(
@@ -251,7 +269,7 @@ async def _nearest(
             )
         )
 
-    answer = await service.ask(question, encode=lambda live: _encode_text(live, text))
+    answer = await service.ask_encoded(lambda live: _encode_text(live, text), question)
     return listed(service, answer)
 
 

@@ -219,11 +219,20 @@ class ItemAnswer(_Answer):
     created: bool = Field(description="False: the very same item was there already.")
 
 
-class RemovedAnswer(_Strict):
-    """An item that was removed."""
+class ListedRequest(_Strict):
+    """Whether an item is to be listed."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"listed": False}]})
+
+    listed: bool = Field(description="False: out of stock, withdrawn. True: there again.")
+
+
+class ListedAnswer(_Strict):
+    """Whether an item is listed from now on."""
 
     item_id: str
-    removed: bool = Field(description="False: it was not there.")
+    listed: bool
+    changed: bool = Field(description="False: so it was already.")
 
 
 class EmbedAnswer(_Answer):

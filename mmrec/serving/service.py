@@ -131,23 +131,32 @@ class Service:
             await asyncio.to_thread(line.close)
         self.database.close()
 
-    async def ask(self, question: Any, encode: Any = None) -> Answer:
-        """Answers a question; of one that needs an encoded medium, on the model that encoded it.
+    async def ask(self, question: Question) -> Answer:
+        """Answers a question.
+
+        Raises:
+            Fault: too many wait, or the model is not there.
+            UserError: the question is wrong.
+        """
+        return await self.lists.submit(question)
+
+    async def ask_encoded(
+        self, encode: Callable[[Live], T], question: Callable[[T], Question]
+    ) -> Answer:
+        """Answers a question about something that has to be encoded first, on the same model.
 
         Args:
-            question: itself; with `encode`, what makes it of an `Encoded`.
-            encode: encodes what the question needs: (live) -> Encoded, in the encoding thread.
+            encode: in the encoding thread.
+            question: of what that gives.
 
         Raises:
             Fault: too many wait, or the model is not there.
             UserError: the question is wrong.
         """
         for _ in range(_TRIES):
+            encoded = await self.encode(encode)
             try:
-                made: Any = question
-                if encode is not None:
-                    made = made(await self.encode(encode))
-                return await self.lists.submit(made)
+                return await self.lists.submit(question(encoded))
             except ModelChanged:
                 continue
         raise Fault(503, "model", "the model is changing: try again", retry_after_s=1.0)

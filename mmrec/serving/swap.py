@@ -7,6 +7,7 @@ load ─ follow the database ─ check on probes ─ put in place between two ba
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -42,7 +43,8 @@ def load_live(path: Path, data: Path | None, version: str, database: Database) -
         DataError: its data cannot be opened.
         DBAPIError: the database does not answer.
     """
-    live = Live(load_retriever(path, data), version)
+    # messages name the version to whoever asks, and no folder of this machine
+    live = Live(replace(load_retriever(path, data), path=Path(version)), version)
     follow(live, database)
     check(live.retriever)
     return live

@@ -7,7 +7,6 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
-    Boolean,
     Column,
     Double,
     Engine,
@@ -60,7 +59,7 @@ class Tables:
             self.metadata,
             Column("number", BigInteger, primary_key=True, autoincrement=False),
             Column("item_id", String, nullable=False),
-            Column("removed", Boolean, nullable=False),
+            Column("what", String, nullable=False),
             Column("digest", String, nullable=False),
             Column("texts", JSON, nullable=False),
             Column("attributes", JSON, nullable=False),
@@ -127,7 +126,7 @@ class Tables:
             select(events).where(events.c.number > number).order_by(events.c.number).limit(most)
         )
         self.newest_item = (
-            select(items.c.removed, items.c.digest)
+            select(items.c.what, items.c.digest)
             .where(items.c.item_id == bindparam("item_id"))
             .order_by(items.c.number.desc())
             .limit(1)
@@ -156,7 +155,7 @@ class Tables:
         self.popular_items = select(self.popular).order_by(self.popular.c.rank)
         newest = select(func.max(items.c.number)).group_by(items.c.item_id)
         self.removed_items = select(items.c.item_id).where(
-            items.c.removed, items.c.number.in_(newest)
+            items.c.what == "removed", items.c.number.in_(newest)
         )
 
     def create(self, engine: Engine) -> None:

@@ -67,8 +67,10 @@ async def read_form(request: Request, service: Service) -> Form:
     """Reads a form.
 
     Raises:
-        Fault: it cannot be read, has too many parts, or a field comes twice.
+        Fault: it cannot be read, has too many parts, or a field comes twice; 429 where too many
+            items wait to be encoded already: then none of it is read.
     """
+    service.encoding.refuse_if_full()
     limits: Limits = service.settings.limits
     fields: dict[str, str] = {}
     files: dict[str, bytes] = {}
@@ -224,7 +226,7 @@ async def score(request: Request, service: TheService) -> Response:
 
         return Task(answer, tuple(form.user_ids))
 
-    answer = await service.ask(question, encode=_encodes(service, form, upload))
+    answer = await service.ask_encoded(_encodes(service, form, upload), question)
     encoded, users = answer.value
     return sent(
         schemas.ScoreAnswer(
@@ -252,7 +254,7 @@ async def similar_to_media(request: Request, service: TheService) -> Response:
     def question(query: Encoded) -> Task:
         return Task(lambda live: most_similar(live.retriever, content_of(live, query), k))
 
-    answer = await service.ask(question, encode=_encodes(service, form, upload))
+    answer = await service.ask_encoded(_encodes(service, form, upload), question)
     return listed(service, answer)
 
 
