@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import polars as pl
 import pytest
+import yaml
 from live_servers import PostgreSQL, serving
 from tiny_run import CATALOGUE
 
@@ -273,6 +275,11 @@ def test_events_become_a_log_that_prepare_takes(
     with serving(ServiceSettings(path=tiny_run, database=url)) as (address, _):
         with Client(address) as client:
             client.send_events([GivenEvent(user_id=user, item_id=item) for user, item in sent])
+            before = client.recommend("new", k=3)
+            shown = client.recommend("new", k=3, keep=True)
+            assert ids(client.recommend("new", k=3)) == ids(shown) == ids(before)
+            with pytest.raises(ServiceError, match="keep"):
+                client.recommend(history=["i1"], keep=True)
     catalogue = tiny_source.parent / "catalogue.yaml"
     out = tmp_path / "log.csv"
     assert main(["events", url, "--out", str(out), "--catalogue", str(catalogue)]) == 0
@@ -294,7 +301,19 @@ def test_events_become_a_log_that_prepare_takes(
     assert ".csv" in capsys.readouterr().err
     for ending in ("jsonl", "parquet"):
         assert main(["events", url, "--out", str(tmp_path / f"log.{ending}")]) == 0
-    assert pl.read_parquet(tmp_path / "log.parquet")["order"].is_sorted()
+    whole = pl.read_parquet(tmp_path / "log.parquet")
+    assert whole["order"].is_sorted() and len(whole) == 8
+    kept = whole.filter(pl.col("event") == "shown")
+    assert kept["item_id"].to_list() == ids(shown)
+    places = [json.loads(each) for each in kept["context"]]
+    assert [each["rank"] for each in places] == ["1", "2", "3"]
+    assert {each["list_id"] for each in places} == {shown.list_id}
+    with_shown = yaml.safe_load(catalogue.read_text())
+    with_shown["interactions"] |= {"event": "event", "shown": ["shown"]}
+    (tmp_path / "shown.yaml").write_text(yaml.safe_dump(with_shown))
+    command = ["events", url, "--out", str(out), "--catalogue", str(tmp_path / "shown.yaml")]
+    assert main(command) == 0
+    assert pl.read_csv(out)["event"].to_list() == [None] * 5 + ["shown"] * 3
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ class Database:
         return {each.event_id for each in fresh}
 
     def events_of(self, user_ids: Sequence[str]) -> dict[str, list[Event]]:
-        """Events of some users, oldest first as they were sent; of very many the last ones."""
+        """What some users did, oldest first as it was sent; of very many events the last ones."""
         found: dict[str, list[Event]] = {user_id: [] for user_id in user_ids}
         with self._reading() as connection:
             for user_id, events in found.items():

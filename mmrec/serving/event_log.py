@@ -15,6 +15,7 @@ import polars as pl
 from data_prep.catalogue import Catalogue, load_catalogue
 from mmrec.errors import UserError
 from mmrec.serving.database import DATABASE_ERRORS, Database, Event
+from mmrec.serving.tables import SHOWN
 
 _WRITERS: Mapping[str, Callable[[pl.DataFrame, Path], object]] = {
     ".csv": pl.DataFrame.write_csv,
@@ -29,7 +30,8 @@ def write_log(database: str, out: Path, catalogue: Path | None = None) -> str:
     Args:
         database: URL.
         out: its ending says how it is written.
-        catalogue: its file, whose names of columns are used; None: user_id, item_id, order, time,
+        catalogue: its file, whose names of columns are used; what lists showed is left out unless
+            it names `shown` among its `interactions.shown`. None: user_id, item_id, order, time,
             event, value, context (JSON).
 
     Returns:
@@ -52,6 +54,9 @@ def write_log(database: str, out: Path, catalogue: Path | None = None) -> str:
         raise UserError(f"the database does not answer: {reason}") from None
     finally:
         source.close()
+    if names is not None and not (names.interactions.event and SHOWN in names.interactions.shown):
+        # such a log has no place for them: each would be an item that was met
+        events = [each for each in events if each.event != SHOWN]
     rows = [_row(order, event, names) for order, event in zip(_orders(events), events, strict=True)]
     table = pl.DataFrame(rows, infer_schema_length=None)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from mmrec.serving.database import Event
 from mmrec.serving.faults import Fault
 from mmrec.serving.live import Live
 from mmrec.serving.service import Service
+from mmrec.serving.tables import SHOWN
 
 _bearer = HTTPBearer(auto_error=False, description="A key that `mmrec keys add` made.")
 
@@ -68,6 +69,8 @@ async def recommend(asked: schemas.RecommendRequest, service: TheService) -> Res
         raise Fault(
             422, "invalid", f"user_id and {other} are both given, allowed is one", field=other
         )
+    if asked.keep and asked.user_id is None:
+        raise Fault(422, "invalid", "keep: what is shown to nobody is not kept", field="keep")
     wishes = wishes_of(asked.wishes)
     history = None if asked.history is None else history_of(asked.history)
 
@@ -82,7 +85,11 @@ async def recommend(asked: schemas.RecommendRequest, service: TheService) -> Res
     else:
         taste = asked.taste
         answer = await service.ask_encoded(lambda live: _encode_text(live, taste), question)
-    return listed(service, answer)
+    list_id = None
+    if asked.keep and asked.user_id is not None:
+        list_id = uuid.uuid4().hex
+        await service.writing.submit(_shown(list_id, asked.user_id, answer))
+    return listed(service, answer, list_id)
 
 
 @reading.post("/similar", response_model=schemas.ListAnswer)
@@ -278,7 +285,19 @@ def _encode_text(live: Live, text: str) -> Encoded:
     return Encoded(live.model_hash, content, ["text"])
 
 
-def listed(service: Service, answer: Answer) -> Response:
+def _shown(list_id: str, user_id: str, answer: Answer) -> list[Event]:
+    """What a list shows, as events; the best K are shown for certain, so a place says all."""
+    now, model = time.time(), answer.model_hash or "none"
+    return [
+        Event(
+            f"{list_id}-{each.rank}", user_id, each.item_id, SHOWN, None, now,
+            {"list_id": list_id, "rank": str(each.rank), "model": model},
+        )
+        for each in answer.value
+    ]  # fmt: skip
+
+
+def listed(service: Service, answer: Answer, list_id: str | None = None) -> Response:
     """A list as it is sent."""
     found: list[Any] = answer.value
     basis = found[0].basis if found else None
@@ -288,6 +307,7 @@ def listed(service: Service, answer: Answer) -> Response:
             model=answer.model_hash,
             degraded=answer.degraded,
             basis=basis,
+            list_id=list_id,
             items=[_item(each) for each in found],
         )
     )

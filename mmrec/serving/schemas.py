@@ -101,6 +101,11 @@ class RecommendRequest(_ListRequest):
     taste: Text | None = Field(None, description="What the user says he likes.")
     attributes: dict[Id, Value] | None = Field(None, max_length=100)
     context: dict[Id, Id] = Field({}, max_length=100, description="Device, place.")
+    keep: bool = Field(
+        False,
+        description="Keep what is shown to the user (user_id) and at which place, as events of "
+        "type 'shown': they do not count as met, and `mmrec events` writes them.",
+    )
 
 
 class SimilarRequest(_ListRequest):
@@ -193,6 +198,7 @@ class ListAnswer(_Answer):
     """A list, best first."""
 
     basis: str | None = Field(description="What it was made from; none of an empty list.")
+    list_id: str | None = Field(None, description="Of a list that was kept.")
     items: list[ListedItem]
 
 

@@ -25,6 +25,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 COUNTERS = ("events", "items", "versions")
+SHOWN = "shown"
+"""Type of the events that say what a list showed; they are no events of a history."""
 BUSY_S = 5.0
 """Seconds that a writer waits for another one of SQLite."""
 
@@ -118,7 +120,7 @@ class Tables:
         )
         self.events_of_user = (
             select(events)
-            .where(events.c.user_id == bindparam("user_id"))
+            .where(events.c.user_id == bindparam("user_id"), events.c.event.is_distinct_from(SHOWN))
             .order_by(events.c.number.desc())
             .limit(most)
         )
