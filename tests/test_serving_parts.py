@@ -22,8 +22,9 @@ from mmrec.serving.client import Client
 from mmrec.serving.database import Database, Event, StoredItem, StoredMedium
 from mmrec.serving.faults import Fault
 from mmrec.serving.growing import Chained, GrowingRows
-from mmrec.serving.monitoring import Alarm
-from mmrec.serving.settings import ServiceSettings
+from mmrec.serving.limits import BodyLimits
+from mmrec.serving.monitoring import Alarm, Monitoring
+from mmrec.serving.settings import Limits, ServiceSettings
 
 pytest_plugins = ["live_servers"]
 
@@ -329,3 +330,61 @@ def test_keys_are_made_on_the_command_line(
     assert "--keys" in capsys.readouterr().err
     assert main(["serve", str(tmp_path)]) == 2
     assert "holds no finished model" in capsys.readouterr().err
+
+
+def test_a_failing_and_slow_minute_sets_alarms_that_clear(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monitoring = Monitoring()
+
+    def alarms() -> set[str]:
+        lines = monitoring.text().decode().splitlines()
+        on = [line for line in lines if line.startswith("mmrec_alarm{") and line.endswith(" 1.0")]
+        return {line.split('"')[1] for line in on}
+
+    for _ in range(50):
+        monitoring.answered("/v1/recommend", 500, 2.0)
+    for _ in range(2):
+        monitoring.look(0.0, database_fails=False)
+    assert alarms() == set()
+    for _ in range(5):
+        monitoring.look(0.9, database_fails=True)
+    assert alarms() == {"errors", "slow", "full", "database"}
+    now += 61.0
+    for _ in range(3):
+        monitoring.look(0.0, database_fails=False)
+    assert alarms() == set()
+    told = [each.message.partition(":")[0] for each in caplog.records]
+    assert sorted(told) == sorted(
+        f"alarm {name} is {state}"
+        for name in ("errors", "slow", "full", "database")
+        for state in ("on", "off")
+    )
+
+
+def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        with pytest.raises(Fault) as refused:
+            await receive()
+            await receive()
+        assert refused.value.status_code == 408
+        sent.append("refused")
+
+    async def receive() -> dict[str, Any]:
+        if not sent:
+            sent.append("began")
+            return {"type": "http.request", "body": b"{", "more_body": True}
+        await asyncio.sleep(5)
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    sent: list[str] = []
+    guarded = BodyLimits(app, Limits(body_timeout_s=0.05), frozenset())
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "path": "/v1/recommend", "method": "POST", "headers": headers}
+    asyncio.run(guarded(scope, receive, send))
+    assert sent == ["began", "refused"]
