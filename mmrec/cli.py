@@ -22,6 +22,7 @@ from mmrec.commands.catalogue import demo, inspect, prepare
 from mmrec.commands.classify import classify
 from mmrec.commands.evaluation import compare, evaluate, stability
 from mmrec.commands.export import export, score
+from mmrec.commands.popular import popular
 from mmrec.commands.predict import predict
 from mmrec.commands.pretrain import pretrain
 from mmrec.commands.recommend import recommend, similar
@@ -84,6 +85,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     export,
     score,
     recommend,
+    popular,
     predict,
     classify,
     similar,

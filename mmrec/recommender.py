@@ -27,19 +27,41 @@ from mmrec.errors import UserError
 from mmrec.retrieval.classify import class_vectors, classify
 from mmrec.retrieval.cold import problems, score_frame
 from mmrec.retrieval.content import encode_new, encode_query, new_items
+from mmrec.retrieval.explain import Explanation, explain
+from mmrec.retrieval.explanation_words import Language, as_language
+from mmrec.retrieval.filters import Condition
 from mmrec.retrieval.item_labels import tell_labels
 from mmrec.retrieval.load import load_retriever
+from mmrec.retrieval.popular import Trend
 from mmrec.retrieval.predict import predict
-from mmrec.retrieval.recommend import Recommendation, most_similar, recommend_next
+from mmrec.retrieval.preferences import Preference
+from mmrec.retrieval.recommend import (
+    Recommendation,
+    basis_of,
+    most_popular,
+    most_similar,
+    most_similar_to,
+    recommend_next,
+)
 from mmrec.retrieval.retriever import Asked, HistoryEvent, Request, Retriever
-from mmrec.retrieval.wishes import NO_WISHES, Wishes
+from mmrec.retrieval.wishes import NO_WISHES, MaxPer, Wishes
 
 logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 AnyPath = str | PathLike[str]
 
-__all__ = ["HistoryEvent", "ItemEmbeddings", "Recommendation", "Recommender", "Wishes"]
+__all__ = [
+    "Condition",
+    "HistoryEvent",
+    "ItemEmbeddings",
+    "MaxPer",
+    "Preference",
+    "Recommendation",
+    "Recommender",
+    "Trend",
+    "Wishes",
+]
 
 
 @dataclass(frozen=True)
@@ -141,6 +163,55 @@ class Recommender:
         if unmet:
             wishes = replace(wishes, unmet=True)
         return recommend_next(self.retriever, asked, k, at=time, wishes=wishes)
+
+    def popular(
+        self, *, k: int = 10, time: float | None = None, wishes: Wishes = NO_WISHES
+    ) -> list[Recommendation]:
+        """The items that are met most, whoever asks; `wishes.trend` says in what span of time.
+
+        Args:
+            k: how many.
+            time: Unix seconds at which items must be available and ages of events are counted;
+                None: now.
+            wishes: what the list is asked to be like.
+
+        Raises:
+            UserError: k is below 1, or a wish cannot be fulfilled.
+        """
+        return most_popular(self.retriever, k, at=time, wishes=wishes)
+
+    def explain(
+        self,
+        items: Sequence[str],
+        user_id: str | None = None,
+        *,
+        history: Sequence[HistoryEvent] | None = None,
+        language: Language = "en",
+        num_events: int = 3,
+    ) -> list[Explanation]:
+        """Why items have the score they have for a user, listed or not.
+
+        Args:
+            items: ids.
+            user_id: of the log the model was trained on; or the user comes with a history.
+            history: as in `recommend`.
+            language: of the words, `en` or `zh`.
+            num_events: most events of the history that are named.
+
+        Raises:
+            ItemNotFound: the user, an item, or every item of the history is not known.
+            UserError: a user is given in two ways, or there are no words in the language.
+        """
+        asked = self._asked(user_id, history, None, Request())
+        rows = np.array([self.retriever.item_index(item_id) for item_id in items], np.int64)
+        return explain(
+            self.retriever,
+            asked,
+            rows,
+            basis=basis_of(self.retriever, asked),
+            language=as_language(language),
+            num_events=num_events,
+        )
 
     def predict(
         self,
@@ -271,6 +342,7 @@ class Recommender:
         image: AnyPath | None = None,
         text: str | None = None,
         audio: AnyPath | None = None,
+        by: str | None = None,
         k: int = 10,
         time: float | None = None,
         wishes: Wishes = NO_WISHES,
@@ -278,7 +350,9 @@ class Recommender:
         """The items whose content is nearest to an item's, a picture's, a text's or a sound's.
 
         Whatever is asked, contents are compared: what users did has no part. An item is never in
-        its own list. Items must be available at `time` (Unix seconds; None: now).
+        its own list. Items must be available at `time` (Unix seconds; None: now). With `by`, a
+        modality of the model, contents are those of this modality alone: what looks, sounds or
+        reads alike.
 
         Raises:
             ItemNotFound: the item is not known.
@@ -291,20 +365,19 @@ class Recommender:
             raise UserError(
                 f"{' and '.join(asked) or 'nothing'} given, allowed is one of {', '.join(given)}"
             )
+        retriever = self.retriever
         if item_id is None:
             query = text if text is not None else Path(image or audio or "")
-            found = encode_query(self.retriever, asked[0], query)
-            return most_similar(self.retriever, found, k, at=time, wishes=wishes)
-        self.retriever.require_media("similar items")
-        row = self.retriever.item_index(item_id)
-        if not self.retriever.items.any_medium[row]:
+            found = encode_query(retriever, asked[0], query)
+            return most_similar(retriever, found, k, by=by, at=time, wishes=wishes)
+        retriever.require_media("similar items")
+        row = retriever.item_index(item_id)
+        if not retriever.items.any_medium[row]:
             raise UserError(
                 f"item '{item_id}' has none of the media that the model encodes: "
-                f"{', '.join(self.retriever.transforms)}"
+                f"{', '.join(retriever.transforms)}"
             )
-        assert self.retriever.content is not None
-        content = self.retriever.content[row]
-        return most_similar(self.retriever, content, k, without=row, at=time, wishes=wishes)
+        return most_similar_to(retriever, row, k, by=by, at=time, wishes=wishes)
 
     def new_items(self, table: AnyPath, source: AnyPath) -> NewItems:
         """Opens a table (csv, jsonl, parquet) of items that the prepared folder does not hold.

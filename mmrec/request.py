@@ -80,6 +80,7 @@ def read_wishes(
     prefer: Sequence[str] | None = None,
     max_per: Sequence[str] | None = None,
     diversify_by: str = "mmr",
+    why: str | None = None,
     **numbers: Any,
 ) -> Wishes:
     """Wishes as they are written on the command line.
@@ -90,11 +91,13 @@ def read_wishes(
         prefer: soft wishes.
         max_per: limits.
         diversify_by: a method.
+        why: a language.
         numbers: the rest of `Wishes`, by its names.
 
     Raises:
         UserError: one cannot be read.
     """
+    from mmrec.retrieval.explanation_words import as_language
     from mmrec.retrieval.filters import Condition
     from mmrec.retrieval.preferences import Preference
     from mmrec.retrieval.rerank import as_method
@@ -106,5 +109,6 @@ def read_wishes(
         prefer=tuple(map(Preference.parse, prefer or ())),
         max_per=tuple(map(MaxPer.parse, max_per or ())),
         diversify_by=as_method(diversify_by),
+        why=None if why is None else as_language(why),
         **numbers,
     )

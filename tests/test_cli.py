@@ -35,7 +35,12 @@ COMMANDS = (
     "export",
     "score",
     "recommend",
+    "popular",
     "similar",
+    "serve",
+    "events",
+    "keys add",
+    "keys remove",
 )
 ROOT = Path(__file__).resolve().parent.parent
 

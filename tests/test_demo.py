@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import yaml
 
+from mmrec.cli import main
 from mmrec.config import Config, parse_config
 from mmrec.demo import demo_config, run_demo
 from mmrec.evaluation.evaluate import compare_models
@@ -42,11 +45,37 @@ def test_demo_settings_follow_installed_weights(monkeypatch: pytest.MonkeyPatch)
     assert encoders["text"].trainable_blocks == 0
 
 
-def test_demo_runs_every_stage(tmp_path: Path) -> None:
-    said = run_demo(
-        tmp_path / "demo", num_items=120, num_users=80, config=small_encoders(max_epochs=1)
-    )
-    out = tmp_path / "demo"
+@pytest.fixture(scope="module")
+def small_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The demo's folder and what it said, at a small size."""
+    out = tmp_path_factory.mktemp("small") / "demo"
+    config = small_encoders(max_epochs=1)
+    return out, run_demo(out, num_items=120, num_users=80, config=config)
+
+
+def test_the_readme_asks_for_lists_as_printed(
+    small_demo: tuple[Path, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(small_demo[0].parent)
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("<!-- lists:begin -->")[2]
+    commands, _, rest = section.partition("<!-- lists:end -->")
+    lines = [line for line in commands.splitlines() if line.startswith("mmrec ")]
+    assert len(lines) >= 7
+    for line in lines:
+        assert main([*shlex.split(line)[1:], "--json"]) == 0, line
+        items = json.loads(capsys.readouterr().out)["items"]
+        assert items or "--at-least" in line, line
+    code = rest.partition("```python\n")[2].partition("```")[0]
+    found: dict[str, Any] = {}
+    exec(code, found)  # noqa: S102 - our own README
+    assert len(found["recommender"].recommend("u000001", k=5, wishes=found["wishes"])) == 5
+
+
+def test_demo_runs_every_stage(small_demo: tuple[Path, str]) -> None:
+    out, said = small_demo
     assert "simulated" in said and "report" in said
     report = (out / "report.html").read_text(encoding="utf-8")
     assert "simulated" in report and "with media left out" in report and "data:image" in report

@@ -97,6 +97,23 @@ def test_similar_and_search_are_those_of_the_library(
         assert [each["item_id"] for each in found] == [each.item_id for each in expected]
 
 
+def test_one_medium_is_compared_and_reasons_are_given(
+    client: TestClient, recommender: Recommender
+) -> None:
+    found = client.post("/v1/similar", json={"item_id": "i1", "by": "image", "k": 4}).json()
+    expected = recommender.similar(item_id="i1", by="image", k=4)
+    assert [each["item_id"] for each in found["items"]] == [each.item_id for each in expected]
+    wrong = client.post("/v1/similar", json={"item_id": "i1", "by": "smell"})
+    assert wrong.status_code == 422 and "smell" in wrong.json()["error"]["message"]
+    asked = {"history": ["i1", "i7"], "k": 2, "wishes": {"why": "en"}}
+    items = client.post("/v1/recommend", json=asked).json()["items"]
+    told = recommender.recommend(history=["i1", "i7"], k=2, wishes=Wishes(why="en"))
+    for item, each in zip(items, told, strict=True):
+        assert each.why is not None and item["why"]["words"] == each.why.words
+        assert [e["item_id"] for e in item["why"]["events"]] == [e.item_id for e in each.why.events]
+        assert item["why"]["parts"].keys() == dict(each.why.parts).keys()
+
+
 @pytest.fixture
 def as_table(tiny_source: Path, tmp_path: Path) -> NewItems:
     """The same item as `media` and WORDS, by the way of files."""

@@ -31,7 +31,7 @@ SPECS = {
     "genre": AttributeSpec(type="set"),
 }
 EXAMPLES = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

@@ -33,7 +33,7 @@ from mmrec.arguments import (
 from mmrec.request import read_pairs, read_time, read_wishes, typed_attributes
 from mmrec.terminal import plain, print_json, print_table
 
-_ASKED_FOR = ("probability", "similar")
+_ASKED_FOR = ("probability", "similar", "why")
 """What an item of a list has where it is asked for alone."""
 
 
@@ -64,6 +64,9 @@ def recommend(
         bool, typer.Option("--probability", help="How likely each is the next of all candidates.")
     ] = False,
     show_similar: ShowSimilarOption = 0,
+    why: Annotated[
+        str | None, typer.Option(metavar="en|zh", help="Say why each item is listed.")
+    ] = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -87,6 +90,7 @@ def recommend(
         max_per=max_per,
         probabilities=probability,
         num_similar=show_similar,
+        why=why,
     )
     recommender = Recommender.load(run, data=data, overrides=overrides or ())
     attributes = None
@@ -105,7 +109,7 @@ def recommend(
         wishes=wishes,
     )
     query = {"user_id": user, "history": items, "taste": taste, "attributes": attributes}
-    _print_found({**query, "time": time, "context": said or None}, found, as_json)
+    print_found({**query, "time": time, "context": said or None}, found, as_json)
 
 
 def similar(
@@ -117,6 +121,12 @@ def similar(
     text: Annotated[str | None, typer.Option(help="A text.")] = None,
     audio: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="A sound file.")
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODALITY", help="What looks (image), sounds (audio) or reads (text) alike."
+        ),
     ] = None,
     at: AtOption = None,
     k: CountOption = 10,
@@ -149,12 +159,13 @@ def similar(
     )
     recommender = Recommender.load(run, data=data)
     found = recommender.similar(
-        item_id=item, image=image, text=text, audio=audio, k=k, time=time, wishes=wishes
+        item_id=item, image=image, text=text, audio=audio, by=by, k=k, time=time, wishes=wishes
     )
-    _print_found({name: value for name, value in query.items() if value}, found, as_json)
+    asked = {name: value for name, value in query.items() if value}
+    print_found({**asked, "by": by}, found, as_json)
 
 
-def _print_found(query: Mapping[str, Any], found: Sequence[Any], as_json: bool) -> None:
+def print_found(query: Mapping[str, Any], found: Sequence[Any], as_json: bool) -> None:
     """Items found, best first, as a table or as {query, items}."""
     items: list[dict[str, Any]] = [plain(entry) for entry in found]
     unused = [name for name in _ASKED_FOR if not any(item.get(name) for item in items)]
@@ -168,6 +179,8 @@ def _print_found(query: Mapping[str, Any], found: Sequence[Any], as_json: bool) 
     for item in items:
         if "similar" in item:
             item["similar"] = [each["item_id"] for each in item["similar"]]
+        if "why" in item:
+            item["why"] = item["why"]["words"]
     print_table(items)
 
 

@@ -4,6 +4,7 @@
     config.yaml state.json    settings; tokenisers and encoders' architecture are in the state;
                               LoRA and its like are folded into the weights
     model.safetensors content.safetensors
+    parts.safetensors         contents by each modality alone, and without each, in fp16
     items.parquet             item_id, title, modalities and what may be recommended, by item_index
     attributes.parquet        a typed column an attribute of the catalogue, by item_index
     users.parquet             user_id and the attributes that the model reads, by user_index
@@ -47,12 +48,14 @@ from mmrec.errors import CheckpointMismatch
 from mmrec.network import make_model
 from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.available import Available
+from mmrec.retrieval.parts import StoredParts, write_parts
 from mmrec.retrieval.retriever import Items, Retriever
 from mmrec.training.checkpoint import load_model
 
 BUNDLE_FILE = "bundle.json"
 CONTENT_FILE = "content.safetensors"
 ATTRIBUTES_FILE = "attributes.parquet"
+PARTS_FILE = "parts.safetensors"
 SCHEMA = "mmrec-bundle/1"
 
 
@@ -69,6 +72,8 @@ def write_bundle(retriever: Retriever, folder: Path) -> None:
             shutil.copyfile(path, folder / name)
     if retriever.content is not None:  # of a catalogue that may have grown since training
         save_file({"content": retriever.content.cpu()}, folder / CONTENT_FILE)
+    if retriever.parts is not None:
+        write_parts(retriever.parts, list(retriever.transforms), folder / PARTS_FILE)
     merged = _merge_adapters(retriever, folder / "model.safetensors")
     # with what was changed for this use: a bundle serves as its retriever does
     (folder / "config.yaml").write_text(dump_config(merged), encoding="utf-8")
@@ -226,6 +231,7 @@ def load_bundle(folder: Path, overrides: Sequence[str] = ()) -> Retriever:
         item_index_of=item_index_of,
         source=document["source"],
         device=device,
+        parts=StoredParts(folder / PARTS_FILE, device) if PARTS_FILE in document["files"] else None,
     )
 
 

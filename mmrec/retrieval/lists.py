@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mmrec.data.ragged import IntArray
 from mmrec.errors import UserError
+from mmrec.retrieval.explain import Explanation
 from mmrec.retrieval.filters import all_hold
 from mmrec.retrieval.preferences import weigh
 from mmrec.retrieval.rerank import POOL, Limit, choose_in_order, choose_varied, gain_of
@@ -49,6 +50,7 @@ class Recommendation:
             `popularity`.
         probability: that this is the next of all items that might be listed; None: not asked for.
         similar: items nearest to it in content; empty where none were asked for.
+        why: what its score is made of; None: not asked for.
     """
 
     rank: int
@@ -58,6 +60,7 @@ class Recommendation:
     basis: Basis
     probability: float | None = None
     similar: tuple[Recommendation, ...] = ()
+    why: Explanation | None = None
 
 
 @dataclass(frozen=True)

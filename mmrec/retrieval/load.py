@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from data_prep.shards import History, PreparedData, Split
-from mmrec.loaded import LoadedRun, load_run
+from mmrec.loaded import LoadedRun, load_run, open_source
 from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.available import Available
 from mmrec.retrieval.bundle import BUNDLE_FILE, load_bundle
+from mmrec.retrieval.parts import EncodedParts
 from mmrec.retrieval.retriever import MODEL_FILES, Items, Retriever
 
 
@@ -49,6 +50,9 @@ def retriever_of(loaded: LoadedRun) -> Retriever:
     roles = split.items.sort("item_index")["role"].to_numpy().astype(str)
     deleted = np.asarray(prepared.items.deleted)
     final = path / "checkpoints" / "final"
+    parts = None
+    if loaded.parts:
+        parts = EncodedParts(loaded.model, lambda: open_source(loaded), len(loaded.item_ids))
     files = {name: final / name for name in MODEL_FILES if (final / name).is_file()}
     return Retriever(
         path=path,
@@ -74,6 +78,7 @@ def retriever_of(loaded: LoadedRun) -> Retriever:
         item_index_of=loaded.item_index_of,
         source={"data_hash": prepared.data_hash, "split": split.name, "split_hash": split.hash},
         device=loaded.device,
+        parts=parts,
     )
 
 

@@ -15,13 +15,25 @@ import torch
 from torch import Tensor
 
 from mmrec.data.ragged import IntArray
+from mmrec.errors import UserError
+from mmrec.retrieval.explain import explain
 from mmrec.retrieval.lists import Basis, Recommendation, Scored, check_k, make_list
+from mmrec.retrieval.parts import content_by
+from mmrec.retrieval.popular import popularity
 from mmrec.retrieval.retriever import Asked, Retriever
 from mmrec.retrieval.wishes import NO_WISHES, Wishes
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Basis", "Recommendation", "basis_of", "most_similar", "recommend_next"]
+__all__ = [
+    "Basis",
+    "Recommendation",
+    "basis_of",
+    "most_popular",
+    "most_similar",
+    "most_similar_to",
+    "recommend_next",
+]
 
 
 def recommend_next(
@@ -64,7 +76,7 @@ def recommend_next(
         scores = side @ torch.cat([user, user.new_ones(1)])
     else:
         logger.warning("no usable history: the most popular items are listed")
-        counts = torch.from_numpy(retriever.counts[rows])
+        counts = torch.from_numpy(popularity(retriever, now, wishes.trend)[rows])
         scores = counts.float().to(retriever.device)
     if retriever.repeats_forbidden:
         seen = np.zeros(len(retriever.counts), np.bool_)
@@ -73,7 +85,32 @@ def recommend_next(
     found = make_list(retriever, Scored(rows, scores, basis), k, now=now, wishes=wishes)
     if wishes.num_similar:
         found = [replace(each, similar=_beside(retriever, each, now, wishes)) for each in found]
+    if wishes.why is not None:
+        listed = np.array([retriever.items.rows[each.item_id] for each in found], np.int64)
+        reasons = explain(retriever, asked, listed, basis=basis, language=wishes.why)
+        found = [replace(each, why=why) for each, why in zip(found, reasons, strict=True)]
     return found
+
+
+def most_popular(
+    retriever: Retriever, k: int, *, at: float | None = None, wishes: Wishes = NO_WISHES
+) -> list[Recommendation]:
+    """The K candidates that are met most, whoever asks.
+
+    Args:
+        retriever: the candidates and the log.
+        k: how many.
+        at: Unix seconds at which items must be available and ages are counted; None: now.
+        wishes: what the list is asked to be like; `trend` says which events count how much.
+
+    Raises:
+        UserError: as `recommend_next`.
+    """
+    check_k(k)
+    now, rows = time.time() if at is None else at, retriever.items.candidates
+    scores = torch.from_numpy(popularity(retriever, now, wishes.trend)[rows])
+    scored = Scored(rows, scores.float().to(retriever.device), "popularity")
+    return make_list(retriever, scored, k, now=now, wishes=wishes)
 
 
 def _all_with_a_vector(retriever: Retriever) -> IntArray:
@@ -104,7 +141,7 @@ def most_similar(
     query: Tensor,
     k: int,
     *,
-    contents: Tensor | None = None,
+    by: str | None = None,
     without: int | None = None,
     at: float | None = None,
     wishes: Wishes = NO_WISHES,
@@ -115,38 +152,73 @@ def most_similar(
         retriever: a model that knows media.
         query: (D,) unit content.
         k: how many.
-        contents: (N, D) that it is compared with, zeros where an item has none; None: content of
-            all media.
+        by: modality whose contents it is compared with; None: contents of all media.
         without: item_index that is not listed: the item that is asked about.
         at: Unix seconds at which items must be available; None: now.
         wishes: what the list is asked to be like.
 
     Raises:
-        UserError: k is below 1, the model knows no media, or as `recommend_next`.
+        UserError: k is below 1, the model knows no media or not this one, or as `recommend_next`.
     """
     check_k(k)
     retriever.require_media("similar items")
-    assert retriever.content is not None
-    hidden = retriever.items.deleted | ~retriever.items.any_medium
-    if contents is not None:
-        hidden = hidden | ~(contents != 0).any(1).cpu().numpy()
+    has = retriever.items.any_medium if by is None else retriever.items.has.get(by)
+    contents = retriever.content if by is None else content_by(retriever, by)
+    assert contents is not None and has is not None
+    hidden = retriever.items.deleted | ~has
+    if by is not None:  # what was added since has no content by one medium
+        hidden |= ~(contents != 0).any(1).cpu().numpy()
     if without is not None:
         hidden[without] = True
-    scores = (retriever.content if contents is None else contents) @ query
+    scores = contents @ query
     scores = scores.masked_fill(torch.from_numpy(hidden).to(scores.device), -torch.inf)
     scored = Scored(np.arange(len(hidden)), scores, "content")
     return make_list(retriever, scored, k, now=time.time() if at is None else at, wishes=wishes)
+
+
+def most_similar_to(
+    retriever: Retriever,
+    item_index: int,
+    k: int,
+    *,
+    by: str | None = None,
+    at: float | None = None,
+    wishes: Wishes = NO_WISHES,
+) -> list[Recommendation]:
+    """The K items whose content is nearest to an item's, which is not among them.
+
+    Args:
+        retriever: a model that knows media.
+        item_index: of the item.
+        k: how many.
+        by: modality that is compared; None: contents of all media.
+        at: Unix seconds at which items must be available; None: now.
+        wishes: what the list is asked to be like.
+
+    Raises:
+        UserError: as `most_similar`, or the item lacks the modality.
+    """
+    retriever.require_media("similar items")
+    contents = retriever.content if by is None else content_by(retriever, by)
+    assert contents is not None
+    if by is not None and not retriever.items.has[by][item_index]:
+        raise UserError(
+            f"item '{retriever.items.item_ids[item_index]}' has no {by}; it has "
+            f"{', '.join(retriever.items.modalities(item_index)) or 'nothing the model encodes'}"
+        )
+    query = contents[item_index]
+    if by is not None and not query.any():
+        raise UserError(
+            f"item '{retriever.items.item_ids[item_index]}' was added since the model was loaded: "
+            f"it can be compared by all of its media, not by {by} alone"
+        )
+    return most_similar(retriever, query, k, by=by, without=item_index, at=at, wishes=wishes)
 
 
 def _beside(
     retriever: Retriever, listed: Recommendation, now: float, wishes: Wishes
 ) -> tuple[Recommendation, ...]:
     """Items most like one that is listed; what the list may not show, these may not either."""
-    retriever.require_media("similar items")
-    assert retriever.content is not None
-    row = retriever.items.rows[listed.item_id]
+    row, num = retriever.items.rows[listed.item_id], wishes.num_similar
     hard = Wishes(where=wishes.where, without=wishes.without)
-    content = retriever.content[row]
-    return tuple(
-        most_similar(retriever, content, wishes.num_similar, without=row, at=now, wishes=hard)
-    )
+    return tuple(most_similar_to(retriever, row, num, at=now, wishes=hard))

@@ -44,6 +44,8 @@ from mmrec.errors import ItemNotFound, UserError
 from mmrec.model import RecommenderModel
 from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.available import Available
+from mmrec.retrieval.parts import Parts
+from mmrec.retrieval.popular import EventTimes, read_event_times
 from mmrec.vectors import ItemVectors, item_vectors, score_vectors, user_vectors
 
 logger = logging.getLogger(__name__)
@@ -190,6 +192,7 @@ class Retriever:
         content: (N, D) unit; None for a model of ids.
         item_index_of: (R,) item_index of each row of the model's id table.
         source: hashes of the data and the split, and its name.
+        parts: contents by some media; None for a model of ids, or a bundle without them.
     """
 
     path: Path
@@ -206,6 +209,7 @@ class Retriever:
     item_index_of: IntArray
     source: Mapping[str, str]
     device: torch.device
+    parts: Parts | None = None
 
     @property
     def knows_media(self) -> bool:
@@ -223,6 +227,11 @@ class Retriever:
         counts = np.zeros(len(self.items.item_ids), np.int64)
         counts[self.item_index_of] = self.model.counts.cpu().numpy().astype(np.int64)
         return counts
+
+    @cached_property
+    def event_times(self) -> EventTimes:
+        """When items were met, read from all histories when it is first asked for."""
+        return read_event_times(self.users)
 
     @cached_property
     def vectors(self) -> ItemVectors:
@@ -278,13 +287,16 @@ class Retriever:
     def user_vectors(self, asked: Sequence[Asked]) -> Tensor:
         """(U, D) unit vectors; zeros for an empty history."""
         embedding, rows, events = self.vectors.embedding, [], []
+        tastes: list[Tensor] = []
         for each in asked:
             rows.append(each.history)
             events.append(each.events)
             if each.taste is not None:
-                rows[-1] = np.append(each.history, len(embedding))
+                rows[-1] = np.append(each.history, len(embedding) + len(tastes))
                 events.append(unknown_events(1, list(each.events.context)))
-                embedding = torch.cat([embedding, each.taste[None]])
+                tastes.append(each.taste)
+        if tastes:
+            embedding = torch.cat([embedding, torch.stack(tastes)])
         histories = Ragged.from_rows(rows)
         told = None
         if self.model.reader is not None:

@@ -14,7 +14,9 @@ import math
 from dataclasses import dataclass
 
 from mmrec.errors import UserError
+from mmrec.retrieval.explanation_words import Language, as_language
 from mmrec.retrieval.filters import Condition
+from mmrec.retrieval.popular import Trend
 from mmrec.retrieval.preferences import Preference
 from mmrec.retrieval.rerank import Method, as_method
 
@@ -68,6 +70,9 @@ class Wishes:
         max_per: limits of one value in the list.
         probabilities: say how likely each item is the next one, among all that may be listed.
         num_similar: items to show beside each listed one, nearest in content.
+        trend: how the age of events counts where the list is made from popularity; None: it does
+            not.
+        why: language, `en` or `zh`, to say in why each item is listed; None: it is not said.
 
     Raises:
         UserError: a number is out of its range.
@@ -84,11 +89,15 @@ class Wishes:
     max_per: tuple[MaxPer, ...] = ()
     probabilities: bool = False
     num_similar: int = 0
+    trend: Trend | None = None
+    why: Language | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.diversity <= 1:
             raise UserError(f"diversity is {self.diversity}: give a strength from 0 to 1")
         as_method(self.diversify_by)
+        if self.why is not None:
+            as_language(self.why)
         if self.at_least is not None and not math.isfinite(self.at_least):
             raise UserError(f"at_least is {self.at_least}: give a number, the least score to list")
         if self.num_similar < 0:

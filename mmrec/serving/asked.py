@@ -45,4 +45,5 @@ def wishes_of(given: AskedWishes) -> Wishes:
         max_per=tuple(MaxPer(field, most) for field, most in given.max_per.items()),
         probabilities=given.probabilities,
         num_similar=given.num_similar,
+        why=given.why,
     )

@@ -13,7 +13,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
 
 from mmrec.retrieval.content import encode_queries
-from mmrec.retrieval.recommend import most_similar
+from mmrec.retrieval.explain import Explanation
+from mmrec.retrieval.lists import Recommendation
+from mmrec.retrieval.recommend import most_similar, most_similar_to
 from mmrec.retrieval.retriever import Request as AskedAt
 from mmrec.retrieval.wishes import NO_WISHES
 from mmrec.serving import schemas
@@ -25,6 +27,7 @@ from mmrec.serving.faults import Fault
 from mmrec.serving.live import Live
 from mmrec.serving.service import Service
 from mmrec.serving.tables import SHOWN
+from mmrec.terminal import plain
 
 _bearer = HTTPBearer(auto_error=False, description="A key that `mmrec keys add` made.")
 
@@ -97,6 +100,8 @@ async def similar(asked: schemas.SimilarRequest, service: TheService) -> Respons
     """Items whose content is nearest to an item's or a text's."""
     if (asked.item_id is None) == (asked.text is None):
         raise Fault(422, "invalid", "give one of item_id and text", field="item_id")
+    if asked.by is not None and asked.item_id is None:
+        raise Fault(422, "invalid", "by: goes with item_id alone", field="by")
     if asked.text is not None:
         return await _nearest(service, asked, asked.text)
     item_id = asked.item_id
@@ -108,10 +113,7 @@ async def similar(asked: schemas.SimilarRequest, service: TheService) -> Respons
         row = retriever.item_index(str(item_id))
         if not live.lists(str(item_id)) or not retriever.items.any_medium[row]:
             raise Fault(404, "not_found", f"item {str(item_id)[:60]!r} has no content")
-        assert retriever.content is not None
-        return most_similar(
-            retriever, retriever.content[row], asked.k, without=row, at=asked.time, wishes=wishes
-        )
+        return most_similar_to(retriever, row, asked.k, by=asked.by, at=asked.time, wishes=wishes)
 
     return listed(service, await service.ask(Task(question)))
 
@@ -299,7 +301,7 @@ def _shown(list_id: str, user_id: str, answer: Answer) -> list[Event]:
 
 def listed(service: Service, answer: Answer, list_id: str | None = None) -> Response:
     """A list as it is sent."""
-    found: list[Any] = answer.value
+    found: list[Recommendation] = answer.value
     basis = found[0].basis if found else None
     service.monitoring.lists.labels(basis or "nothing").inc()
     return sent(
@@ -313,8 +315,20 @@ def listed(service: Service, answer: Answer, list_id: str | None = None) -> Resp
     )
 
 
-def _item(found: Any) -> schemas.ListedItem:
+def _item(found: Recommendation) -> schemas.ListedItem:
     return schemas.ListedItem(
-        **{name: value for name, value in vars(found).items() if name != "similar"},
+        rank=found.rank,
+        item_id=found.item_id,
+        score=found.score,
+        title=found.title,
+        basis=found.basis,
+        probability=found.probability,
         similar=[_item(each) for each in found.similar],
+        why=None if found.why is None else _reason(found.why),
     )
+
+
+def _reason(why: Explanation) -> schemas.Reason:
+    document = plain(why)
+    del document["item_id"]  # beside it already
+    return schemas.Reason(**document)

@@ -76,6 +76,7 @@ class AskedWishes(_Strict):
     max_per: dict[Id, Annotated[int, Field(ge=1, le=MAX_K)]] = Field({}, max_length=10)
     probabilities: bool = False
     num_similar: int = Field(0, ge=0, le=20)
+    why: Literal["en", "zh"] | None = Field(None, description="Say why each item is listed.")
 
 
 class _ListRequest(_Strict):
@@ -115,6 +116,9 @@ class SimilarRequest(_ListRequest):
 
     item_id: Id | None = None
     text: Text | None = None
+    by: Id | None = Field(
+        None, description="With item_id: the one modality that is compared, such as image."
+    )
 
 
 class SearchRequest(_ListRequest):
@@ -173,6 +177,34 @@ class ModelRequest(_Strict):
     ] = Field(description="Name of a folder in --models.")
 
 
+class EventReason(_Strict):
+    """An event of the history, and what the score would lose without it."""
+
+    item_id: str
+    title: str | None
+    ago: int = Field(description="Events before the last one.")
+    drop: float
+    similarity: float | None
+    shared: dict[str, list[str]] = Field(description="Values that both items have, by attribute.")
+
+
+class PartReason(_Strict):
+    """A medium of the item, or what was learnt from users, and its part of the score."""
+
+    drop: float
+    share: float
+
+
+class Reason(_Strict):
+    """Why an item is listed: differences of the model's own scores."""
+
+    score: float
+    popularity: float
+    events: list[EventReason]
+    parts: dict[str, PartReason]
+    words: str
+
+
 class ListedItem(_Strict):
     """An item of a list."""
 
@@ -183,6 +215,7 @@ class ListedItem(_Strict):
     basis: str
     probability: float | None = None
     similar: list[ListedItem] = []
+    why: Reason | None = None
 
 
 class _Answer(_Strict):
