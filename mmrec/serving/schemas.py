@@ -182,7 +182,7 @@ class EventReason(_Strict):
 
     item_id: str
     title: str | None
-    ago: int = Field(description="Events before the last one.")
+    ago: int = Field(description="Events back from the last one, which is 0.")
     drop: float
     similarity: float | None
     shared: dict[str, list[str]] = Field(description="Values that both items have, by attribute.")
