@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 # a test file that is collected first may import one before pytest does, which names it as a plug-in
-pytest.register_assert_rewrite("tiny_run", "several_ranks", "whole_way")
+pytest.register_assert_rewrite("tiny_run", "several_ranks", "whole_way", "live_servers")
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 _RAN = pytest.StashKey[dict[str, int]]()

@@ -230,6 +230,22 @@ def test_an_item_of_the_catalogue_can_go_and_its_id_be_taken(
     assert listed(client, history=["i1", "i9"], k=20).count("i9") == 0
 
 
+def test_where_the_line_is_full_nothing_is_read(
+    client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for line, path in (
+        (service.lists, "/v1/recommend"), (service.encoding, "/v1/score"),
+        (service.writing, "/v1/events"),
+    ):  # fmt: skip
+        with monkeypatch.context() as patched:
+            patched.setattr(line, "max_waiting", 0)
+            answer = client.post(path, content=b"no body of any type that is taken")
+            assert answer.status_code == 429 and answer.json()["error"]["code"] == "busy"
+            assert int(answer.headers["retry-after"]) >= 1
+            assert client.get("/healthz").status_code == 200
+        assert client.post(path, content=b"the same").status_code == 415
+
+
 def test_health_and_metrics_tell_what_happened(client: TestClient, service: Service) -> None:
     assert client.get("/healthz").json()["status"] == "ok"
     ready = client.get("/readyz")

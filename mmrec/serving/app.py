@@ -9,12 +9,13 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from mmrec.serving import faults, upload_routes
+from mmrec.serving import faults
 from mmrec.serving.limits import BodyLimits
 from mmrec.serving.monitoring import Measured
 from mmrec.serving.routes import health, managing, reading, writing
-from mmrec.serving.service import Service
+from mmrec.serving.service import ENCODING_PATHS, Service
 from mmrec.serving.settings import SETTINGS_VARIABLE, ServiceSettings
+from mmrec.serving.upload_routes import adding, comparing
 
 
 def build_app(service: Service) -> FastAPI:
@@ -34,9 +35,14 @@ def build_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     faults.install(app)
-    for router in (reading, writing, managing, health):
+    for router in (reading, comparing, writing, adding, managing, health):
         app.include_router(router)
-    app.add_middleware(BodyLimits, limits=service.settings.limits, upload_paths=upload_routes.PATHS)
+    app.add_middleware(
+        BodyLimits,
+        limits=service.settings.limits,
+        upload_paths=ENCODING_PATHS,
+        refuse=service.refuse_if_full,
+    )
     app.add_middleware(Measured, monitoring=service.monitoring)
     return app
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,10 +20,19 @@ class BodyLimits:
         app: what answers.
         limits: of bodies.
         upload_paths: that take media, as multipart/form-data; all others take JSON.
+        refuse: raises a Fault where too many requests of a path wait already. Before
+            anything is read, since reading a flood takes its time from those that were accepted.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, upload_paths: frozenset[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        upload_paths: frozenset[str],
+        refuse: Callable[[str], None] = lambda path: None,
+    ) -> None:
         self._app, self._limits, self._upload_paths = app, limits, upload_paths
+        self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or answers that it is refused."""
@@ -35,6 +45,7 @@ class BodyLimits:
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"0").decode("latin-1")
         try:
+            self._refuse(scope["path"])
             if not length.isdecimal():
                 raise Fault(400, "malformed", "Content-Length is no number")
             if int(length[:20]) > most:

@@ -36,6 +36,9 @@ from mmrec.serving.settings import ServiceSettings
 from mmrec.serving.swap import check, load_live, version_folder
 
 logger = logging.getLogger(__name__)
+ENCODING_PATHS = frozenset({"/v1/items", "/v1/score", "/v1/similar/media", "/v1/embed/media"})
+"""Routes that take media."""
+EVENTS_PATH = "/v1/events"
 LOOK_S = 1.0
 RETRY_S = 10.0
 _TRIES = 3
@@ -130,6 +133,19 @@ class Service:
         for line in (self.lists, self.encoding, self.writing):
             await asyncio.to_thread(line.close)
         self.database.close()
+
+    def refuse_if_full(self, path: str) -> None:
+        """Refuses a request before it is read.
+
+        Raises:
+            Fault: 429, where as many wait as may.
+        """
+        if path in ENCODING_PATHS:
+            self.encoding.refuse_if_full()
+        elif path == EVENTS_PATH:
+            self.writing.refuse_if_full()
+        elif path.startswith("/v1/"):
+            self.lists.refuse_if_full()
 
     async def ask(self, question: Question) -> Answer:
         """Answers a question.

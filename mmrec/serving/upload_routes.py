@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
@@ -28,16 +28,21 @@ from mmrec.serving.database import StoredItem
 from mmrec.serving.faults import Fault
 from mmrec.serving.given_items import Upload
 from mmrec.serving.live import Live
-from mmrec.serving.routes import TheService, listed, reading, sent, writing
+from mmrec.serving.routes import TheService, listed, needs, sent
 from mmrec.serving.service import Service
 from mmrec.serving.settings import Limits
 
-PATHS = frozenset({"/v1/items", "/v1/score", "/v1/similar/media", "/v1/embed/media"})
 MAX_FIELDS = 100
 _ID = TypeAdapter(schemas.Id)
 _HISTORY = TypeAdapter(schemas.HistoryList)
 _K = TypeAdapter(int)
 _TEXT = TypeAdapter(schemas.FieldText)
+comparing = APIRouter(
+    prefix="/v1", dependencies=[Depends(needs("read"))], responses=schemas.ERRORS, tags=["ask"]
+)
+adding = APIRouter(
+    prefix="/v1", dependencies=[Depends(needs("write"))], responses=schemas.ERRORS, tags=["tell"]
+)
 _OPAQUE = ("", "application/octet-stream", "binary/octet-stream")
 
 
@@ -67,10 +72,8 @@ async def read_form(request: Request, service: Service) -> Form:
     """Reads a form.
 
     Raises:
-        Fault: it cannot be read, has too many parts, or a field comes twice; 429 where too many
-            items wait to be encoded already: then none of it is read.
+        Fault: it cannot be read, has too many parts, or a field comes twice.
     """
-    service.encoding.refuse_if_full()
     limits: Limits = service.settings.limits
     fields: dict[str, str] = {}
     files: dict[str, bytes] = {}
@@ -129,7 +132,7 @@ def _document(form: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-@writing.post(
+@adding.post(
     "/items",
     response_model=schemas.ItemAnswer,
     openapi_extra=_document({"item_id": "External id; an added item of this id is replaced."}),
@@ -174,7 +177,7 @@ async def add_item(request: Request, service: TheService) -> Response:
     )
 
 
-@reading.post(
+@comparing.post(
     "/score",
     response_model=schemas.ScoreAnswer,
     openapi_extra=_document(
@@ -238,7 +241,7 @@ async def score(request: Request, service: TheService) -> Response:
     )
 
 
-@reading.post(
+@comparing.post(
     "/similar/media",
     response_model=schemas.ListAnswer,
     openapi_extra=_document({"k": "How many items; 10 unless given."}),
@@ -258,7 +261,7 @@ async def similar_to_media(request: Request, service: TheService) -> Response:
     return listed(service, answer)
 
 
-@reading.post("/embed/media", response_model=schemas.EmbedAnswer, openapi_extra=_document({}))
+@comparing.post("/embed/media", response_model=schemas.EmbedAnswer, openapi_extra=_document({}))
 async def embed_media(request: Request, service: TheService) -> Response:
     """Vector of a new item from its media; it is not kept."""
     form = await read_form(request, service)
