@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from mmrec.errors import ConfigError, UserError
+from mmrec.serving import extra
 from mmrec.serving.auth import Keys, add_key, read_keys, remove_key
 from mmrec.serving.batching import Batcher
 from mmrec.serving.client import Client
@@ -312,6 +313,22 @@ def test_the_client_needs_no_torch() -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
     assert Client.__doc__
+
+
+def test_without_the_extra_a_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mmrec.cli import main
+
+    found = extra.find_spec
+    monkeypatch.setattr(
+        extra, "find_spec", lambda name: None if name == "sqlalchemy" else found(name)
+    )
+    for command in (["serve", str(tmp_path)], ["events", "sqlite:///a", "--out", "a.csv"],
+                    ["keys", "add", "keys.json", "--name", "a"]):  # fmt: skip
+        assert main(command) == 2
+        told = capsys.readouterr().err
+        assert "sqlalchemy" in told and "pip install 'mmrec[serve]'" in told
 
 
 def test_keys_are_made_on_the_command_line(

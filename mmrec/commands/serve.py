@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mmrec.arguments import DataOption, RunArgument
+from mmrec.serving.extra import require_extra
 
 keys_app = typer.Typer(help="API keys of the service.", no_args_is_help=True)
 KeysFile = Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False)]
@@ -49,6 +50,7 @@ def serve(
     data: DataOption = None,
 ) -> None:  # fmt: skip
     """Answer requests over HTTP: lists, search, scores of new items, events."""
+    require_extra("mmrec serve")
     from mmrec.serving.run import run_service
     from mmrec.serving.settings import ServiceSettings, default_database
 
@@ -75,6 +77,7 @@ def events(
     ] = None,
 ) -> None:
     """Write the events of a service as a log that prepare takes."""
+    require_extra("mmrec events")
     from mmrec.serving.event_log import write_log
 
     typer.echo(write_log(database, out, catalogue))
@@ -89,6 +92,7 @@ def add_key(
     per_minute: Annotated[int, typer.Option(min=1, help="Requests.")] = 600,
 ) -> None:
     """Make a key, print it once, and keep its hash."""
+    require_extra("mmrec keys")
     from mmrec.serving.auth import add_key as add
 
     typer.echo(add(file, name, role.value, days=days, per_minute=per_minute))
@@ -97,6 +101,7 @@ def add_key(
 @keys_app.command("remove")
 def remove_key(file: KeysFile, name: Annotated[str, typer.Option(help="Whose key it is.")]) -> None:
     """Take a key out of the file; a running service reads it when it starts."""
+    require_extra("mmrec keys")
     from mmrec.serving.auth import remove_key as remove
 
     remove(file, name)

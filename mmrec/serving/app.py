@@ -13,6 +13,7 @@ from mmrec.serving import faults
 from mmrec.serving.limits import BodyLimits
 from mmrec.serving.monitoring import Measured
 from mmrec.serving.routes import health, managing, reading, writing
+from mmrec.serving.run import quieten
 from mmrec.serving.service import ENCODING_PATHS, Service
 from mmrec.serving.settings import SETTINGS_VARIABLE, ServiceSettings
 from mmrec.serving.upload_routes import adding, comparing
@@ -49,5 +50,6 @@ def build_app(service: Service) -> FastAPI:
 
 def from_environment() -> FastAPI:
     """The app of one of several workers: its settings are in the environment."""
+    quieten()
     settings = ServiceSettings.model_validate_json(os.environ[SETTINGS_VARIABLE])
     return build_app(Service(settings))

@@ -6,7 +6,6 @@ import logging
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from mmrec.errors import UserError
 from mmrec.serving.settings import SETTINGS_VARIABLE, ServiceSettings, is_loopback
@@ -31,11 +30,13 @@ def run_service(
         private_key: of TLS, PEM.
 
     Raises:
-        UserError: the extra is not installed, or the model, the keys or the database are at fault.
+        UserError: the model, the keys or the database are at fault.
     """
-    uvicorn = import_uvicorn()
-    # that somebody unknown is shown what is popular is in his answer, and no line a request
-    logging.getLogger("mmrec.retrieval").setLevel(logging.ERROR)
+    import uvicorn
+
+    from mmrec.serving.app import build_app
+    from mmrec.serving.service import Service
+
     if (certificate is None) != (private_key is None):
         raise UserError("--tls-certificate and --tls-key go together; give both or none")
     options = {
@@ -52,9 +53,6 @@ def run_service(
     }
     if certificate is None and not is_loopback(settings.host):
         logger.warning("keys go over the wire in the clear: give --tls-certificate and --tls-key")
-    from mmrec.serving.app import build_app
-    from mmrec.serving.service import Service
-
     # with several workers too: what is wrong is one line here, and not workers that die and die
     service = Service(settings)
     service.load()
@@ -67,25 +65,11 @@ def run_service(
             uvicorn.run("mmrec.serving.app:from_environment", factory=True,
                         workers=settings.workers, **options)  # fmt: skip
         return
+    quieten()
     logger.info("listening on %s, port %d", settings.host, settings.port)
     uvicorn.run(build_app(service), **options)
 
 
-def import_uvicorn() -> Any:
-    """The server.
-
-    Raises:
-        UserError: the extra is not installed.
-    """
-    try:
-        import fastapi
-        import prometheus_client
-        import python_multipart
-        import sqlalchemy
-        import uvicorn
-    except ImportError:
-        raise UserError(
-            "mmrec serve needs libraries that are not installed: pip install 'mmrec[serve]'"
-        ) from None
-    del fastapi, prometheus_client, python_multipart, sqlalchemy
-    return uvicorn
+def quieten() -> None:
+    """Leaves lines about single requests out of the log: what they say is in the answers."""
+    logging.getLogger("mmrec.retrieval").setLevel(logging.ERROR)
