@@ -30,6 +30,7 @@ from mmrec.commands.pretrain import pretrain
 from mmrec.commands.ranker import train_ranker
 from mmrec.commands.recommend import recommend, similar
 from mmrec.commands.search import search
+from mmrec.commands.serve import events, keys_app, serve
 from mmrec.commands.training import describe, train, tune
 from mmrec.commands.weights import weights_app
 from mmrec.errors import MmrecError, UserError
@@ -96,9 +97,12 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     classify,
     similar,
     search,
+    serve,
+    events,
 )
 for _command in _COMMANDS:
     app.command()(_command)
+app.add_typer(keys_app, name="keys")
 app.add_typer(weights_app, name="weights")
 
 

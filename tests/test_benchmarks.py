@@ -86,6 +86,13 @@ FIGURES = {
             *(f"1e3_1e4_{cost}_slope" for cost in ("step", "memory")),
         )
     },
+    "service": {
+        "service_p99_ratio": True,
+        **{f"service_{what}_p{q}": False for what in ("bare", "http") for q in (50, 99)},
+        "service_capacity": False,
+        "service_overload_200_or_429": True,
+        "service_overload_p99": True,
+    },
     "stream": {"stream_memory_growth": True},
     "ranking": {
         "ranking_ml1m_size": True,
@@ -111,6 +118,7 @@ KEYS = set("name value unit bar ok values small config skipped machine".split())
         pytest.param("scale", marks=pytest.mark.slow),
         pytest.param("joint", marks=pytest.mark.slow),
         pytest.param("prepare", marks=pytest.mark.slow),
+        pytest.param("service", marks=pytest.mark.slow),
         pytest.param("long_media", marks=pytest.mark.slow),
     ],
 )

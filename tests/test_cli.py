@@ -38,6 +38,10 @@ COMMANDS = (
     "recommend",
     "popular",
     "similar",
+    "serve",
+    "events",
+    "keys add",
+    "keys remove",
 )
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -69,6 +69,7 @@ def recommend_next(
     at: float | None = None,
     wishes: Wishes = NO_WISHES,
     second_stage: SecondStage | None = None,
+    user: Tensor | None = None,
 ) -> list[Recommendation]:
     """The K best candidates of a user, without what he has met where repeats are forbidden.
 
@@ -84,6 +85,8 @@ def recommend_next(
         second_stage: orders the best of what conditions and age leave anew, as many as it was
             trained to, or more where the list needs them; not where popularity alone is known.
             Soft wishes, thresholds and variety come after it. None: retrieval's order.
+        user: (D,) his vector, where those of several users were computed together; None: it is
+            computed here.
 
     Raises:
         UserError: k is below 1, a half-life is not above 0 or of a catalogue without instants, or
@@ -94,7 +97,8 @@ def recommend_next(
     rows = _all_with_a_vector(retriever) if wishes.unmet else retriever.items.candidates
     basis = basis_of(retriever, asked)
     if basis != "popularity":
-        user = retriever.user_vectors([asked])[0]
+        if user is None:
+            user = retriever.user_vectors([asked])[0]
         side = retriever.candidate_side
         if wishes.unmet:
             side = retriever.item_side[torch.from_numpy(rows).to(retriever.device)]

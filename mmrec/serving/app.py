@@ -1,0 +1,55 @@
+"""The app: middleware, routes and the worker behind them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from mmrec.serving import faults
+from mmrec.serving.limits import BodyLimits
+from mmrec.serving.monitoring import Measured
+from mmrec.serving.routes import health, managing, reading, writing
+from mmrec.serving.run import quieten
+from mmrec.serving.service import ENCODING_PATHS, Service
+from mmrec.serving.settings import SETTINGS_VARIABLE, ServiceSettings
+from mmrec.serving.upload_routes import adding, comparing
+
+
+def build_app(service: Service) -> FastAPI:
+    """The app of one worker."""
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        yield
+        await service.close()
+
+    app = FastAPI(
+        title="mmrec",
+        version=version("mmrec"),
+        description="Recommendations from media: lists, scores of new items, vectors, events.",
+        lifespan=life,
+    )
+    app.state.service = service
+    faults.install(app)
+    for router in (reading, comparing, writing, adding, managing, health):
+        app.include_router(router)
+    app.add_middleware(
+        BodyLimits,
+        limits=service.settings.limits,
+        upload_paths=ENCODING_PATHS,
+        refuse=service.refuse_if_full,
+    )
+    app.add_middleware(Measured, monitoring=service.monitoring)
+    return app
+
+
+def from_environment() -> FastAPI:
+    """The app of one of several workers: its settings are in the environment."""
+    quieten()
+    settings = ServiceSettings.model_validate_json(os.environ[SETTINGS_VARIABLE])
+    return build_app(Service(settings))

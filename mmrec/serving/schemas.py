@@ -1,0 +1,346 @@
+"""What requests and answers look like: the types behind the service's OpenAPI, with examples.
+
+They need no model, so that a caller's program has them too; `mmrec.serving.asked` turns them into
+what the library takes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
+
+MAX_HISTORY, MAX_K, MAX_TEXT = 1000, 1000, 10_000
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT, pattern=r"^[^\x00]+$")]
+FieldText = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
+Number = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
+Value = Number | Id | list[Id]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class HistoryItem(_Strict):
+    """An event of a history."""
+
+    item_id: Id
+    event: Id | None = Field(None, description="Type, as in the log: bought, viewed.")
+    time: Seconds | None = Field(None, description="Unix seconds.")
+    value: Number | None = Field(None, description="A rating, the share that was watched.")
+
+
+HistoryEntry = Annotated[
+    Annotated[Id, Tag("as_id")] | Annotated[HistoryItem, Tag("as_event")],
+    Discriminator(lambda entry: "as_id" if isinstance(entry, str) else "as_event"),
+]
+HistoryList = Annotated[
+    list[HistoryEntry],
+    Field(max_length=MAX_HISTORY, description="Oldest first: ids, or events.", examples=[["1"]]),
+]
+
+
+class AskedCondition(_Strict):
+    """A condition that every listed item fulfils."""
+
+    field: Id
+    minimum: Number | None = None
+    maximum: Number | None = None
+    any_of: list[Id] = Field([], max_length=100)
+    none_of: list[Id] = Field([], max_length=100)
+
+
+class AskedPreference(_Strict):
+    """A soft wish: what has more of something comes sooner."""
+
+    field: Id
+    values: list[Id] = Field([], max_length=100)
+    less: bool = False
+    strength: float = Field(1.0, gt=0, le=100, allow_inf_nan=False)
+
+
+class AskedWishes(_Strict):
+    """What a list is to be like."""
+
+    where: list[AskedCondition] = Field([], max_length=20)
+    without: list[Id] = Field([], max_length=MAX_HISTORY, description="Items not to be listed.")
+    prefer: list[AskedPreference] = Field([], max_length=20)
+    at_least: Number | None = Field(None, description="Least score of a listed item.")
+    half_life_hours: float | None = Field(None, gt=0, le=1e9, description="Newer ones first.")
+    unmet: bool = Field(False, description="Items of the catalogue that nobody met, as well.")
+    diversity: float = Field(0.0, ge=0, le=1)
+    diversify_by: Literal["mmr", "dpp"] = "mmr"
+    max_per: dict[Id, Annotated[int, Field(ge=1, le=MAX_K)]] = Field({}, max_length=10)
+    probabilities: bool = False
+    num_similar: int = Field(0, ge=0, le=20)
+    why: Literal["en", "zh"] | None = Field(None, description="Say why each item is listed.")
+
+
+class _ListRequest(_Strict):
+    k: int = Field(10, ge=1, le=MAX_K, description="How many items.")
+    time: Seconds | None = Field(None, description="Unix seconds of the request; none: now.")
+    wishes: AskedWishes = AskedWishes()
+
+
+class RecommendRequest(_ListRequest):
+    """Who asks: a user by id, or by what he met, likes and is."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"user_id": "42", "k": 5},
+                {"history": ["2571", {"item_id": "260", "time": 978300760}], "k": 5},
+            ]
+        }
+    )
+
+    user_id: Id | None = None
+    history: HistoryList | None = None
+    taste: Text | None = Field(None, description="What the user says he likes.")
+    attributes: dict[Id, Value] | None = Field(None, max_length=100)
+    context: dict[Id, Id] = Field({}, max_length=100, description="Device, place.")
+    keep: bool = Field(
+        False,
+        description="Keep what is shown to the user (user_id) and at which place, as events of "
+        "type 'shown': they do not count as met, and `mmrec events` writes them.",
+    )
+
+
+class SimilarRequest(_ListRequest):
+    """Items like an item or a text."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"item_id": "260", "k": 5}]})
+
+    item_id: Id | None = None
+    text: Text | None = None
+    by: Id | None = Field(
+        None, description="With item_id: the one modality that is compared, such as image."
+    )
+
+
+class SearchRequest(_ListRequest):
+    """Items that a text describes."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"text": "a ship wakes its crew", "k": 5}]}
+    )
+
+    text: Text
+
+
+class EmbedRequest(_Strict):
+    """Vectors of items of the catalogue, of users behind histories, or of texts."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"item_ids": ["260", "2571"]}]})
+
+    item_ids: list[Id] = Field([], max_length=1000)
+    histories: list[HistoryList] = Field([], max_length=100)
+    texts: list[Text] = Field([], max_length=32)
+
+
+class GivenEvent(_Strict):
+    """Something a user did."""
+
+    user_id: Id
+    item_id: Id
+    event: Id | None = Field(None, description="Type, as in the log.")
+    value: Number | None = None
+    time: Seconds | None = Field(None, description="Unix seconds; none: now.")
+    context: dict[Id, Id] = Field({}, max_length=100)
+    event_id: Id | None = Field(
+        None, description="Of the caller: an event sent twice counts once. None: one is made."
+    )
+
+
+class EventsRequest(_Strict):
+    """Events, oldest first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"events": [{"user_id": "42", "item_id": "260", "event_id": "e-1"}]}]
+        }
+    )
+
+    events: list[GivenEvent] = Field(min_length=1, max_length=1000)
+
+
+class ModelRequest(_Strict):
+    """The version that is to answer from now on."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"version": "run-2"}]})
+
+    version: Annotated[
+        str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    ] = Field(description="Name of a folder in --models.")
+
+
+class EventReason(_Strict):
+    """An event of the history, and what the score would lose without it."""
+
+    item_id: str
+    title: str | None
+    ago: int = Field(description="Events back from the last one, which is 0.")
+    drop: float
+    similarity: float | None
+    shared: dict[str, list[str]] = Field(description="Values that both items have, by attribute.")
+
+
+class PartReason(_Strict):
+    """A medium of the item, or what was learnt from users, and its part of the score."""
+
+    drop: float
+    share: float
+
+
+class Reason(_Strict):
+    """Why an item is listed: differences of the model's own scores."""
+
+    score: float
+    popularity: float
+    events: list[EventReason]
+    parts: dict[str, PartReason]
+    words: str
+
+
+class ListedItem(_Strict):
+    """An item of a list."""
+
+    rank: int
+    item_id: str
+    score: float
+    title: str | None
+    basis: str
+    probability: float | None = None
+    similar: list[ListedItem] = []
+    why: Reason | None = None
+
+
+class _Answer(_Strict):
+    model: str | None = Field(description="Hash of the model; none where none answered.")
+    degraded: list[Literal["model", "database"]] = Field(
+        [],
+        description="What was out of order: model - popularity answered in its place; "
+        "database - the newest events and items may be missing.",
+    )
+
+
+class ListAnswer(_Answer):
+    """A list, best first."""
+
+    basis: str | None = Field(description="What it was made from; none of an empty list.")
+    list_id: str | None = Field(None, description="Of a list that was kept.")
+    items: list[ListedItem]
+
+
+class UserScore(_Strict):
+    """How a user would like an item."""
+
+    user_id: str
+    score: float = Field(description="Cosine.")
+    rank: int = Field(description="Among his unseen candidates and this item, from 1.")
+
+
+class ScoreAnswer(_Answer):
+    """How users would like a new item, best first."""
+
+    modalities: list[str]
+    users: list[UserScore]
+
+
+class ItemAnswer(_Answer):
+    """An item that was added."""
+
+    item_id: str
+    modalities: list[str]
+    created: bool = Field(description="False: the very same item was there already.")
+
+
+class ListedRequest(_Strict):
+    """Whether an item is to be listed."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"listed": False}]})
+
+    listed: bool = Field(description="False: out of stock, withdrawn. True: there again.")
+
+
+class ListedAnswer(_Strict):
+    """Whether an item is listed from now on."""
+
+    item_id: str
+    listed: bool
+    changed: bool = Field(description="False: so it was already.")
+
+
+class EmbedAnswer(_Answer):
+    """Vectors in the order of the request."""
+
+    items: list[ItemVectors] = []
+    users: list[list[float]] = []
+    texts: list[list[float]] = []
+
+
+class ItemVectors(_Strict):
+    """Vectors of an item."""
+
+    item_id: str
+    embedding: list[float]
+    content: list[float] | None = None
+    modalities: list[str] = []
+
+
+class EventsAnswer(_Strict):
+    """What became of events; they are on disk once this is sent."""
+
+    accepted: int
+    known: int = Field(description="Had been sent before, by their event_id.")
+
+
+class ModelAnswer(_Strict):
+    """The version that answers."""
+
+    version: str
+    model: str
+
+
+class State(_Strict):
+    """How a worker is."""
+
+    status: Literal["ok", "degraded", "unavailable"]
+    model: str | None = None
+    version: str | None = None
+    num_items: int = 0
+    num_added: int = 0
+    reasons: list[str] = []
+
+
+class ErrorDetail(_Strict):
+    """What is wrong with a request."""
+
+    code: str
+    message: str
+    field: str | None
+
+
+class ErrorAnswer(_Strict):
+    """A request that was refused."""
+
+    error: ErrorDetail
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": text}
+    for status, text in {
+        400: "The body cannot be read",
+        401: "No valid key",
+        403: "The key may not do this",
+        404: "No such item",
+        413: "The body is too large",
+        415: "Another content type is wanted",
+        422: "A field is wrong",
+        429: "Too many requests: come again after Retry-After seconds",
+        503: "The model or the database is not there",
+    }.items()
+}

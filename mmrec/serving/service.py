@@ -1,0 +1,321 @@
+"""One worker of the service: its database, its model, its lines of waiting requests.
+
+lists     ─ Batcher ─ Answering ─ Live          short questions, many together
+encoding  ─ Batcher ─ door, encoders            media of new items, one by one
+writing   ─ Batcher ─ database                  events, many in a transaction
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from data_prep.errors import DataError
+from mmrec.errors import MmrecError
+from mmrec.serving.answering import (
+    Answer,
+    Answering,
+    Encoded,
+    ModelChanged,
+    Question,
+    encode_items,
+    popular_items,
+)
+from mmrec.serving.auth import Keys, read_keys
+from mmrec.serving.batching import Batcher
+from mmrec.serving.database import DATABASE_ERRORS, Database, Event, StoredItem
+from mmrec.serving.faults import Fault
+from mmrec.serving.given_items import Upload, check_names, stored_item
+from mmrec.serving.live import Live
+from mmrec.serving.monitoring import Monitoring
+from mmrec.serving.settings import ServiceSettings
+from mmrec.serving.swap import check, load_live, version_folder
+
+logger = logging.getLogger(__name__)
+ENCODING_PATHS = frozenset({"/v1/items", "/v1/score", "/v1/similar/media", "/v1/embed/media"})
+"""Routes that take media."""
+EVENTS_PATH = "/v1/events"
+LOOK_S = 1.0
+RETRY_S = 10.0
+_TRIES = 3
+T = TypeVar("T")
+
+
+class Service:
+    """What the routes call.
+
+    Args:
+        settings: of the service.
+
+    Raises:
+        ConfigError: the keys cannot be read.
+        UserError: the database's URL is of no known kind.
+    """
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self.settings = settings
+        self.keys = Keys(None if settings.keys is None else read_keys(settings.keys))
+        self.database = Database(settings.database)
+        self.answering = Answering(self.database)
+        self.monitoring = Monitoring()
+        self.database_fails = False
+        self.refused: dict[str, str] = {}
+        """Why a version does not answer, by version."""
+        self._swapping = asyncio.Lock()
+        self._watch: asyncio.Task[None] | None = None
+        self.lists = Batcher[Question, Answer](
+            self.answering.answer,
+            name="lists",
+            max_batch=settings.max_batch,
+            max_waiting=settings.max_waiting,
+            timeout_s=settings.timeout_s,
+        )
+        self.encoding = Batcher[Callable[[], Any], Any](
+            _one_by_one,
+            name="encoding",
+            max_batch=1,
+            max_waiting=settings.max_encoding,
+            timeout_s=settings.encode_timeout_s,
+        )
+        self.writing = Batcher[Sequence[Event], int](
+            self._write,
+            name="writing",
+            max_batch=64,
+            max_waiting=8 * settings.max_waiting,
+            timeout_s=settings.timeout_s,
+        )
+        self.lists.on_batch = self.monitoring.batches.observe
+
+    @property
+    def live(self) -> Live | None:
+        """The model that answers."""
+        return self.answering.live
+
+    def load(self) -> None:
+        """Opens the database and the model; what is not there yet is waited for.
+
+        Raises:
+            MmrecError: the model cannot be loaded, and nothing is known that could be listed in
+                its place.
+            DataError: the same of its data.
+        """
+        try:
+            self.database.prepare()
+            version = self.database.version() or self.settings.path.name
+        except DATABASE_ERRORS as error:
+            self._database_is_there(False)
+            raise MmrecError(
+                f"the database does not answer: {' '.join(str(error.args[0]).split())[:200]}; "
+                "check --database"
+            ) from None
+        try:
+            self._put(self._load(self._folder_of(version), version))
+        except (MmrecError, DataError, OSError) as error:
+            if not self.database.popular():
+                raise
+            self._refuse(version, error)
+            self.monitoring.serves(None, None)
+
+    async def start(self) -> None:
+        """Begins to watch the database for versions."""
+        if self.live is None and not self.refused:
+            await asyncio.to_thread(self.load)
+        self._watch = asyncio.create_task(self._keep_watch())
+
+    async def close(self) -> None:
+        """Ends what runs, once it has answered whom it has accepted."""
+        if self._watch is not None:
+            self._watch.cancel()
+        for line in (self.lists, self.encoding, self.writing):
+            await asyncio.to_thread(line.close)
+        self.database.close()
+
+    def refuse_if_full(self, path: str) -> None:
+        """Refuses a request before it is read.
+
+        Raises:
+            Fault: 429, where as many wait as may.
+        """
+        if path in ENCODING_PATHS:
+            self.encoding.refuse_if_full()
+        elif path == EVENTS_PATH:
+            self.writing.refuse_if_full()
+        elif path.startswith("/v1/"):
+            self.lists.refuse_if_full()
+
+    async def ask(self, question: Question) -> Answer:
+        """Answers a question.
+
+        Raises:
+            Fault: too many wait, or the model is not there.
+            UserError: the question is wrong.
+        """
+        return await self.lists.submit(question)
+
+    async def ask_encoded(
+        self, encode: Callable[[Live], T], question: Callable[[T], Question]
+    ) -> Answer:
+        """Answers a question about something that has to be encoded first, on the same model.
+
+        Args:
+            encode: in the encoding thread.
+            question: of what that gives.
+
+        Raises:
+            Fault: too many wait, or the model is not there.
+            UserError: the question is wrong.
+        """
+        for _ in range(_TRIES):
+            encoded = await self.encode(encode)
+            try:
+                return await self.lists.submit(question(encoded))
+            except ModelChanged:
+                continue
+        raise Fault(503, "model", "the model is changing: try again", retry_after_s=1.0)
+
+    async def encode(self, work: Callable[[Live], T]) -> T:
+        """Does something in the encoding thread with the model that answers now."""
+
+        def with_model() -> T:
+            live = self.live
+            if live is None:
+                raise Fault(503, "model", "the model is not there: try again", retry_after_s=10.0)
+            return work(live)
+
+        found: T = await self.encoding.submit(with_model)
+        return found
+
+    async def keep(self, write: Callable[[], T]) -> T:
+        """Writes to the database, off the event loop, behind the events that wait."""
+        return await self.writing.in_turn(write)
+
+    def through_the_door(self, live: Live, upload: Upload) -> tuple[StoredItem, Encoded]:
+        """An upload's item and its content; runs in the encoding thread.
+
+        Raises:
+            Fault: a field or a medium is at fault, or there is none that the model encodes.
+        """
+        retriever = live.retriever
+        check_names(retriever.catalogue, upload.fields, upload.files)
+        item = stored_item(
+            upload, retriever.catalogue, image_side=retriever.image_side,
+            limits=self.settings.limits,
+        )  # fmt: skip
+        new = encode_items(retriever, [item])
+        if new.broken:
+            raise Fault(422, "broken_medium", f"{new.broken[0].modality}: {new.broken[0].reason}")
+        if not new.item_ids:
+            encodes = ", ".join(retriever.transforms)
+            raise Fault(
+                422,
+                "no_medium",
+                f"none of the media that the model encodes is there: {encodes}",
+            )
+        return item, Encoded(live.model_hash, new.content[0], new.modalities[0])
+
+    async def swap(self, version: str) -> Live:
+        """Puts a version in place, if it passes its check; else all stays as it is.
+
+        Raises:
+            ConfigError: there is no such version.
+            Fault: 409, it fails its check.
+        """
+        folder = self._folder_of(version)
+        async with self._swapping:
+            before = self.live
+            try:
+                live = await asyncio.to_thread(self._load, folder, version)
+                await self.lists.in_turn(lambda: self._put(live))
+                try:
+                    await self.lists.in_turn(lambda: check(live.retriever))
+                except Exception:
+                    await self.lists.in_turn(lambda: self._put(before))
+                    raise
+            except DATABASE_ERRORS:
+                raise
+            except Exception as error:  # whatever it is, the one before goes on answering
+                logger.error("version %s does not answer: %s", version, error)
+                raise Fault(
+                    409, "check_failed", f"version '{version}' does not pass: {error}"
+                ) from None
+            self.refused.pop(version, None)
+            return live
+
+    def _folder_of(self, version: str) -> Path:
+        settings = self.settings
+        if version == settings.path.name:
+            return settings.path
+        return version_folder(settings.models, version)
+
+    def _load(self, folder: Path, version: str) -> Live:
+        return load_live(folder, self.settings.data, version, self.database)
+
+    def _put(self, live: Live | None) -> None:
+        """Puts a model in place; between two batches, in the thread that owns it."""
+        self.answering.live = live
+        if live is None:
+            self.monitoring.serves(None, None)
+            return
+        self.monitoring.serves(live.version, live.model_hash)
+        try:
+            self.database.keep_popular(popular_items(live.retriever))
+        except DATABASE_ERRORS as error:  # of no use before the model fails
+            logger.warning("what is popular could not be kept: %s", type(error).__name__)
+        logger.info("version %s answers", live.version)
+
+    def _refuse(self, version: str, error: Exception) -> None:
+        self.refused[version] = " ".join(str(error).split())[:200]
+        logger.error("version %s does not answer: %s", version, error)
+
+    def _write(self, jobs: list[Sequence[Event]]) -> list[int | Exception]:
+        """Events of many requests in one transaction; of each how many were not there yet."""
+        fresh = self.database.add_events([event for job in jobs for event in job])
+        counts: list[int | Exception] = []
+        for job in jobs:
+            own = {event.event_id for event in job} & fresh
+            fresh -= own
+            counts.append(len(own))
+        return counts
+
+    def _database_is_there(self, there: bool) -> None:
+        self.database_fails = not there
+
+    async def _keep_watch(self) -> None:
+        """Follows the version that the database names, and sets the alarms."""
+        tried_at = time.monotonic()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                wanted = await asyncio.to_thread(self.database.version)
+                self._database_is_there(True)
+            except DATABASE_ERRORS:
+                wanted = None
+                self._database_is_there(False)
+            for line in (self.lists, self.encoding, self.writing):
+                self.monitoring.waiting.labels(line.name).set(line.depth)
+            full = max(each.depth / each.max_waiting for each in (self.lists, self.encoding))
+            self.monitoring.look(full, self.database_fails)
+            serves = None if self.live is None else self.live.version
+            is_new = wanted is not None and wanted != serves and wanted not in self.refused
+            again = self.live is None and time.monotonic() - tried_at > RETRY_S
+            if is_new or again:
+                tried_at = time.monotonic()
+                try:
+                    await self.swap(wanted or self.settings.path.name)
+                except (Fault, MmrecError, *DATABASE_ERRORS) as error:
+                    self._refuse(wanted or self.settings.path.name, error)
+
+
+def _one_by_one(jobs: list[Callable[[], Any]]) -> list[Any]:
+    """Results of jobs, or their errors."""
+    results: list[Any] = []
+    for job in jobs:
+        try:
+            results.append(job())
+        except Exception as error:
+            results.append(error)
+    return results

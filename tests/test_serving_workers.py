@@ -1,0 +1,93 @@
+"""`mmrec serve --workers 2`: one of them is killed, and nothing that was accepted is lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from live_servers import free_port
+
+from mmrec.serving.database import Database
+
+pytest_plugins = ["tiny_run", "live_servers"]
+
+
+def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        try:
+            httpx.get(f"{address}/readyz")
+            return
+        except httpx.TransportError:
+            assert server.poll() is None
+            time.sleep(0.1)
+    raise AssertionError("the server did not start")
+
+
+@pytest.mark.slow
+def test_a_worker_is_killed_and_nothing_is_lost(tiny_run: Path, tmp_path: Path) -> None:
+    url, port = f"sqlite:///{tmp_path / 'service.sqlite'}", free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mmrec.cli", "serve", str(tiny_run), "--port", str(port),
+               "--database", url, "--workers", "2"]  # fmt: skip
+    accepted: list[str] = []
+    wrong: list[str] = []
+    stop = threading.Event()
+
+    def send(name: int) -> None:
+        number = 0
+        while not stop.is_set():
+            event = {"user_id": f"s{name}", "item_id": "i1", "event_id": f"{name}-{number}"}
+            try:
+                with httpx.Client(base_url=address, timeout=20) as http:  # any of the workers
+                    answer = http.post("/v1/events", json={"events": [event]})
+                with httpx.Client(base_url=address, timeout=20) as http:
+                    listed = http.post("/v1/recommend", json={"user_id": f"s{name}", "k": 20})
+            except httpx.TransportError:
+                continue  # of the worker that was killed: sent again with the same id
+            if answer.status_code != 200 or listed.status_code != 200:
+                wrong.append(answer.text + listed.text)
+                continue
+            if "i1" in [each["item_id"] for each in listed.json()["items"]]:
+                wrong.append("an item that was met just now is listed")
+            accepted.append(event["event_id"])
+            number += 1
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as server:
+        try:
+            wait_for(address, server)
+            with ThreadPoolExecutor(3) as pool:
+                sending = [pool.submit(send, name) for name in range(3)]
+                try:
+                    time.sleep(8)  # the second one is up too
+                    workers = [
+                        each for each in psutil.Process(server.pid).children()
+                        if "spawn_main" in " ".join(each.cmdline())
+                    ]  # fmt: skip
+                    assert len(workers) == 2
+                    workers[0].kill()
+                    before = len(accepted)
+                    time.sleep(8)
+                finally:
+                    stop.set()
+                for each in sending:
+                    each.result()
+            metrics = httpx.get(f"{address}/metrics").text
+        finally:
+            server.terminate()
+            server.wait(30)
+    kept = Database(url)
+    assert set(accepted) <= {each.event_id for each in kept.all_events()}
+    kept.close()
+    assert not wrong and len(accepted) > before > 0
+    # of both workers, since they share what they count
+    counted = [line for line in metrics.splitlines() if line.startswith("mmrec_events_total")]
+    assert float(counted[0].split()[-1]) >= len(accepted)
