@@ -27,8 +27,8 @@ from mmrec.data.batch import ModalityInput
 from mmrec.data.items import Broken, ItemInputs, Media, NewItems
 from mmrec.data.ragged import IntArray
 from mmrec.errors import UserError
-from mmrec.retrieval.retriever import Retriever
-from mmrec.vectors import encode_content
+from mmrec.retrieval.retriever import BoolArray, Retriever
+from mmrec.vectors import encode_content, modalities_of
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,9 @@ class NewContent:
 
     Attributes:
         item_ids: n ids.
-        content: (n, D) unit vectors; an item without events is its content.
+        content: (n, D) unit vectors, what the media say.
+        embedding: (n, D) what users are compared with: the content, completed where an item lacks
+            what nearly all items of training have, and then shorter than 1.
         modalities: of each item, those its content is made of.
         refused: ids of items that have no medium the model can use; they are not among the n.
         broken: media that could not be used.
@@ -47,6 +49,7 @@ class NewContent:
 
     item_ids: list[str]
     content: Tensor
+    embedding: Tensor
     modalities: list[list[str]]
     refused: list[str]
     broken: list[Broken]
@@ -116,9 +119,17 @@ def encode_new(retriever: Retriever, media: Media) -> NewContent:
         raise UserError(f"new items: {error}; the model was trained on other input") from None
     modalities = noticing.modalities(len(media))
     usable = [row for row, names in enumerate(modalities) if names]
+    content = content[torch.tensor(usable, dtype=torch.int64, device=content.device)]
+
+    def has(name: str) -> BoolArray:
+        return np.array([name in modalities[row] for row in usable], np.bool_)
+
+    known = modalities_of(retriever.model, has)
+    assert known is not None
     return NewContent(
         item_ids=[media.item_id(row) for row in usable],
-        content=content[torch.tensor(usable, dtype=torch.int64, device=content.device)],
+        content=content,
+        embedding=retriever.model.embeddings_of_new(content, known),
         modalities=[modalities[row] for row in usable],
         refused=[media.item_id(row) for row, names in enumerate(modalities) if not names],
         broken=inputs.broken,
