@@ -16,13 +16,16 @@ from tiny_run import tiny_config
 
 from data_prep.prepare import prepare
 from fusion.completion import EXPECTED_SHARE, RIDGE, RIDGE_OF_NEW, Completion
+from mmrec.build import assemble
 from mmrec.evaluation.ablation import content_of_subsets
 from mmrec.loaded import load_run, open_source
 from mmrec.recommender import Recommender
 from mmrec.retrieval.export import export_run
 from mmrec.retrieval.exported import Export
+from mmrec.training.checkpoint import load_model
 from mmrec.training.complete import FEWEST_ITEMS
 from mmrec.training.train import train
+from mmrec.training.validate import validate
 from mmrec.vectors import item_vectors
 
 pytest_plugins = ["tiny_run"]
@@ -177,7 +180,20 @@ def test_new_items_are_completed_for_users_and_not_for_search(
     slow = torch.stack([each + each @ weights[:-1] + weights[-1] for each in content[new]])
     torch.testing.assert_close(found.embedding[new], slow)
     assert ((slow - content[new]).norm(dim=1) > 1e-3).all()
+    # what popularity is told from, in use and where the share of it is chosen
+    model.expectation.copy_(torch.linspace(-1, 1, len(model.expectation)))
+    told = slow @ model.expectation[:-1] + model.expectation[-1] + model.offset
+    again = item_vectors(model, content, loaded.item_index_of, num_items=size, has=loaded.has)
+    torch.testing.assert_close(again.bias[new], told)
+    torch.manual_seed(loaded.config.training.seed)  # which encoders below the cut depend on
+    assembly = assemble(loaded.config, folder / "data")
+    load_model(folder / "run" / "checkpoints" / "final", assembly.model)
+    looked = validate(assembly, precision="fp32")
+    assert looked.content is not None
+    torch.testing.assert_close(looked.content[new], slow)
+    torch.testing.assert_close(looked.content[~new], content[~new])
     whole = torch.ones_like(loaded.has)  # who lacks nothing keeps every bit
+    plain = item_vectors(model, content, loaded.item_index_of, num_items=size)
     same = item_vectors(model, content, loaded.item_index_of, num_items=size, has=whole)
     assert torch.equal(same.embedding, plain.embedding) and torch.equal(same.bias, plain.bias)
 
