@@ -49,7 +49,7 @@ from mmrec.network import make_model
 from mmrec.training.take_over import StartRun, take_over
 from mmrec.training.transfer import Transfer
 from mmrec.training.validate import check_stop_on
-from mmrec.vectors import encode_content
+from mmrec.vectors import encode_content, modalities_of
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +128,11 @@ class Assembly:
     def num_rows(self) -> int:
         """R."""
         return int(self.item_index_of.shape[0])
+
+    @property
+    def has(self) -> Tensor | None:
+        """What every item has, see `modalities_of`; None for a model of ids."""
+        return modalities_of(self.model, self.data.items.has)
 
     def all_content(self, precision: str = "fp32") -> Tensor | None:
         """Content (N, D) of every item of the catalogue; None for a model of ids."""

@@ -26,7 +26,7 @@ from mmrec.errors import CheckpointMismatch
 from mmrec.model import RecommenderModel
 from mmrec.network import make_model
 from mmrec.training.checkpoint import SCHEMA, load_model, read_tensors
-from mmrec.vectors import encode_content
+from mmrec.vectors import encode_content, modalities_of
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,12 @@ class LoadedRun:
     item_index_of: IntArray
     content: Tensor | None
     device: torch.device
+
+    @property
+    def has(self) -> Tensor | None:
+        """What every item has, see `modalities_of`; None for a model of ids."""
+        assert self.data is not None
+        return modalities_of(self.model, self.data.items.has)
 
 
 def load_run(

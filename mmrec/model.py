@@ -37,7 +37,8 @@ class IdPart(nn.Module):
 
         e = normalise(c + g * b * d / max(1, |d|)),   g = n / (n + kappa)
 
-    An item without a learned vector is exactly its content c.
+    An item without a learned vector is exactly its content c; one that also lacks media that nearly
+    all items of training have is what the rest lets expect of it, see `embeddings_of_new`.
 
     Args:
         counts: (R,) training events n of each row.
@@ -280,6 +281,24 @@ class RecommenderModel(nn.Module):
         embeddings: Tensor = self.id_part(content, rows)
         return embeddings
 
+    def embeddings_of_new(self, content: Tensor, has: Tensor) -> Tensor:
+        """Embeddings e of items that training did not meet: their content, as users expect it.
+
+        What nearly all items of training have and these lack is told from the rest, for users'
+        scores alone: search and similar items compare contents as they are.
+
+        Args:
+            content: (n, D) unit vectors made of what the items have.
+            has: (n, M) bool, what they have, in the order of `completion`.
+
+        Returns:
+            (n, D), the content itself where nothing is lacking; elsewhere shorter than 1, see
+            `Completion`.
+        """
+        assert self.completion is not None
+        embeddings: Tensor = self.completion.of_new(content, has)
+        return embeddings
+
     def bias(self, counts: Tensor, content: Tensor | None = None) -> Tensor:
         """What a logit gets beside <u, e> / tau: popularity, or (in use) what stands in its place.
 
@@ -288,7 +307,8 @@ class RecommenderModel(nn.Module):
 
         Args:
             counts: (R,) training events.
-            content: (R, D), for what items without events can expect; None for a model of ids.
+            content: (R, D), for what items without events can expect, of such items as
+                `embeddings_of_new` completes it; None for a model of ids.
         """
         bias = self.popularity(counts) if self.popularity is not None else counts * 0.0
         if self.training:
@@ -299,7 +319,7 @@ class RecommenderModel(nn.Module):
         """What the logits of items without events get: the offset, and popularity to be expected.
 
         Args:
-            content: (n, D); None for a model of ids.
+            content: (n, D) as `embeddings_of_new` completes it; None for a model of ids.
 
         Returns:
             (n,), or a number.

@@ -5,6 +5,7 @@ Legend: N items of the catalogue · R items in training · U users · D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,8 @@ class ItemVectors:
 
     content: (N, D) unit; None where the model knows no media.
     embedding: (N, D) unit; the content itself where training never met the item, and zeros for
-        such an item of a model that knows no media.
+        such an item of a model that knows no media. Where such an item lacks media that nearly all
+        items of training have, what they let expect, and then shorter than 1.
     bias: (N,) what the score gets beside <u, e> / tau.
     """
 
@@ -71,9 +73,55 @@ def encode_content(
     return torch.cat(parts) if parts else torch.zeros(0, model.width, device=device)
 
 
+def modalities_of(
+    model: RecommenderModel, has: Callable[[str], npt.NDArray[np.bool_]]
+) -> Tensor | None:
+    """What items have, in the order of `model.completion`, on the model's device.
+
+    Args:
+        model: that reads them.
+        has: gives (N,) bool of a modality.
+
+    Returns:
+        (N, M) bool; None for a model of ids.
+    """
+    if model.completion is None:
+        return None
+    columns = [has(name) for name in model.completion.modalities]
+    return torch.from_numpy(np.stack(columns, axis=1)).to(model.counts.device)
+
+
+@torch.no_grad()
+def content_for_users(
+    model: RecommenderModel, content: Tensor, item_index_of: IntArray, has: Tensor | None
+) -> Tensor:
+    """Contents with what items lack that training never met made up for.
+
+    Args:
+        model: the trained model.
+        content: (N, D).
+        item_index_of: (R,) catalogue index of each of the model's rows.
+        has: (N, M) as `modalities_of` gives it; None: nothing is made up for.
+
+    Returns:
+        (N, D), a copy; of items that training met as they were.
+    """
+    result = content.clone()
+    if has is not None:
+        new = torch.ones(len(content), dtype=torch.bool, device=content.device)
+        new[torch.from_numpy(item_index_of).to(content.device)] = False
+        result[new] = model.embeddings_of_new(content[new], has[new])
+    return result
+
+
 @torch.no_grad()
 def item_vectors(
-    model: RecommenderModel, content: Tensor | None, item_index_of: IntArray, *, num_items: int
+    model: RecommenderModel,
+    content: Tensor | None,
+    item_index_of: IntArray,
+    *,
+    num_items: int,
+    has: Tensor | None = None,
 ) -> ItemVectors:
     """Vectors of all N items.
 
@@ -82,6 +130,8 @@ def item_vectors(
         content: (N, D), or None for a model of ids.
         item_index_of: (R,) catalogue index of each of the model's rows.
         num_items: N.
+        has: (N, M) as `modalities_of` gives it: what items lack that training never met is made up
+            for in their embeddings; None: nothing is.
     """
     was_training = model.training
     model.eval()
@@ -91,11 +141,12 @@ def item_vectors(
     if content is None:
         embedding = torch.zeros(num_items, trained.shape[1], device=device)
     else:
-        embedding = content.clone()
-    embedding[rows] = trained
+        embedding = content_for_users(model, content, item_index_of, has)
     counts = torch.zeros(num_items, device=device)
     counts[rows] = model.counts
-    bias = model.bias(counts, content)
+    # popularity of new items is told from what stands in for their content
+    bias = model.bias(counts, None if content is None else embedding)
+    embedding[rows] = trained
     model.train(was_training)
     return ItemVectors(content=content, embedding=embedding, bias=bias)
 

@@ -124,7 +124,9 @@ def ndcg_on_test(run: Path) -> float:
     loaded = load_run(run)
     assert loaded.data is not None and loaded.split is not None
     cases = load_cases(loaded.data, loaded.split, "test")
-    users, items = case_vectors(loaded.model, cases, loaded.content, loaded.item_index_of)
+    users, items = case_vectors(
+        loaded.model, cases, loaded.content, loaded.item_index_of, has=loaded.has
+    )
     found = case_metrics(rank(cases, users, items).rank, cases.targets.offsets, ks=(10,))
     return float(found["ndcg@10"].mean())
 

@@ -128,7 +128,9 @@ def look(run: Path) -> tuple[float, float]:
     assert loaded.data is not None and loaded.split is not None
     cases = load_cases(loaded.data, loaded.split, "validation")
     traits = item_traits(loaded, initial_content(loaded, open_source(loaded)))
-    users, items = case_vectors(loaded.model, cases, loaded.content, loaded.item_index_of)
+    users, items = case_vectors(
+        loaded.model, cases, loaded.content, loaded.item_index_of, has=loaded.has
+    )
     ranking = rank_cases(VectorScorer(users, items), cases, top_k=LIST_LENGTH)
     found = case_metrics(ranking.rank, cases.targets.offsets, ks=(LIST_LENGTH,))
     diversity = intra_list_diversity(ranking.top_items, traits.vectors)

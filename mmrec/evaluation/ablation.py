@@ -56,8 +56,13 @@ def knock_out(
             rows |= {f"{name} alone": frozenset({name}) for name in names}
     result = []
     contents = content_of_subsets(loaded, source, list(rows.values()))
-    for name, content in zip(rows, contents, strict=True):
-        users, items = case_vectors(loaded.model, cases, content, loaded.item_index_of)
+    assert loaded.has is not None and loaded.model.completion is not None
+    modalities = loaded.model.completion.modalities
+    for (name, subset), content in zip(rows.items(), contents, strict=True):
+        kept = torch.tensor([each in subset for each in modalities], device=content.device)
+        users, items = case_vectors(
+            loaded.model, cases, content, loaded.item_index_of, has=loaded.has & kept
+        )
         ranking = rank_cases(VectorScorer(users, items), cases, device=users.device)
         metrics = slice_metrics(ranking, cases, popularity=popularity)
         ndcg = {key: value["ndcg@10"] if value else None for key, value in metrics.items()}
@@ -81,7 +86,8 @@ def content_of_subsets(
     """Content (N, D) of every item with only the modalities of each subset.
 
     Tokens are made once; what is left out is not given to the fusion at all. For items that
-    training met it is made up for, as it is where they lose a medium in use.
+    training met it is made up for, as it is where they lose a medium in use; of new ones content
+    stays what their media say, and their embeddings are completed (`item_vectors`).
     """
     assert loaded.model.fusion is not None and loaded.model.completion is not None
     names = loaded.model.completion.modalities

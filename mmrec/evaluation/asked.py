@@ -35,5 +35,7 @@ def ask_validation(loaded: LoadedRun) -> Asked | None:
     cases = load_cases(loaded.data, loaded.split, "validation")
     if not len(cases):
         return None
-    users, items = case_vectors(loaded.model, cases, loaded.content, loaded.item_index_of)
+    users, items = case_vectors(
+        loaded.model, cases, loaded.content, loaded.item_index_of, has=loaded.has
+    )
     return Asked(cases, users, items)

@@ -99,7 +99,9 @@ def evaluate_run(
         )
     popularity = training_popularity(loaded.split)
     source = open_source(loaded)
-    users, items = case_vectors(loaded.model, cases, loaded.content, loaded.item_index_of)
+    users, items = case_vectors(
+        loaded.model, cases, loaded.content, loaded.item_index_of, has=loaded.has
+    )
     ours = VectorScorer(users, items)
     scorers: dict[str, Scorer] = {"mmrec": ours}
     content = initial_content(loaded, source)

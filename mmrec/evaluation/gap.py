@@ -129,6 +129,8 @@ def last_training_targets(data: PreparedData, split: Split, users: IntArray) -> 
 
 def _ndcg(loaded: LoadedRun, cases: Cases) -> FloatArray:
     """(U,) NDCG@10 of cases of one target each."""
-    users, items = case_vectors(loaded.model, cases, loaded.content, loaded.item_index_of)
+    users, items = case_vectors(
+        loaded.model, cases, loaded.content, loaded.item_index_of, has=loaded.has
+    )
     ranking = rank_cases(VectorScorer(users, items), cases, device=users.device)
     return case_metrics(ranking.rank, cases.targets.offsets, ks=(10,))["ndcg@10"]

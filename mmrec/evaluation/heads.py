@@ -87,7 +87,11 @@ def evaluate_heads(loaded: LoadedRun, which: Which) -> dict[str, dict[str, Any]]
         return {}
     model.eval()
     items = item_vectors(
-        model, loaded.content, loaded.item_index_of, num_items=len(loaded.item_ids)
+        model,
+        loaded.content,
+        loaded.item_index_of,
+        num_items=len(loaded.item_ids),
+        has=loaded.has,
     ).embedding
     users = _states(loaded, items, windows)
     targets = np.concatenate([each.items for each in windows])

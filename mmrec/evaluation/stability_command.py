@@ -332,7 +332,7 @@ def _draw(values: IntArray, count: int, random: np.random.Generator) -> IntArray
 
 
 def _rank(loaded: LoadedRun, cases: Cases, content: Tensor | None) -> Ranking:
-    users, items = case_vectors(loaded.model, cases, content, loaded.item_index_of)
+    users, items = case_vectors(loaded.model, cases, content, loaded.item_index_of, has=loaded.has)
     scorer = VectorScorer(users, items)
     return rank_cases(scorer, cases, top_k=LIST_LENGTH, device=users.device)
 

@@ -73,7 +73,11 @@ class Frozen:
 def freeze(loaded: LoadedRun) -> Frozen:
     """The retriever of a finished run."""
     vectors = item_vectors(
-        loaded.model, loaded.content, loaded.item_index_of, num_items=len(loaded.item_ids)
+        loaded.model,
+        loaded.content,
+        loaded.item_index_of,
+        num_items=len(loaded.item_ids),
+        has=loaded.has,
     )
     counts = np.zeros(len(loaded.item_ids), np.int64)
     counts[loaded.item_index_of] = loaded.model.counts.cpu().numpy().astype(np.int64)

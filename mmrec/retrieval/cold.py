@@ -1,14 +1,15 @@
 """Scores items nobody has met, from their media alone, for every user.
 
-    table + files ─► content c of n new items ─┐
-                                               ├─ a tile of users at a time ─► rows of the result
-    histories ─► user u, seen items ───────────┘
+    table + files ─► embedding e of n new items ─┐
+                                                 ├─ a tile of users at a time ─► rows of the result
+    histories ─► user u, seen items ─────────────┘
 
-A new item's embedding is its content. Its score is the cosine <u, c>; its rank is its place among
-the user's unseen candidates and itself, where the full score counts: popularity of the candidates
-against the model's offset for items without events. Where the request has a time, candidates are
-those that may be listed then. An id that the catalogue has already is scored
-as given, as if nobody had met it, and does not compete with itself.
+A new item's embedding is its content. Where it lacks media that nearly all items of training have,
+it is what the rest lets expect of that, and shorter than 1. Its score is <u, e>, a cosine or the
+expected one; its rank is its place among the user's unseen candidates and itself, where the full
+score counts: popularity of the candidates against the model's offset for items without events.
+Where the request has a time, candidates are those that may be listed then. An id that the catalogue
+has already is scored as given, as if nobody had met it, and does not compete with itself.
 """
 
 from __future__ import annotations
@@ -164,8 +165,8 @@ def score_tiles(
     remaining = iter(asked)
     while users := list(islice(remaining, tile)):
         vectors = retriever.user_vectors(users)
-        score = vectors @ new.content.T
-        full = score + retriever.popularity_of_new(new.content)
+        score = vectors @ new.embedding.T
+        full = score + retriever.popularity_of_new(new.embedding)
         side = score_vectors(retriever.model, vectors, retriever.vectors)[0]
         seen = _seen(users, column_of) if retriever.repeats_forbidden else None
         above = _count_above(candidate_side, side, full, seen, twin)

@@ -39,7 +39,9 @@ class NewContent:
 
     Attributes:
         item_ids: n ids.
-        content: (n, D) unit vectors; an item without events is its content.
+        content: (n, D) unit vectors, what the media say.
+        embedding: (n, D) what users are compared with: the content, completed where an item lacks
+            what nearly all items of training have, and then shorter than 1.
         modalities: of each item, those its content is made of.
         refused: ids of items that have no medium the model can use; they are not among the n.
         broken: media that could not be used.
@@ -47,6 +49,7 @@ class NewContent:
 
     item_ids: list[str]
     content: Tensor
+    embedding: Tensor
     modalities: list[list[str]]
     refused: list[str]
     broken: list[Broken]
@@ -116,10 +119,13 @@ def encode_new(retriever: Retriever, media: Media) -> NewContent:
         raise UserError(f"new items: {error}; the model was trained on other input") from None
     modalities = noticing.modalities(len(media))
     usable = [row for row, names in enumerate(modalities) if names]
+    content = content[torch.tensor(usable, dtype=torch.int64, device=content.device)]
+    made_of = [modalities[row] for row in usable]
     return NewContent(
         item_ids=[media.item_id(row) for row in usable],
-        content=content[torch.tensor(usable, dtype=torch.int64, device=content.device)],
-        modalities=[modalities[row] for row in usable],
+        content=content,
+        embedding=retriever.embeddings_of_new(content, made_of),
+        modalities=made_of,
         refused=[media.item_id(row) for row, names in enumerate(modalities) if not names],
         broken=inputs.broken,
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -186,8 +186,10 @@ def _part_drops(
     drops = {}
     if retriever.model.id_part is not None:
         at = torch.from_numpy(rows).to(retriever.device)
-        # popularity is the same with and without
-        drops[USERS] = (retriever.vectors.embedding[at] - retriever.content[at]) @ user
+        # popularity is the same with and without; an item that training never met has no own part
+        own = (retriever.vectors.embedding[at] - retriever.content[at]) @ user
+        met = torch.from_numpy(np.isin(rows, retriever.item_index_of)).to(own.device)
+        drops[USERS] = own * met
     if retriever.parts is None:
         logger.warning("%s: what each medium gives is not known; export again", retriever.path)
         return drops
@@ -196,21 +198,33 @@ def _part_drops(
     for name in retriever.transforms:
         content = content_without(retriever, name, rows[known])
         drops[name] = torch.full_like(scores, torch.nan)
-        drops[name][chosen] = scores[chosen] - _scores_of(retriever, user, rows[known], content)
+        rest = [
+            [each for each in retriever.items.modalities(row) if each != name]
+            for row in rows[known].tolist()
+        ]
+        others = _scores_of(retriever, user, rows[known], content, rest)
+        drops[name][chosen] = scores[chosen] - others
     return drops
 
 
 @torch.no_grad()
-def _scores_of(retriever: Retriever, user: Tensor, rows: IntArray, content: Tensor) -> Tensor:
-    """(K,) scores of items as if their contents were others (K, D)."""
+def _scores_of(
+    retriever: Retriever,
+    user: Tensor,
+    rows: IntArray,
+    content: Tensor,
+    modalities: Sequence[Sequence[str]],
+) -> Tensor:
+    """(K,) scores of items as if their contents (K, D) were others, made of some modalities."""
     model = retriever.model
     place_of = np.full(len(retriever.counts), -1)
     place_of[retriever.item_index_of] = np.arange(len(retriever.item_index_of))
     places = torch.from_numpy(place_of[rows]).to(content.device)
-    embedding, known = content.clone(), places >= 0
+    expected, known = retriever.embeddings_of_new(content, modalities), places >= 0
+    embedding = expected.clone()
     embedding[known] = model.embeddings(content[known], places[known])
     counts = torch.from_numpy(retriever.counts[rows]).to(content)
-    bias = model.bias(counts, content) * model.temperature.detach()
+    bias = model.bias(counts, expected) * model.temperature.detach()
     return embedding @ user + bias
 
 

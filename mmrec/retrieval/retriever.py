@@ -46,7 +46,7 @@ from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.available import Available
 from mmrec.retrieval.parts import Parts
 from mmrec.retrieval.popular import EventTimes, read_event_times
-from mmrec.vectors import ItemVectors, item_vectors, score_vectors, user_vectors
+from mmrec.vectors import ItemVectors, item_vectors, modalities_of, score_vectors, user_vectors
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +231,13 @@ class Retriever:
     def vectors(self) -> ItemVectors:
         """Content, embedding and popularity of every item."""
         num_items = len(self.items.item_ids)
-        return item_vectors(self.model, self.content, self.item_index_of, num_items=num_items)
+        return item_vectors(
+            self.model,
+            self.content,
+            self.item_index_of,
+            num_items=num_items,
+            has=modalities_of(self.model, self.items.has.__getitem__),
+        )
 
     @property
     def repeats_forbidden(self) -> bool:
@@ -274,9 +280,17 @@ class Retriever:
         return self.item_side[torch.from_numpy(self.items.candidates).to(self.device)]
 
     @torch.no_grad()
-    def popularity_of_new(self, content: Tensor) -> Tensor:
+    def embeddings_of_new(self, content: Tensor, modalities: Sequence[Sequence[str]]) -> Tensor:
+        """What users are compared with of n new items: (n, D) contents, each of its modalities."""
+        known = modalities_of(
+            self.model, lambda name: np.array([name in each for each in modalities], np.bool_)
+        )
+        return content if known is None else self.model.embeddings_of_new(content, known)
+
+    @torch.no_grad()
+    def popularity_of_new(self, embedding: Tensor) -> Tensor:
         """What items without events get beside <u, e>, in units of cosine: (n, D) -> (n,)."""
-        return self.model.bias_of_new(content) * self.model.temperature
+        return self.model.bias_of_new(embedding) * self.model.temperature
 
     def user_vectors(self, asked: Sequence[Asked]) -> Tensor:
         """(U, D) unit vectors; zeros for an empty history."""

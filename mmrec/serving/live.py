@@ -151,10 +151,11 @@ class Live:
     def _append(self, added: Sequence[AddedItem]) -> None:
         assert self._content is not None  # nothing is encoded, so nothing added, without media
         content = torch.stack([each.content for each in added]).to(self._source.device)
-        popularity = self._source.popularity_of_new(content)
-        side = torch.cat([content, popularity[:, None]], 1)
+        embedding = self._source.embeddings_of_new(content, [each.modalities for each in added])
+        popularity = self._source.popularity_of_new(embedding)
+        side = torch.cat([embedding, popularity[:, None]], 1)
         self._content.append(content)
-        self._embedding.append(content)
+        self._embedding.append(embedding)
         self._bias.append(popularity / self._source.model.temperature.detach())
         self._side.append(side)
         self._candidates.append(side)

@@ -215,7 +215,9 @@ async def score(request: Request, service: TheService) -> Response:
                     field="user_id",
                 )  # fmt: skip
             content = content_of(live, encoded)[None]
-            new = NewContent([upload.item_id], content, [list(encoded.modalities)], [], [])
+            made_of = [list(encoded.modalities)]
+            embedding = live.retriever.embeddings_of_new(content, made_of)
+            new = NewContent([upload.item_id], content, embedding, made_of, [], [])
             scores = []
             for tile in score_tiles(live.retriever, new, asked):
                 rows = zip(

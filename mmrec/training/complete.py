@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusion.completion import EXPECTED_SHARE
 from mmrec.data.batch import media_to
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ def fit_completion(assembly: Assembly) -> None:
     """Learns the maps of `model.completion`; does nothing for ids alone, or one modality.
 
     Every set of modalities but that of all is left out in turn, and its map is fitted to the items
-    that have it and something else. At most 5,000 items are taken, evenly.
+    that have it and something else. What nearly all items have is expected of new ones. At most
+    5,000 items are taken, evenly.
     """
     model, source = assembly.model, assembly.source
     completion = model.completion
@@ -51,6 +53,7 @@ def fit_completion(assembly: Assembly) -> None:
             rest = {name: of_one for name, of_one in tokens.items() if name not in missing}
             each.append(model.fusion(rest))
     having = torch.cat(has)
+    completion.expected.copy_(having.double().mean(0) >= EXPECTED_SHARE)
     for missing, contents in zip(sets, without, strict=True):
         gone = torch.tensor([name in missing for name in names], device=having.device)
         chosen = having[:, gone].all(1) & having[:, ~gone].any(1)

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -90,13 +89,12 @@ def write_final(
 
 def _had(assembly: Assembly) -> Tensor:
     """(N, M) the modalities that training met each item with; none of those that it never met."""
-    assert assembly.model.completion is not None
-    items = assembly.data.items
-    names = assembly.model.completion.modalities
-    has = np.stack([items.has(name) for name in names], axis=1)
-    had = np.zeros_like(has)
-    had[assembly.item_index_of] = has[assembly.item_index_of]
-    return torch.from_numpy(had)
+    assert assembly.has is not None
+    has = assembly.has.cpu()
+    rows = torch.from_numpy(assembly.item_index_of)
+    had = torch.zeros_like(has)
+    had[rows] = has[rows]
+    return had
 
 
 def _added(assembly: Assembly, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:

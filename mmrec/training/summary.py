@@ -53,7 +53,9 @@ def summarise(run: Path, data: Path | None = None) -> dict[str, Any] | None:
     if not len(cases):
         return None
     popularity = training_popularity(loaded.split)
-    users, items = case_vectors(loaded.model, cases, loaded.content, loaded.item_index_of)
+    users, items = case_vectors(
+        loaded.model, cases, loaded.content, loaded.item_index_of, has=loaded.has
+    )
     scorers: dict[str, Scorer] = {"after training": VectorScorer(users, items)}
     scorers |= fit_baselines(
         ["popularity"],

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmrec.errors import ConfigError
 from mmrec.evaluation.evaluate import SLICES, slice_metrics
 from mmrec.evaluation.ranking import Ranking, VectorScorer, rank_cases
-from mmrec.vectors import item_vectors, score_vectors, user_vectors
+from mmrec.vectors import content_for_users, item_vectors, score_vectors, user_vectors
 
 if TYPE_CHECKING:
     from mmrec.build import Assembly
@@ -25,7 +25,8 @@ class Validation:
     """What one look gives.
 
     metrics: slice -> metric -> value; None for a slice without targets.
-    content: (N, D) content of every item; None for a model of ids.
+    content: (N, D) content of every item, as `content_for_users` completes it; None for a model of
+        ids.
     users: (U, D + 1) and items: (C, D + 1), whose products are the scores.
     """
 
@@ -73,10 +74,20 @@ def case_vectors(
     content: Tensor | None,
     item_index_of: np.ndarray[tuple[int], np.dtype[np.int64]],
     *,
+    has: Tensor | None = None,
     precision: str = "fp32",
 ) -> tuple[Tensor, Tensor]:
-    """Users (U, D + 1) of cases and vectors (C, D + 1) of their candidates."""
-    items = item_vectors(model, content, item_index_of, num_items=cases.num_items)
+    """Users (U, D + 1) of cases and vectors (C, D + 1) of their candidates.
+
+    Args:
+        model: the model.
+        cases: U users with what they are asked.
+        content: (N, D); None for a model of ids.
+        item_index_of: (R,) catalogue index of each of the model's rows.
+        has: (N, M) what items have, see `item_vectors`.
+        precision: of the user model's products.
+    """
+    items = item_vectors(model, content, item_index_of, num_items=cases.num_items, has=has)
     users = user_vectors(model, items.embedding, cases.history, cases.told, precision=precision)
     user_side, item_side = score_vectors(model, users, items)
     return user_side, item_side[torch.from_numpy(cases.candidates).to(item_side.device)]
@@ -93,9 +104,16 @@ def validate(assembly: Assembly, *, precision: str) -> Validation:
     assert cases is not None
     content = assembly.all_content(precision)
     users, items = case_vectors(
-        assembly.model, cases, content, assembly.item_index_of, precision=precision
+        assembly.model,
+        cases,
+        content,
+        assembly.item_index_of,
+        has=assembly.has,
+        precision=precision,
     )
     ranking = rank(cases, users, items)
+    if content is not None:
+        content = content_for_users(assembly.model, content, assembly.item_index_of, assembly.has)
     return Validation(
         slice_metrics(ranking, cases, popularity=assembly.popularity), content, users, items
     )
