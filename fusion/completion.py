@@ -30,8 +30,8 @@ RIDGE = 0.03
 """Of centred unit contents. The maps are used on the items that they were fitted to."""
 RIDGE_OF_NEW = 1.0
 """Of the maps for items that they were not fitted to: they have to trust single items less. Of .03,
-.3, 1 and 10 it is the one that helps without the text, hardly less than the best, and costs least
-without attributes (the figures are in the log)."""
+.3, 1 and 10 new products of a shop without text rank best with .3 and 1 (NDCG@10 .0970, with 10
+.0932), and without attributes 1 costs less than .3 (.0854, .0851)."""
 EXPECTED_SHARE = 0.9
 """Of the items of training. What more of them lack is no loss: users met such items as they are."""
 
