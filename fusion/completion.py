@@ -22,6 +22,7 @@ from collections.abc import Sequence, Set
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 MOST_MODALITIES = 5
@@ -80,10 +81,13 @@ class Completion(nn.Module):
 
         Returns:
             (n, D); an item that lacks nothing that is expected, or has nothing at all, as it was.
-            What is made up is shorter than 1, as in `forward`.
+            What is made up is a unit vector: shorter, such an item would have no chance among all,
+            where its score stands beside those of whole items.
         """
         missing = self.expected & ~has & has.any(1, keepdim=True)
-        return self._completed(self.maps_of_new, content, missing)
+        completed = self._completed(self.maps_of_new, content, missing)
+        changed = (completed != content).any(1, keepdim=True)
+        return torch.where(changed, F.normalize(completed, dim=1), content)
 
     def _completed(self, maps: Tensor, content: Tensor, missing: Tensor) -> Tensor:
         if len(maps) == 1:

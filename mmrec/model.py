@@ -292,8 +292,7 @@ class RecommenderModel(nn.Module):
             has: (n, M) bool, what they have, in the order of `completion`.
 
         Returns:
-            (n, D), the content itself where nothing is lacking; elsewhere shorter than 1, see
-            `Completion`.
+            (n, D) unit vectors, the content itself where nothing is lacking.
         """
         assert self.completion is not None
         embeddings: Tensor = self.completion.of_new(content, has)

@@ -83,7 +83,7 @@ class ItemEmbeddings:
         content: (n, D) unit; None for a model of ids.
         embedding: (n, D) unit; of an item without training events its content, or zeros where
             the model knows no media. Where such an item lacks media that nearly all items of
-            training have, what they let expect, and then shorter than 1.
+            training have, what they let expect.
     """
 
     item_ids: list[str]
@@ -510,7 +510,7 @@ class Recommender:
             context: of the request, by the log's columns.
 
         Returns:
-            user_id, item_id, score (<u, e>), rank (among the user's unseen candidates and this
+            user_id, item_id, score (cosine), rank (among the user's unseen candidates and this
             item, from 1), modalities; best first for each user. Items without a usable medium
             have no row. The whole table is in memory: `score_file` streams.
 

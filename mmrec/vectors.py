@@ -28,7 +28,7 @@ class ItemVectors:
     content: (N, D) unit; None where the model knows no media.
     embedding: (N, D) unit; the content itself where training never met the item, and zeros for
         such an item of a model that knows no media. Where such an item lacks media that nearly all
-        items of training have, what they let expect, and then shorter than 1.
+        items of training have, what they let expect.
     bias: (N,) what the score gets beside <u, e> / tau.
     """
 

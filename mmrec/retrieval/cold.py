@@ -5,11 +5,11 @@
     histories ─► user u, seen items ─────────────┘
 
 A new item's embedding is its content. Where it lacks media that nearly all items of training have,
-it is what the rest lets expect of that, and shorter than 1. Its score is <u, e>, a cosine or the
-expected one; its rank is its place among the user's unseen candidates and itself, where the full
-score counts: popularity of the candidates against the model's offset for items without events.
-Where the request has a time, candidates are those that may be listed then. An id that the catalogue
-has already is scored as given, as if nobody had met it, and does not compete with itself.
+it is what the rest lets expect of that. Its score is the cosine <u, e>; its rank is its place among
+the user's unseen candidates and itself, where the full score counts: popularity of the candidates
+against the model's offset for items without events. Where the request has a time, candidates are
+those that may be listed then. An id that the catalogue has already is scored as given, as if nobody
+had met it, and does not compete with itself.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class NewContent:
         item_ids: n ids.
         content: (n, D) unit vectors, what the media say.
         embedding: (n, D) what users are compared with: the content, completed where an item lacks
-            what nearly all items of training have, and then shorter than 1.
+            what nearly all items of training have.
         modalities: of each item, those its content is made of.
         refused: ids of items that have no medium the model can use; they are not among the n.
         broken: media that could not be used.

@@ -8,9 +8,9 @@
     OUT/*.npy *.jsonl     the same vectors and their ids
     OUT/bundle/           see mmrec.retrieval.bundle
 
-The score of the model is <u, e> + popularity, in units of cosine. It is an inner product: e is
-shorter than 1 where a new item lacks media that nearly all others have and what users are compared
-with is told from the rest; content_embedding is always what the media say. Every item of the
+The score of the model is <u, e> + popularity, in units of cosine. Of a new item that lacks media
+which nearly all others have, e is told from the rest; content_embedding is always what the media
+say. Every item of the
 catalogue that was not withdrawn has a row, in its order. Vectors are written a row group at a time
 into a folder beside OUT that takes its name once it is whole: an interrupted export leaves OUT as
 it was, and the next one starts anew, so no row is ever missing or there twice.
