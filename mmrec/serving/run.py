@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from mmrec.errors import UserError
 from mmrec.serving.settings import SETTINGS_VARIABLE, ServiceSettings, is_loopback
@@ -39,7 +40,7 @@ def run_service(
 
     if (certificate is None) != (private_key is None):
         raise UserError("--tls-certificate and --tls-key go together; give both or none")
-    options = {
+    options: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,
         "ssl_certfile": certificate,
