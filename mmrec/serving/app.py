@@ -9,9 +9,11 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from mmrec.serving import faults, upload_routes
+from mmrec.serving import browsing, faults, upload_routes
 from mmrec.serving.limits import BodyLimits
 from mmrec.serving.monitoring import Measured
+from mmrec.serving.page.page import page
+from mmrec.serving.pictures import Pictures
 from mmrec.serving.routes import health, managing, reading, writing
 from mmrec.serving.service import Service
 from mmrec.serving.settings import SETTINGS_VARIABLE, ServiceSettings
@@ -33,8 +35,9 @@ def build_app(service: Service) -> FastAPI:
         lifespan=life,
     )
     app.state.service = service
+    app.state.pictures = Pictures(service.settings, service.database)
     faults.install(app)
-    for router in (reading, writing, managing, health):
+    for router in (reading, browsing.router, writing, managing, health, page):
         app.include_router(router)
     app.add_middleware(BodyLimits, limits=service.settings.limits, upload_paths=upload_routes.PATHS)
     app.add_middleware(Measured, monitoring=service.monitoring)
