@@ -227,7 +227,7 @@ def test_a_user_has_a_history_and_recommendations_with_pictures(
 ) -> None:
     page.get_by_label("User id").fill("u3")
     page.get_by_role("button", name="Show").click()
-    shown = client.get("/v1/users/u3/history").json()["items"]
+    shown = client.get("/v1/users/u3/history", params={"k": 9}).json()["items"]
     page.wait_for_function(
         "n => document.querySelectorAll('#history .card').length === n", arg=len(shown)
     )

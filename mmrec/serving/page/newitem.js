@@ -4,6 +4,7 @@ import { get, send } from "./api.js";
 import { button, element } from "./cards.js";
 
 const MAX_USERS = 50;
+const FIRST = 10;
 let columns = null;
 let chosen = [];
 
@@ -77,17 +78,19 @@ export async function score(who) {
     }));
     rows.unshift({ ...own.users[0], user_id: "The history above", own: true });
   }
-  const table = document.getElementById("audience");
-  table.querySelector("tbody").replaceChildren(...rows.map((each) => {
+  const audience = document.getElementById("audience");
+  audience.querySelector("tbody").replaceChildren(...rows.map((each) => {
     const line = element("tr");
     if (each.own || each.user_id === who.user_id) line.className = "chosen";
     line.append(element("td", each.user_id), element("td", String(each.rank)));
     line.append(element("td", each.score.toFixed(3)));
     return line;
   }));
-  table.hidden = false;
-  const best = rows.filter((each) => !each.own)[0];
-  return `Of ${users.length} users, ${best.user_id} would like it most: rank ${best.rank}.`;
+  audience.hidden = false;
+  const [best] = rows.filter((each) => !each.own);
+  const among = rows.filter((each) => !each.own && each.rank <= FIRST).length;
+  return `Of ${users.length} users ${best.user_id} likes it most (rank ${best.rank}). `
+    + `It is in the first ${FIRST} for ${among} of them.`;
 }
 
 function formOf(add) {

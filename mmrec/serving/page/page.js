@@ -5,6 +5,7 @@ import { button, showCards, titleOf } from "./cards.js";
 import * as newItem from "./newitem.js";
 
 const NUM_LISTED = 12;
+const NUM_MET = 9;
 const at = (id) => document.getElementById(id);
 const state = { mode: "user", userId: null, history: [], explains: false };
 
@@ -75,7 +76,7 @@ function showUser() {
   return run("who", async (isLast) => {
     at("history").replaceChildren();
     if (state.userId === null) return;
-    const found = await get(`v1/users/${encodeURIComponent(state.userId)}/history`);
+    const found = await get(`v1/users/${encodeURIComponent(state.userId)}/history?k=${NUM_MET}`);
     if (!isLast()) return;
     showCards(at("history"), found.items, () => []);
     return found.items.length ? "What the user met last, oldest first." : "No events are known.";
