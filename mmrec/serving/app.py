@@ -9,9 +9,11 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from mmrec.serving import faults
+from mmrec.serving import browsing, faults
 from mmrec.serving.limits import BodyLimits
 from mmrec.serving.monitoring import Measured
+from mmrec.serving.page.page import page
+from mmrec.serving.pictures import Pictures
 from mmrec.serving.routes import health, managing, reading, writing
 from mmrec.serving.run import quieten
 from mmrec.serving.service import ENCODING_PATHS, Service
@@ -35,8 +37,9 @@ def build_app(service: Service) -> FastAPI:
         lifespan=life,
     )
     app.state.service = service
+    app.state.pictures = Pictures(service.settings, service.database)
     faults.install(app)
-    for router in (reading, comparing, writing, adding, managing, health):
+    for router in (reading, browsing.router, comparing, writing, adding, managing, health, page):
         app.include_router(router)
     app.add_middleware(
         BodyLimits,

@@ -242,6 +242,12 @@ class Database:
                 row.vectors, row.digest,
             )  # fmt: skip
 
+    def added_item(self, item_id: str) -> StoredItem | None:
+        """The item that was added last under an id, with its media; None: none was."""
+        with self._reading() as connection:
+            number = connection.scalar(self._tables.newest_added, {"item_id": item_id})
+        return None if number is None else self.item(number)
+
     def add_vector(
         self, number: int, *, model_hash: str, modalities: Sequence[str], content: bytes
     ) -> None:

@@ -136,6 +136,12 @@ class Tables:
         own = and_(
             vectors.c.number == items.c.number, vectors.c.model_hash == bindparam("model_hash")
         )
+        self.newest_added = (
+            select(items.c.number)
+            .where(items.c.item_id == bindparam("item_id"), items.c.what == "added")
+            .order_by(items.c.number.desc())
+            .limit(1)
+        )
         self.items_after = (
             select(items, vectors.c.modalities, vectors.c.content)
             .select_from(items.outerjoin(vectors, own))

@@ -1,0 +1,1 @@
+"""The page at `/`: recommendations with pictures, search, and a new item's audience."""
