@@ -1,6 +1,6 @@
 """What varied lists cost: NDCG against the diversity within lists, by `training.variety_weight`.
 
-    python -m benchmarks.variety.run [--users 1000] [--seeds 0,1,2] [--weights 0,1,3,10,30,100]
+    python -m benchmarks.variety.run [--users 1000] [--seeds 0,1,2] [--weights 0,2,5,10,20,40]
 
     OUT/seed-K/data/            a made catalogue, prepared
     OUT/seed-K/weight-W/        a run and row.json; one that is finished is not made again
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--users", type=int, default=1000)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--weights", default="0,1,3,10,30,100")
+    parser.add_argument("--weights", default="0,2,5,10,20,40")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "variety")
     given = parser.parse_args(arguments)
     weights = [float(weight) for weight in given.weights.split(",")]
