@@ -273,7 +273,10 @@ def test_a_candidate_shown_as_new_is_its_content(ranked: Recommender) -> None:
     torch.testing.assert_close(read.tokens[0, 0, 1:], plain.tokens[0, 0, 1:])
 
 
-def test_resumed_is_unbroken(tiny_run: Path, ranked_run: Path, tmp_path: Path) -> None:
+def test_resumed_is_unbroken(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "unbroken").mkdir()
+    unbroken = copied(tiny_run, tmp_path / "unbroken")
+    train_ranker(unbroken, SMALL)
     run = copied(tiny_run, tmp_path)
 
     def stop(done: int, total: int, note: str) -> None:
@@ -287,7 +290,7 @@ def test_resumed_is_unbroken(tiny_run: Path, ranked_run: Path, tmp_path: Path) -
         train_ranker(run, SMALL.model_copy(update={"num_blocks": 3}), resume=True)
     train_ranker(run, SMALL, resume=True)
     assert not (run / ".ranker").exists()
-    first, second = (load_file(each / "ranker" / "model.safetensors") for each in (run, ranked_run))
+    first, second = (load_file(each / "ranker" / "model.safetensors") for each in (run, unbroken))
     for name, each in first.items():
         torch.testing.assert_close(each, second[name], rtol=0, atol=0)
     with pytest.raises(CheckpointMismatch, match="the run has a ranker"):
