@@ -140,7 +140,7 @@ class Recommender:
         unmet: bool = False,
         wishes: Wishes = NO_WISHES,
         ranked: bool | None = None,
-        probabilities: bool = False,
+        calibrated: bool = False,
     ) -> list[Recommendation]:
         """The next items of a stored user, or of one who comes with his history.
 
@@ -169,7 +169,7 @@ class Recommender:
             ranked: order the best candidates by the second stage (`mmrec train-ranker`), whose
                 entries say more, see `RankedRecommendation`; None: where there is one and it was
                 better on validation than chance could be.
-            probabilities: the second stage has to tell calibrated ones in `heads`.
+            calibrated: the second stage has to tell calibrated probabilities in `heads`.
 
         Raises:
             ItemNotFound: the user is not known, or no item of the history.
@@ -189,10 +189,18 @@ class Recommender:
         if unmet:
             wishes = replace(wishes, unmet=True)
         if query is not None:
+            if ranked or calibrated:
+                raise UserError(
+                    "a query and the second stage are both asked for, allowed is one of them: "
+                    "what a query finds is ordered by words, meaning and taste"
+                )
             whose = Taste(asked, mix, hide_seen=True)
             return self.searcher.search(Query(query), k, taste=whose, at=time, wishes=wishes)
         stage = choose_second_stage(
-            self.retriever, self.second_stage, ranked=ranked, probabilities=probabilities
+            self.retriever,
+            None if ranked is False else self.second_stage,
+            ranked=ranked,
+            calibrated=calibrated,
         )
         return recommend_next(self.retriever, asked, k, at=time, wishes=wishes, second_stage=stage)
 

@@ -302,10 +302,12 @@ def test_what_cannot_be_used_is_refused(
 ) -> None:
     with pytest.raises(UserError, match="there is no second stage; run: mmrec train-ranker"):
         Recommender.load(tiny_run).recommend("u3", ranked=True)
+    with pytest.raises(UserError, match="a query and the second stage are both asked for"):
+        ranked.recommend("u3", query="red", ranked=True)
     with pytest.raises(UserError, match="ranked is False"):
-        ranked.recommend("u3", ranked=False, probabilities=True)
+        ranked.recommend("u3", ranked=False, calibrated=True)
     with pytest.raises(UserError, match=r"no probability can be told.*model\.heads"):
-        ranked.recommend("u3", probabilities=True)
+        ranked.recommend("u3", calibrated=True)
     run = copied(ranked_run, tmp_path)
     path = run / "ranker" / "config.json"
     document = json.loads(path.read_text())
@@ -372,7 +374,7 @@ def test_probabilities_are_told_where_something_was_shown(shop_run: Path) -> Non
     assert head["ranker"]["auc"] > 0.8  # users of two tastes
     assert head["calibration"]["calibration_error"] < 0.15
     recommender = Recommender.load(shop_run)
-    found = recommender.recommend("u0", k=12, probabilities=True)
+    found = recommender.recommend("u0", k=12, calibrated=True)
     told = {each.item_id: each.heads["click"] for each in found}  # type: ignore[attr-defined]
     assert all(0 < each < 1 for each in told.values())
     mine = [value for item, value in told.items() if int(item[1:]) % 2 == 0]
@@ -384,7 +386,7 @@ def test_the_command_line_ranks(shop_run: Path, capsys: pytest.CaptureFixture[st
     assert main(["recommend", str(shop_run), "--user", "u0", "--ranked", "--json"]) == 0
     items = json.loads(capsys.readouterr().out)["items"]
     assert {"retrieval_rank", "heads"} <= set(items[0])
-    assert main(["recommend", str(shop_run), "--user", "u0", "--probabilities"]) == 0
+    assert main(["recommend", str(shop_run), "--user", "u0", "--calibrated"]) == 0
     assert "click" in capsys.readouterr().out.splitlines()[0]
     assert main(["train-ranker", str(shop_run)]) == 2
     assert "the run has a ranker" in capsys.readouterr().err

@@ -301,3 +301,16 @@ def test_words_of_the_commands(tiny_run: Path, capsys: pytest.CaptureFixture[str
             assert "'price' is no attribute of items; the catalogue has none" in error
     assert main(["recommend", str(tiny_run), "--user", "u1", "--show-similar", "1"]) == 0
     assert "similar" in capsys.readouterr().out
+
+
+def test_what_a_list_does_not_show_is_refused(recommender: Recommender) -> None:
+    """Reasons and similar items belong to a user's list; elsewhere they are not just left out."""
+    for wishes in (Wishes(why="en"), Wishes(num_similar=2)):
+        for ask in (
+            lambda asked: recommender.search("red", wishes=asked),
+            lambda asked: recommender.recommend("u1", query="red", wishes=asked),
+            lambda asked: recommender.similar("i1", wishes=asked),
+            lambda asked: recommender.popular(wishes=asked),
+        ):
+            with pytest.raises(UserError, match="belongs to what is recommended to a user"):
+                ask(wishes)

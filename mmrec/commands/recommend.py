@@ -77,8 +77,11 @@ def recommend(
             help="Order by the second stage, or by retrieval alone; unasked, by what was better.",
         ),
     ] = None,
-    probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Tell calibrated ones, or say why not.")
+    calibrated: Annotated[
+        bool,
+        typer.Option(
+            "--calibrated", help="Tell the second stage's calibrated probabilities, or why not."
+        ),
     ] = False,
     data: DataOption = None,
     as_json: JsonOption = False,
@@ -123,7 +126,7 @@ def recommend(
         k=k,
         wishes=wishes,
         ranked=ranked,
-        probabilities=probabilities,
+        calibrated=calibrated,
     )
     told = {"user_id": user, "history": items, "taste": taste, "attributes": attributes}
     print_found({**told, "query": query, "time": time, "context": said or None}, found, as_json)

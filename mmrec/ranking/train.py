@@ -118,7 +118,7 @@ def train_ranker(
         loaded.model, frozen.vectors, frozen.counts, map_latents(work / "latents.npy")
     )
     # with several threads, gradients of gathered rows are else summed in any order
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(loaded.config.training.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(settings.seed)
     ranker = make_ranker(loaded.model, inputs, settings.model_dump()).to(loaded.device)

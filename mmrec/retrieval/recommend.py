@@ -140,6 +140,7 @@ def most_popular(
         UserError: as `recommend_next`.
     """
     check_k(k)
+    wishes.refuse_of_users("popular items")
     now, rows = time.time() if at is None else at, retriever.items.candidates
     scores = torch.from_numpy(popularity(retriever, now, wishes.trend)[rows])
     scored = Scored(rows, scores.float().to(retriever.device), "popularity")
@@ -245,6 +246,7 @@ def most_similar(
         UserError: k is below 1, the model knows no media or not this one, or as `recommend_next`.
     """
     check_k(k)
+    wishes.refuse_of_users("similar items")
     retriever.require_media("similar items")
     has = retriever.items.any_medium if by is None else retriever.items.has.get(by)
     contents = retriever.content if by is None else content_by(retriever, by)

@@ -202,6 +202,7 @@ class Searcher:
         retriever = self.retriever
         if taste is not None and taste.mix == 1:
             return recommend_next(retriever, taste.asked, k, at=now, wishes=wishes)
+        wishes.refuse_of_users("a search")
         match = self.match(query, by)
         scores, num_candidates = match.scores, k
         if taste is not None and taste.hide_seen and retriever.repeats_forbidden:

@@ -276,7 +276,7 @@ def load_second_stage(retriever: Retriever) -> SecondStage | None:
 
 
 def choose_second_stage(
-    retriever: Retriever, stage: SecondStage | None, *, ranked: bool | None, probabilities: bool
+    retriever: Retriever, stage: SecondStage | None, *, ranked: bool | None, calibrated: bool
 ) -> SecondStage | None:
     """What orders a list: the second stage, or None for retrieval alone.
 
@@ -284,25 +284,27 @@ def choose_second_stage(
         retriever: that is asked.
         stage: beside it.
         ranked: whether it was asked for; None: where it was better on validation than chance.
-        probabilities: whether it has to tell some.
+        calibrated: whether it has to tell calibrated probabilities.
 
     Raises:
         UserError: it is asked for and there is none, or it can tell no probability.
     """
     if ranked is False:
-        if probabilities:
-            raise UserError("probabilities come from the second stage, and ranked is False")
+        if calibrated:
+            raise UserError(
+                "calibrated probabilities come from the second stage, and ranked is False"
+            )
         return None
     if stage is None:
-        if ranked or probabilities:
+        if ranked or calibrated:
             raise UserError(
                 f"{retriever.path}: there is no second stage; run: mmrec train-ranker "
                 f"{retriever.path}"
             )
         return None
-    if probabilities:
+    if calibrated:
         stage.require_probabilities()
-    return stage if ranked or probabilities or stage.in_use else None
+    return stage if ranked or calibrated or stage.in_use else None
 
 
 def copy_second_stage(path: Path, bundle: Path) -> None:

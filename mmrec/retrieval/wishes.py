@@ -103,6 +103,19 @@ class Wishes:
         if self.num_similar < 0:
             raise UserError(f"num_similar is {self.num_similar}: give 0 or more")
 
+    def refuse_of_users(self, what: str) -> None:
+        """Refuses what the list recommended to a user alone can show.
+
+        Args:
+            what: the list that is made instead.
+
+        Raises:
+            UserError: reasons or similar items are asked for.
+        """
+        for name, asked in (("why", self.why is not None), ("num_similar", self.num_similar > 0)):
+            if asked:
+                raise UserError(f"{name} belongs to what is recommended to a user, not to {what}")
+
     def __bool__(self) -> bool:
         """Whether anything is asked."""
         return self != NO_WISHES
