@@ -11,8 +11,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data_prep.shards import History
+from data_prep.shards import History, PreparedData
 from mmrec.data.ragged import Ragged
+from mmrec.data.thinning import open_split
 from mmrec.evaluation.gap import last_training_targets, training_gap
 from mmrec.evaluation.protocol import load_cases
 from mmrec.loaded import LoadedRun, load_run
@@ -69,6 +70,21 @@ def test_the_last_event_that_training_counts(
     found = last_training_targets(data, split, np.array([3, 5, 8]))
     assert found.columns == ["user_index", "item_index", "position", "slice"]
     assert found.rows() == expected
+
+
+@pytest.mark.parametrize("share", [1e-6, 0.4, 0.8])
+def test_the_last_event_that_is_known_where_a_share_is(tiny_data: Path, share: float) -> None:
+    """Its place counts the complete history, of which training has seen a part."""
+    data = PreparedData.open(tiny_data)
+    split = open_split(data, None, share)
+    users = split.train.user_index
+    last = {int(user): int(split.train.read(row).item_index[-1]) for row, user in enumerate(users)}
+    found = last_training_targets(data, split, users)
+    assert len(found) > 10
+    wholes = dict(zip(split.full.user_index.tolist(), range(len(split.full)), strict=True))
+    for user, item, position, _ in found.iter_rows():
+        assert item == last[user]
+        assert split.full.read(wholes[user]).item_index[position] == item
 
 
 def test_the_gap_by_brute_force(tiny_run: Path) -> None:

@@ -18,6 +18,7 @@ import polars as pl
 from data_prep.shards import PreparedData, Split
 from mmrec.build import in_share, target_rule
 from mmrec.data.ragged import IntArray
+from mmrec.data.thinning import ThinnedSplit
 from mmrec.evaluation.metrics import FloatArray, bootstrap_interval, case_metrics
 from mmrec.evaluation.protocol import Cases, cases_of, is_cold_item
 from mmrec.evaluation.ranking import VectorScorer, rank_cases
@@ -114,10 +115,13 @@ def last_training_targets(data: PreparedData, split: Split, users: IntArray) -> 
         places = np.flatnonzero(counted)
         if not len(places) or places[-1] == 0:  # the first event of a history is input only
             continue
-        # training keeps the warm events of the complete history, up to where it ends
-        whole = split.full.read(full_row[user]).item_index
-        position = int(np.flatnonzero(~is_cold[whole])[places[-1]])
-        rows.append((user, int(whole[position]), position, "warm"))
+        # training keeps the warm events that are known of the complete history, up to where it ends
+        whole = split.full.read(full_row[user])
+        trained = ~is_cold[whole.item_index]
+        if isinstance(split, ThinnedSplit):
+            trained &= split.knows(whole)
+        position = int(np.flatnonzero(trained)[places[-1]])
+        rows.append((user, int(whole.item_index[position]), position, "warm"))
     schema = {
         "user_index": pl.Int64,
         "item_index": pl.Int64,
