@@ -292,7 +292,8 @@ class RecommenderModel(nn.Module):
             has: (n, M) bool, what they have, in the order of `completion`.
 
         Returns:
-            (n, D) unit vectors, the content itself where nothing is lacking.
+            (n, D) unit vectors, the content itself, where nothing is lacking; a little shorter
+            where something is made up.
         """
         assert self.completion is not None
         embeddings: Tensor = self.completion.of_new(content, has)
