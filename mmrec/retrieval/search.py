@@ -177,7 +177,7 @@ class Searcher:
         if self._lexical is None:
             return
         items = retriever.items
-        was_there = np.zeros(len(items.item_ids), np.bool_)
+        was_there = np.zeros(len(items.deleted), np.bool_)
         was_there[: len(before.deleted)] = ~before.deleted
         for row in np.flatnonzero(was_there & items.deleted).tolist():
             self._lexical.remove(row)
