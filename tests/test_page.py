@@ -297,6 +297,51 @@ def test_a_history_is_built_by_keyboard_alone(page: Any, client: httpx.Client) -
     is_list_of(ids[:1])
 
 
+def test_search_is_by_words_and_meaning_and_by_a_picture_too(
+    page: Any, client: httpx.Client, tiny_source: Path
+) -> None:
+    def shows(answer: httpx.Response) -> None:
+        items = answer.json()["items"]
+        expected = [each["title"] or each["item_id"] for each in items]
+        expect(page.locator("#search-list h3")).to_have_text(expected)
+        words = {"both": "its words and its meaning", "text": "its words", "meaning": "its meaning"}
+        for card, item in zip(page.locator("#search-list .card").all(), items, strict=True):
+            assert f"Found by {words[item['found_by']]}" in card.inner_text()
+
+    page.get_by_role("button", name="Search").click()
+    said(page, "search", "Write what you look for")
+    page.get_by_label("By words and meaning").fill("quiet storm")
+    page.get_by_role("button", name="Search").click()
+    shows(client.post("/v1/search", json={"text": "quiet storm", "k": 12}))
+    page.get_by_label("What is liked above comes first").check()
+    page.get_by_role("button", name="Search").click()
+    asked = {"text": "quiet storm", "user_id": page.get_by_label("User id").input_value(), "k": 12}
+    shows(client.post("/v1/search", json=asked))
+    picture = (tiny_source / "2.png").read_bytes()
+    page.evaluate(
+        """async bytes => {
+          const files = new DataTransfer();
+          files.items.add(new File([new Uint8Array(bytes)], "p.png", {type: "image/png"}));
+          document.getElementById("search-drop").dispatchEvent(
+            new DragEvent("drop", {dataTransfer: files, bubbles: true, cancelable: true}));
+        }""",
+        list(picture),
+    )
+    parts = {name: (None, str(value)) for name, value in asked.items()}
+    image = {"image": ("p.png", picture, "image/png")}
+    shows(client.post("/v1/search/media", files={**parts, **image}))
+    page.get_by_label("By words and meaning").fill("")
+    page.get_by_label("What is liked above comes first").uncheck()
+    page.locator("#search-form button").first.click()
+    shows(client.post("/v1/search/media", files={"k": (None, "12"), **image}))
+    page.locator("#search-file").set_input_files(
+        [{"name": "t.txt", "mimeType": "text/plain", "buffer": b"x"}]
+    )
+    said(page, "search", "not t.txt")
+    page.get_by_role("button", name="Remove p.png").click()
+    assert page.locator("#search-files li").count() == 0
+
+
 def test_what_the_service_refuses_is_said_in_a_line(browser: Any, address: str) -> None:
     page = browser.new_page()
     page.goto(address)

@@ -22,6 +22,7 @@ from mmrec.retrieval import query_encoder
 from mmrec.retrieval.available import FOR_EVER, Available
 from mmrec.retrieval.bundle import write_bundle
 from mmrec.retrieval.filters import Condition
+from mmrec.retrieval.lexical import read_words
 from mmrec.retrieval.retriever import Asked, Items, Retriever
 from mmrec.retrieval.search import WAYS, Query, Searcher, Taste, Way
 
@@ -249,6 +250,48 @@ def test_an_added_item_is_found_at_once_and_a_removed_one_never(tiny_run: Path) 
     for by in WAYS:
         assert "added" not in ids(searcher.search(Query("青蛙"), NUM_ITEMS + 1, by=by))
     assert len(searcher.lexical) == NUM_ITEMS - 1  # one has no text
+
+
+def test_a_removed_item_that_is_there_again_is_found_again(
+    tiny_run: Path, titles: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retriever = Recommender.load(tiny_run).retriever
+    searcher = Searcher(retriever)
+    before = [searcher.search(Query(titles["i6"]), NUM_ITEMS, by=by) for by in WAYS]
+    searcher.follow(removed(retriever, 6))
+    assert "i6" not in ids(searcher.search(Query(titles["i6"]), NUM_ITEMS, by="lexical"))
+    read: list[int] = []
+    add = searcher.lexical.add
+
+    def counted(item_index: int, text: str | None) -> None:
+        read.append(item_index)
+        add(item_index, text)
+
+    monkeypatch.setattr(searcher.lexical, "add", counted)
+    searcher.follow(retriever)
+    assert [searcher.search(Query(titles["i6"]), NUM_ITEMS, by=by) for by in WAYS] == before
+    assert read == [6]  # and no other
+
+
+def test_words_read_elsewhere_follow_what_has_come_since(tiny_run: Path) -> None:
+    retriever = Recommender.load(tiny_run).retriever
+    words, searcher = read_words(retriever), Searcher(retriever)
+    searcher.follow(removed(grown(retriever, "一只青蛙。", like=2), 6))
+    assert not searcher.has_words
+    searcher.take_words(words, retriever)
+    assert searcher.search(Query("青蛙"), 1, by="lexical")[0].item_id == "added"
+    assert len(words) == NUM_ITEMS - 1  # one has no text, one has gone, one has come
+
+
+def test_bytes_of_a_file_are_as_good_as_its_path(
+    recommender: Recommender, tiny_source: Path
+) -> None:
+    searcher = recommender.searcher
+    for name, file in (("image", tiny_source / "2.png"), ("audio", tiny_source / "6.wav")):
+        by_path, by_bytes = (Query(**{name: each}) for each in (file, file.read_bytes()))  # type: ignore[arg-type]
+        assert searcher.search(by_bytes, 5) == searcher.search(by_path, 5)
+        content = searcher.content(by_bytes)
+        assert searcher.search(by_bytes, 5, content=content) == searcher.search(by_path, 5)
 
 
 def test_a_deleted_item_is_not_read_at_all(tiny_run: Path, titles: dict[str, str]) -> None:

@@ -84,6 +84,9 @@ def test_what_one_worker_is_told_the_other_knows_at_once(
             listed = b.recommend("u1", k=30, wishes={"unmet": True})
             assert name in ids(listed) and not listed.degraded
             assert name in ids(b.similar(text="the quiet river", k=30))
+            for by in ("lexical", "dense", "hybrid"):
+                assert name in ids(b.search(f"river {number}", by=by, k=30))  # type: ignore[arg-type]
+            assert ids(b.search(f"river {number}", by="lexical", k=1)) == [name]
             both = [each.embed(item_ids=[name]).items[0].content for each in (a, b)]
             assert both[0] == both[1] == a.embed_media(fields=fields, files=files).items[0].content
         first = next(each for each in ids(b.recommend("u1", k=30)) if not each.startswith("new"))
@@ -92,6 +95,8 @@ def test_what_one_worker_is_told_the_other_knows_at_once(
         for stock in (False, True, False):
             assert b.list_item("new 1", stock).changed
             assert ("new 1" in ids(a.recommend("u1", k=30))) == stock
+            for by in ("lexical", "dense", "hybrid"):
+                assert ("new 1" in ids(a.search("quiet river 1", by=by, k=30))) == stock  # type: ignore[arg-type]
         assert ids(a.recommend("u1", k=30)) == ids(b.recommend("u1", k=30))
     with serving(settings) as (again, _), Client(again) as client:  # what was told is kept
         listed = ids(client.recommend("u1", k=30))
@@ -107,9 +112,19 @@ def test_the_client_says_what_was_refused_and_asks_as_the_library(
         found = client.recommend(history=["i1", HistoryItem(item_id="i4", time=9.0)], k=3)
         expected = recommender.recommend(history=["i1", ("i4", None, 9.0)], k=3)
         assert ids(found) == [each.item_id for each in expected]
-        assert ids(client.search("sea", k=2)) == [
-            each.item_id for each in recommender.similar(text="sea", k=2)
-        ]
+        picture = tiny_source / "7.png"
+        for asked in (
+            {"text": "sea"},
+            {"text": "the quiet sea", "by": "lexical", "history": ["i1"], "mix": 0.7},
+            {"text": "sea", "image": picture, "history": ["i1", "i4"]},
+        ):
+            expected = recommender.search(k=3, **asked)  # type: ignore[arg-type]
+            answer = client.search(k=3, **asked)  # type: ignore[arg-type]
+            assert ids(answer) == [each.item_id for each in expected]
+            assert [each.found_by for each in answer.items] == [each.found_by for each in expected]
+        with pytest.raises(ServiceError, match="text") as refused:
+            client.search()
+        assert refused.value.status == 422
         scored = client.score(user_ids=["u1", "u2"], files={"poster": tiny_source / "3.png"})
         assert {each.user_id for each in scored.users} == {"u1", "u2"}
         near = client.similar_to_media(files={"poster": (tiny_source / "7.png").read_bytes()}, k=2)

@@ -31,6 +31,19 @@ def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
     raise AssertionError("the server did not start")
 
 
+def found_by_any_worker(address: str) -> None:
+    """An item that one worker is told of is found by words and meaning, wherever it is asked."""
+    form = {"item_id": (None, "n1"), "title": (None, "The zebra"), "plot": (None, "A xylophone.")}
+    assert httpx.post(f"{address}/v1/items", files=form, timeout=20).status_code == 200
+    for listed in (True, False, True):
+        body = {"listed": listed}
+        assert httpx.put(f"{address}/v1/items/n1", json=body, timeout=20).status_code == 200
+        for number in range(12):  # a connection each, so that both of them are asked
+            asked = {"text": "xylophone", "by": ("lexical", "dense", "hybrid")[number % 3], "k": 50}
+            answer = httpx.post(f"{address}/v1/search", json=asked, timeout=20).json()
+            assert ("n1" in [each["item_id"] for each in answer["items"]]) == listed
+
+
 @pytest.mark.slow
 def test_a_worker_is_killed_and_nothing_is_lost(tiny_run: Path, tmp_path: Path) -> None:
     url, port = f"sqlite:///{tmp_path / 'service.sqlite'}", free_port()
@@ -80,6 +93,7 @@ def test_a_worker_is_killed_and_nothing_is_lost(tiny_run: Path, tmp_path: Path) 
                     stop.set()
                 for each in sending:
                     each.result()
+            found_by_any_worker(address)
             metrics = httpx.get(f"{address}/metrics").text
         finally:
             server.terminate()

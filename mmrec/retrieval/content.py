@@ -139,8 +139,12 @@ def encode_query(retriever: Retriever, modality: str, query: Path | str) -> Tens
     return encode_queries(retriever, modality, [query])[0]
 
 
-def encode_queries(retriever: Retriever, modality: str, queries: Sequence[Path | str]) -> Tensor:
-    """Contents (n, D) of several media of one modality: texts, or paths of pictures or sounds.
+def encode_queries(
+    retriever: Retriever, modality: str, queries: Sequence[Path | str | bytes]
+) -> Tensor:
+    """Contents (n, D) of several media of one modality: texts, or files of pictures or sounds.
+
+    A file is given by its path or its bytes.
 
     Raises:
         UserError: the model does not encode this modality, or there is nothing in the text.
@@ -156,22 +160,23 @@ def encode_queries(retriever: Retriever, modality: str, queries: Sequence[Path |
     media = [_load_query(modality, query, retriever) for query in queries]
     found = encode_new(retriever, QueryMedia(modality, media))
     if found.refused:
-        empty = str(queries[int(found.refused[0])])
+        query = queries[int(found.refused[0])]
+        empty = "the file" if isinstance(query, bytes) else str(query)
         raise UserError(f"a query by {modality}: there is nothing in {empty!r} to encode")
     return found.content
 
 
-def _load_query(modality: str, query: Path | str, retriever: Retriever) -> Any:
+def _load_query(modality: str, query: Path | str | bytes, retriever: Retriever) -> Any:
     if modality == "text":
         return {"text": str(query)}
-    path = Path(query)
+    file = query if isinstance(query, bytes) else Path(query)
     try:
         if modality == "image":
-            medium = normalise(path, kind="image", image_side=retriever.image_side)
+            medium = normalise(file, kind="image", image_side=retriever.image_side)
             return decode_image(medium.data)
-        return Sound(normalise(path, kind="audio").data)
+        return Sound(normalise(file, kind="audio").data)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{query!s}: cannot be read: {error.strerror}") from None
 
 
 class _Noticing:

@@ -47,14 +47,14 @@ class QueryEncoder:
                     self._kept.popitem(last=False)
         return torch.stack([found[text] for text in texts])
 
-    def media(self, media: Mapping[str, Path | str]) -> Tensor:
+    def media(self, media: Mapping[str, Path | str | bytes]) -> Tensor:
         """Content (D,) of one query of several media: each counts as much as any other.
 
         They are not fused like the media of an item, since fusion may learn to look at one of them
         where it has several, and whoever gives two means both.
 
         Args:
-            media: a text or the path of a file, by modality.
+            media: a text, or the path or the bytes of a file, by modality.
 
         Raises: as `encode_queries`.
         """

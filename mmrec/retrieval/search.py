@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mmrec.errors import UserError
-from mmrec.retrieval.lexical import LexicalIndex
+from mmrec.retrieval.lexical import LexicalIndex, read_words
 from mmrec.retrieval.lists import (
     FoundBy,
     Recommendation,
@@ -66,16 +67,16 @@ class Query:
 
     Attributes:
         text: in any language.
-        image: path of a picture.
-        audio: path of a sound.
+        image: path of a picture, or its bytes.
+        audio: path of a sound, or its bytes.
 
     Raises:
         UserError: nothing is given, or a text without anything in it.
     """
 
     text: str | None = None
-    image: Path | None = None
-    audio: Path | None = None
+    image: Path | bytes | None = None
+    audio: Path | bytes | None = None
 
     def __post_init__(self) -> None:
         if self.text is not None and not self.text.strip():
@@ -84,7 +85,7 @@ class Query:
             raise UserError("the query is empty: give a text, a picture or a sound")
 
     @property
-    def media(self) -> dict[str, Path | str]:
+    def media(self) -> dict[str, Path | str | bytes]:
         """What is given, by modality."""
         given = {"text": self.text, "image": self.image, "audio": self.audio}
         return {name: each for name, each in given.items() if each is not None}
@@ -144,20 +145,29 @@ class Searcher:
     def lexical(self) -> LexicalIndex:
         """The words of all items."""
         if self._lexical is None:
-            items = self.retriever.items
-            if items.read_texts is None:
-                logger.warning(
-                    "%s holds no texts of items but titles, and these alone are searched by words; "
-                    "export the bundle again",
-                    self.retriever.path,
-                )
-            self._lexical = LexicalIndex(
-                None if gone else items.texts[row] for row, gone in enumerate(items.deleted)
-            )
+            self._lexical = read_words(self.retriever)
         return self._lexical
+
+    @property
+    def has_words(self) -> bool:
+        """Whether the words of the items have been read."""
+        return self._lexical is not None
+
+    def take_words(self, words: LexicalIndex, of: Retriever) -> None:
+        """Takes words that were read elsewhere, and what has become of items since.
+
+        Args:
+            words: as `read_words` gives them.
+            of: the retriever they were read of.
+        """
+        now = self.retriever
+        self._lexical, self.retriever = words, of
+        self.follow(now)
 
     def follow(self, retriever: Retriever) -> None:
         """Goes on with items as they are now: added rows are found from here on, deleted ones not.
+
+        A deleted one that is there again is found again. Only what has changed is read.
 
         Args:
             retriever: of the same model, whose first rows are the items known so far.
@@ -166,11 +176,13 @@ class Searcher:
         before, self.retriever = self.retriever.items, retriever
         if self._lexical is None:
             return
-        items, known = retriever.items, len(before.item_ids)
-        for row in range(known, len(items.item_ids)):
-            self._lexical.add(row, items.texts[row])
-        for row in np.flatnonzero(items.deleted).tolist():
+        items = retriever.items
+        was_there = np.zeros(len(items.deleted), np.bool_)
+        was_there[: len(before.deleted)] = ~before.deleted
+        for row in np.flatnonzero(was_there & items.deleted).tolist():
             self._lexical.remove(row)
+        for row in np.flatnonzero(~was_there & ~items.deleted).tolist():
+            self._lexical.add(row, items.texts[row])
 
     def search(
         self,
@@ -181,6 +193,7 @@ class Searcher:
         taste: Taste | None = None,
         at: float | None = None,
         wishes: Wishes = NO_WISHES,
+        content: Tensor | None = None,
     ) -> list[Recommendation]:
         """The K items that answer a query best.
 
@@ -191,6 +204,8 @@ class Searcher:
             taste: whose search it is; None: anybody's.
             at: Unix seconds at which items must be available; None: now.
             wishes: what the list is asked to be like.
+            content: (D,) as `content` gives it, where that was asked before; None: it is asked
+                here.
 
         Raises:
             UserError: k is below 1, the model cannot read what is given and words are not enough,
@@ -203,7 +218,7 @@ class Searcher:
         if taste is not None and taste.mix == 1:
             return recommend_next(retriever, taste.asked, k, at=now, wishes=wishes)
         wishes.refuse_of_users("a search")
-        match = self.match(query, by)
+        match = self.match(query, by, content)
         scores, num_candidates = match.scores, k
         if taste is not None and taste.hide_seen and retriever.repeats_forbidden:
             scores = scores.clone()
@@ -216,22 +231,43 @@ class Searcher:
         told, row_of = _Finders(match, num_candidates), retriever.items.rows
         return [replace(each, found_by=told.of(row_of[each.item_id])) for each in found]
 
-    def match(self, query: Query, by: Way = "hybrid") -> Match:
+    def content(self, query: Query, by: Way = "hybrid") -> Tensor | None:
+        """Content (D,) that items are compared with; None where words alone count.
+
+        It needs nothing that `follow` changes, so that another thread may ask for it.
+
+        Raises:
+            UserError: the model cannot read what is given, and words are not enough.
+            DataError: a file is no picture or sound.
+        """
+        media = self._read_by_model(query, by)
+        if by == "hybrid" and query.text is not None and "text" not in media:
+            logger.warning(
+                "the model in %s reads no text: by the query's text items are found by words alone",
+                self.retriever.path,
+            )
+        return self.encoder.media(media) if media else None
+
+    def match(self, query: Query, by: Way = "hybrid", content: Tensor | None = None) -> Match:
         """Scores of all items, whether they may be listed now or not.
 
         Args:
             query: what is looked for.
             by: words, content or both; without a text, or without a model that reads what is
                 given, `hybrid` is what remains.
+            content: as in `search`.
 
         Raises:
             UserError: nothing remains.
         """
-        as_way(by)
-        lexical = None if by == "dense" else self._lexical_scores(query)
-        dense = None if by == "lexical" else self._dense_scores(query, required=lexical is None)
-        if lexical is None and dense is None:
+        if as_way(by) == "lexical" and query.text is None:
             raise UserError("a search by words needs a text: give one, or search by dense")
+        if content is None:
+            content = self.content(query, by)
+        lexical = None if by == "dense" else self._lexical_scores(query)
+        dense = None
+        if content is not None:
+            dense = self._dense_scores(self._read_by_model(query, by), content)
         gone = torch.from_numpy(self.retriever.items.deleted).to(self.retriever.device)
         return Match(_mixed(lexical, dense).masked_fill(gone, -torch.inf), lexical, dense)
 
@@ -243,18 +279,18 @@ class Searcher:
         scores = covered.float().to(self.retriever.device)
         return scores.masked_fill(scores <= 0, -torch.inf)
 
-    def _dense_scores(self, query: Query, *, required: bool) -> Tensor | None:
-        retriever = self.retriever
+    def _read_by_model(self, query: Query, by: Way) -> dict[str, Path | str | bytes]:
+        """What of a query the model is asked to read; a text it cannot read is left to words."""
+        if by == "lexical":
+            return {}
         media = query.media
-        if not required and "text" not in retriever.transforms:
-            del media["text"]
-            logger.warning(
-                "the model in %s reads no text: by the query's text items are found by words alone",
-                retriever.path,
-            )
-            if not media:
-                return None
-        content = self.encoder.media(media)
+        if by == "hybrid" and "text" not in self.retriever.transforms:
+            media.pop("text", None)
+        return media
+
+    def _dense_scores(self, media: Collection[str], content: Tensor) -> Tensor:
+        """Cosines (N,) of a query's content, which is made of some media."""
+        retriever = self.retriever
         assert retriever.content is not None
         items = retriever.items
         alike = np.logical_and.reduce([items.has[name] for name in media])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,18 @@ class SecondStage:
     def in_use(self) -> bool:
         """Whether lists are ranked unasked: its gain on validation was more than chance."""
         return bool(self.document["in_use"])
+
+    def beside(self, retriever: Retriever) -> SecondStage:
+        """The same ranker with items as they are now: those that came since show their content.
+
+        Args:
+            retriever: of the same model, whose first rows are the items known so far.
+        """
+        assert retriever.model is self.retriever.model
+        inputs = RankerInputs(
+            retriever.model, retriever.vectors, retriever.counts, self.inputs.latents
+        )
+        return replace(self, retriever=retriever, inputs=inputs)
 
     @torch.no_grad()
     def rank(self, asked: Asked, items: IntArray, scores: Tensor) -> RankedItems:
@@ -243,13 +255,17 @@ def make_ranker(
     )
 
 
-def load_second_stage(retriever: Retriever) -> SecondStage | None:
+def load_second_stage(retriever: Retriever, path: Path | None = None) -> SecondStage | None:
     """The ranker beside a run's or a bundle's model; None where there is none.
+
+    Args:
+        retriever: the model.
+        path: folder of the run or the bundle; None: as the retriever names it.
 
     Raises:
         CheckpointMismatch: it was trained on another model, or a file of it cannot be used.
     """
-    folder = retriever.path / RANKER_FOLDER
+    folder = (retriever.path if path is None else path) / RANKER_FOLDER
     if not (folder / "config.json").is_file():
         return None
     document = _read(folder / "config.json")

@@ -21,6 +21,7 @@ from mmrec.retrieval.content import NewContent, encode_new
 from mmrec.retrieval.lists import Recommendation
 from mmrec.retrieval.recommend import basis_of, recommend_next
 from mmrec.retrieval.retriever import Asked, HistoryEvent, Retriever
+from mmrec.retrieval.second_stage import choose_second_stage
 from mmrec.retrieval.wishes import Wishes
 from mmrec.serving.database import DATABASE_ERRORS, Database, Event, ItemChange, StoredItem
 from mmrec.serving.faults import Fault
@@ -59,6 +60,8 @@ class ListQuestion:
         at: Unix seconds at which items must be available; None: now.
         wishes: what the list is to be like.
         taste: what the user says he likes.
+        ranked: ordered by the second stage; None: where it was better than chance.
+        calibrated: with its calibrated probabilities.
     """
 
     user_id: str | None
@@ -69,6 +72,8 @@ class ListQuestion:
     at: float | None
     wishes: Wishes
     taste: Encoded | None = None
+    ranked: bool | None = None
+    calibrated: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,7 @@ class Answering:
         met = {each.item_id for each in events.get(question.user_id or "", ())}
         met |= {str(e[0]) if isinstance(e, tuple) else str(e) for e in question.history or ()}
         hidden = met | set(question.wishes.without)
-        if question.wishes.where or not popular:
+        if question.wishes.where or question.calibrated or not popular:
             return Fault(503, "model", "the model is not there: try again", retry_after_s=10.0)
         shown = [each for each in popular if each[0] not in hidden][: question.k]
         found = [
@@ -179,9 +184,14 @@ def _value(live: Live, question: Question, asked: Asked | None, user: Tensor | N
     if isinstance(question, Task):
         return question.run(live)
     assert asked is not None
-    return recommend_next(
-        live.retriever, asked, question.k, at=question.at, wishes=question.wishes, user=user
+    retriever = live.retriever
+    stage = choose_second_stage(
+        retriever, live.second_stage, ranked=question.ranked, calibrated=question.calibrated
     )
+    return recommend_next(
+        retriever, asked, question.k, at=question.at, wishes=question.wishes, second_stage=stage,
+        user=user,
+    )  # fmt: skip
 
 
 def _user_ids(questions: Sequence[Question]) -> list[str]:

@@ -16,6 +16,7 @@ from mmrec.serving.page.page import page
 from mmrec.serving.pictures import Pictures
 from mmrec.serving.routes import health, managing, reading, writing
 from mmrec.serving.run import quieten
+from mmrec.serving.search_routes import searching
 from mmrec.serving.service import ENCODING_PATHS, Service
 from mmrec.serving.settings import SETTINGS_VARIABLE, ServiceSettings
 from mmrec.serving.upload_routes import adding, comparing
@@ -39,7 +40,10 @@ def build_app(service: Service) -> FastAPI:
     app.state.service = service
     app.state.pictures = Pictures(service.settings, service.database)
     faults.install(app)
-    for router in (reading, browsing.router, comparing, writing, adding, managing, health, page):
+    routers = (
+        reading, searching, browsing.router, comparing, writing, adding, managing, health, page
+    )  # fmt: skip
+    for router in routers:
         app.include_router(router)
     app.add_middleware(
         BodyLimits,

@@ -8,6 +8,7 @@ with Client("http://127.0.0.1:8000", key="mmrec_…") as client:
 
 from __future__ import annotations
 
+import json
 import mimetypes
 import os
 import time
@@ -15,7 +16,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -37,7 +38,9 @@ from mmrec.serving.schemas import (
 
 Document = TypeVar("Document", bound=BaseModel)
 History = Sequence[str | HistoryItem]
-Files = Mapping[str, str | os.PathLike[str] | bytes]
+File = str | os.PathLike[str] | bytes
+Files = Mapping[str, File]
+Way = Literal["hybrid", "lexical", "dense"]
 _AGAIN = (429, 503)
 _LONGEST_WAIT_S = 30.0
 
@@ -102,7 +105,8 @@ class Client:
             user_id: of the log, or of events since.
             history: in place of a user, oldest first.
             k: how many.
-            asked: other fields of `RecommendRequest`: taste, attributes, time, context, wishes.
+            asked: other fields of `RecommendRequest`: taste, attributes, time, context, wishes,
+                ranked, calibrated, keep.
 
         Raises:
             ServiceError: the service refuses it or cannot be reached.
@@ -118,9 +122,48 @@ class Client:
             "/v1/similar", {"item_id": item_id, "text": text, "k": k, **asked}, ListAnswer
         )
 
-    def search(self, text: str, *, k: int = 10, **asked: Any) -> ListAnswer:
-        """Items that a text describes. Raises `ServiceError`."""
-        return self._post("/v1/search", {"text": text, "k": k, **asked}, ListAnswer)
+    def search(
+        self,
+        text: str | None = None,
+        *,
+        image: File | None = None,
+        audio: File | None = None,
+        by: Way = "hybrid",
+        user_id: str | None = None,
+        history: History | None = None,
+        mix: float = 0.5,
+        k: int = 10,
+        **asked: Any,
+    ) -> ListAnswer:
+        """Items that a text, a picture, a sound, or several of these ask for.
+
+        Args:
+            text: in any language that the items' texts have.
+            image: path or bytes of a picture.
+            audio: path or bytes of a sound.
+            by: words and meaning (`hybrid`), words (`lexical`), or meaning (`dense`).
+            user_id: whose taste orders what is found.
+            history: the same, in place of a user, oldest first.
+            mix: weight of the taste: 0 is the search alone, 1 what is recommended.
+            k: how many.
+            asked: other fields of `SearchRequest`: time, wishes.
+
+        Raises:
+            ServiceError: the service refuses it or cannot be reached.
+        """
+        body = {"text": text, "by": by, "user_id": user_id, "history": history, "mix": mix,
+                "k": k, **asked}  # fmt: skip
+        files = {
+            name: each for name, each in (("image", image), ("audio", audio)) if each is not None
+        }
+        if not files:
+            return self._post("/v1/search", body, ListAnswer)
+        form = {
+            name: value if isinstance(value, str) else json.dumps(_plain(value))
+            for name, value in body.items()
+            if value is not None
+        }
+        return self._upload("/v1/search/media", form, files, ListAnswer)
 
     def embed(
         self,

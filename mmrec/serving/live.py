@@ -25,7 +25,11 @@ from data_prep.shards import UNKNOWN_TIME, History
 from mmrec.data.told import UNKNOWN_EVENT, EventColumns, columns_of, join_columns, unknown_events
 from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.available import ALWAYS, FOR_EVER, Available
+from mmrec.retrieval.lexical import LexicalIndex, read_words
+from mmrec.retrieval.lists import Recommendation
 from mmrec.retrieval.retriever import BoolArray, Items, Retriever
+from mmrec.retrieval.search import Query, Searcher
+from mmrec.retrieval.second_stage import SecondStage
 from mmrec.serving.database import Event, ItemChange
 from mmrec.serving.growing import Chained, GrowingRows
 from mmrec.vectors import ItemVectors
@@ -37,17 +41,27 @@ class AddedItem:
 
     Attributes:
         item_id: of no other item that is listed.
-        title: its first text.
+        texts: by the catalogue's columns, in their order.
         attributes: by name.
         modalities: that its content is made of.
         content: (D,) unit.
     """
 
     item_id: str
-    title: str | None
+    texts: Mapping[str, str]
     attributes: Mapping[str, Any]
     modalities: Sequence[str]
     content: Tensor
+
+    @property
+    def title(self) -> str | None:
+        """Its first text."""
+        return next(iter(self.texts.values()), None)
+
+    @property
+    def whole_text(self) -> str | None:
+        """All of its texts in one, as search by words reads them."""
+        return "\n".join(self.texts.values()) or None
 
 
 class Live:
@@ -56,11 +70,15 @@ class Live:
     Args:
         retriever: of a run or a bundle.
         version: its name among the versions.
+        second_stage: beside it; None where there is none.
     """
 
-    def __init__(self, retriever: Retriever, version: str) -> None:
+    def __init__(
+        self, retriever: Retriever, version: str, second_stage: SecondStage | None = None
+    ) -> None:
         self.version = version
         self._source = retriever
+        self._ranker = second_stage
         self._rows = dict(retriever.items.rows)
         self._item_ids = list(retriever.items.item_ids)
         self._added: list[AddedItem] = []
@@ -74,6 +92,34 @@ class Live:
         self.followed = 0
         """Number of the last change of items that is in here."""
         self.retriever = self._view()
+        self.searcher = Searcher(self.retriever)
+        self._words: tuple[LexicalIndex, Retriever] | None = None
+
+    @property
+    def second_stage(self) -> SecondStage | None:
+        """What may order lists anew, with items as they are now; None where there is none."""
+        stage = self._ranker
+        if stage is not None and stage.retriever is not self.retriever:
+            stage = self._ranker = stage.beside(self.retriever)
+        return stage
+
+    @property
+    def has_words(self) -> bool:
+        """Whether the words of all items have been read."""
+        return self._words is not None or self.searcher.has_words
+
+    def read_words(self) -> None:
+        """Reads the words of all items, unless they were; another thread may, as it takes long."""
+        if not self.has_words:
+            of = self.retriever
+            self._words = (read_words(of), of)
+
+    def search(self, query: Query, k: int, **asked: Any) -> list[Recommendation]:
+        """As `Searcher.search`, with what has been read meanwhile."""
+        if self._words is not None:
+            self.searcher.take_words(*self._words)
+            self._words = None
+        return self.searcher.search(query, k, **asked)
 
     @property
     def model_hash(self) -> str:
@@ -134,6 +180,8 @@ class Live:
             rows = torch.from_numpy(self.retriever.items.candidates).to(self._source.device)
             self._candidates = GrowingRows(self._side.rows[rows])
             self.retriever = self._view()
+        if added or is_other:
+            self.searcher.follow(self.retriever)
 
     def use_events(self, events: Mapping[str, Sequence[Event]]) -> None:
         """Takes what users have done since the log ended; whoever is not named did nothing."""
@@ -143,10 +191,8 @@ class Live:
         assert change.content is not None
         content = torch.from_numpy(np.frombuffer(change.content, np.float32).copy())
         spec = self._source.catalogue.items
-        texts = (change.texts[name] for name in spec.text if change.texts.get(name))
-        return AddedItem(
-            change.item_id, next(texts, None), change.attributes, change.modalities, content
-        )
+        texts = {name: change.texts[name] for name in spec.text if change.texts.get(name)}
+        return AddedItem(change.item_id, texts, change.attributes, change.modalities, content)
 
     def _append(self, added: Sequence[AddedItem]) -> None:
         assert self._content is not None  # nothing is encoded, so nothing added, without media
@@ -184,7 +230,7 @@ class Live:
     def _items(self) -> Items:
         source, added = self._source.items, self._added
         num_added = len(added)
-        deleted = np.frombuffer(bytes(self._deleted), np.bool_)
+        deleted = np.frombuffer(self._deleted, np.bool_).copy()
         has = {
             name: np.append(there, [name in each.modalities for each in added]).astype(np.bool_)
             for name, there in source.has.items()
@@ -198,6 +244,7 @@ class Live:
             held_out=_grown(source.held_out, num_added, False),
             read_available=_available(source, num_added),
             read_attributes=self._read_attributes(added),
+            read_texts=_texts(source, added),
         )
         items.__dict__["rows"] = self._rows
         return items
@@ -307,6 +354,14 @@ class LiveUsers:
 
 def _grown(values: BoolArray, num_added: int, value: bool) -> BoolArray:
     return np.concatenate([values, np.full(num_added, value)])
+
+
+def _texts(source: Items, added: Sequence[AddedItem]) -> Callable[[], Sequence[str | None]] | None:
+    """All texts of each item; None where those of the source are titles alone."""
+    if source.read_texts is None:
+        return None
+    behind = [each.whole_text for each in added]
+    return lambda: Chained(source.texts, behind)
 
 
 def _available(source: Items, num_added: int) -> Callable[[], Available] | None:

@@ -16,7 +16,7 @@ from mmrec.request import Request as AskedAt
 from mmrec.retrieval.content import encode_queries
 from mmrec.retrieval.explain import Explanation
 from mmrec.retrieval.lists import Recommendation
-from mmrec.retrieval.recommend import most_similar, most_similar_to
+from mmrec.retrieval.recommend import RankedRecommendation, most_similar, most_similar_to
 from mmrec.retrieval.wishes import NO_WISHES
 from mmrec.serving import schemas
 from mmrec.serving.answering import Answer, Encoded, ListQuestion, Task, asked_of, content_of
@@ -80,7 +80,7 @@ async def recommend(asked: schemas.RecommendRequest, service: TheService) -> Res
     def question(taste: Encoded | None = None) -> ListQuestion:
         return ListQuestion(
             asked.user_id, history, asked.attributes, AskedAt(asked.time, asked.context), asked.k,
-            asked.time, wishes, taste,
+            asked.time, wishes, taste, asked.ranked, asked.calibrated,
         )  # fmt: skip
 
     if asked.taste is None:
@@ -116,12 +116,6 @@ async def similar(asked: schemas.SimilarRequest, service: TheService) -> Respons
         return most_similar_to(retriever, row, asked.k, by=asked.by, at=asked.time, wishes=wishes)
 
     return listed(service, await service.ask(Task(question)))
-
-
-@reading.post("/search", response_model=schemas.ListAnswer)
-async def search(asked: schemas.SearchRequest, service: TheService) -> Response:
-    """Items that a text describes, by their content."""
-    return await _nearest(service, asked, asked.text)
 
 
 @reading.post("/embed", response_model=schemas.EmbedAnswer)
@@ -266,9 +260,7 @@ async def metrics(service: TheService) -> Response:
     return Response(service.monitoring.text(), media_type="text/plain; version=0.0.4")
 
 
-async def _nearest(
-    service: Service, asked: schemas.SimilarRequest | schemas.SearchRequest, text: str
-) -> Response:
+async def _nearest(service: Service, asked: schemas.SimilarRequest, text: str) -> Response:
     wishes = wishes_of(asked.wishes)
 
     def question(query: Encoded) -> Task:
@@ -316,6 +308,7 @@ def listed(service: Service, answer: Answer, list_id: str | None = None) -> Resp
 
 
 def _item(found: Recommendation) -> schemas.ListedItem:
+    ranked = found if isinstance(found, RankedRecommendation) else None
     return schemas.ListedItem(
         rank=found.rank,
         item_id=found.item_id,
@@ -325,6 +318,9 @@ def _item(found: Recommendation) -> schemas.ListedItem:
         probability=found.probability,
         similar=[_item(each) for each in found.similar],
         why=None if found.why is None else _reason(found.why),
+        found_by=found.found_by,
+        retrieval_rank=ranked.retrieval_rank if ranked else None,
+        heads=dict(ranked.heads) if ranked else {},
     )
 
 

@@ -93,6 +93,7 @@ class RecommendRequest(_ListRequest):
             "examples": [
                 {"user_id": "42", "k": 5},
                 {"history": ["2571", {"item_id": "260", "time": 978300760}], "k": 5},
+                {"user_id": "42", "k": 5, "ranked": False},
             ]
         }
     )
@@ -102,6 +103,16 @@ class RecommendRequest(_ListRequest):
     taste: Text | None = Field(None, description="What the user says he likes.")
     attributes: dict[Id, Value] | None = Field(None, max_length=100)
     context: dict[Id, Id] = Field({}, max_length=100, description="Device, place.")
+    ranked: bool | None = Field(
+        None,
+        description="Order by the second stage (true) or by retrieval alone (false); unasked, by "
+        "the second stage where it was better on validation than chance.",
+    )
+    calibrated: bool = Field(
+        False,
+        description="Tell the second stage's calibrated probabilities, in `heads`; refused where "
+        "the log does not say what was shown and not taken.",
+    )
     keep: bool = Field(
         False,
         description="Keep what is shown to the user (user_id) and at which place, as events of "
@@ -121,14 +132,42 @@ class SimilarRequest(_ListRequest):
     )
 
 
-class SearchRequest(_ListRequest):
-    """Items that a text describes."""
+class _SearchRequest(_ListRequest):
+    by: Literal["hybrid", "lexical", "dense"] = Field(
+        "hybrid", description="Words and meaning (hybrid), words alone, or meaning alone (dense)."
+    )
+    user_id: Id | None = Field(None, description="Whose taste orders what is found.")
+    history: HistoryList | None = Field(None, description="The same, in place of a user.")
+    mix: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="With user_id or history, weight of the taste: 0 is the search alone, 1 what "
+        "is recommended.",
+    )
+
+
+class SearchRequest(_SearchRequest):
+    """Items that a text asks for, by its words and by its meaning."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"text": "a ship wakes its crew", "k": 5}]}
+        json_schema_extra={
+            "examples": [
+                {"text": "a ship wakes its crew", "k": 5},
+                {"text": "ship", "by": "lexical", "k": 5},
+                {"text": "a ship", "user_id": "42", "mix": 0.3, "k": 5},
+            ]
+        }
     )
 
     text: Text
+
+
+class MediaSearchRequest(_SearchRequest):
+    """Items that a picture or a sound asks for, or both, or either with a text."""
+
+    text: Text | None = None
 
 
 class EmbedRequest(_Strict):
@@ -216,6 +255,15 @@ class ListedItem(_Strict):
     probability: float | None = None
     similar: list[ListedItem] = []
     why: Reason | None = None
+    found_by: Literal["text", "meaning", "both"] | None = Field(
+        None, description="Of a search: its words, its content, or both answer the query."
+    )
+    retrieval_rank: int | None = Field(
+        None, description="Of a list that the second stage has ordered: its place before."
+    )
+    heads: dict[str, float] = Field(
+        {}, description="What the second stage tells: values, and calibrated probabilities."
+    )
 
 
 class _Answer(_Strict):

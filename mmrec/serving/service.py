@@ -36,7 +36,9 @@ from mmrec.serving.settings import ServiceSettings
 from mmrec.serving.swap import check, load_live, version_folder
 
 logger = logging.getLogger(__name__)
-ENCODING_PATHS = frozenset({"/v1/items", "/v1/score", "/v1/similar/media", "/v1/embed/media"})
+ENCODING_PATHS = frozenset(
+    {"/v1/items", "/v1/score", "/v1/similar/media", "/v1/search/media", "/v1/embed/media"}
+)
 """Routes that take media."""
 EVENTS_PATH = "/v1/events"
 LOOK_S = 1.0

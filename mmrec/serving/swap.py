@@ -7,6 +7,7 @@ load ─ follow the database ─ check on probes ─ put in place between two ba
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mmrec.errors import ConfigError, MmrecError
 from mmrec.retrieval.load import load_retriever
 from mmrec.retrieval.recommend import recommend_next
 from mmrec.retrieval.retriever import Retriever
+from mmrec.retrieval.second_stage import SecondStage, load_second_stage
 from mmrec.serving.answering import follow
 from mmrec.serving.database import Database
 from mmrec.serving.live import Live
@@ -23,6 +25,9 @@ from mmrec.serving.live import Live
 logger = logging.getLogger(__name__)
 NUM_PROBES = 16
 _UNIT = 1e-3
+MOST_READ_AT_START = 50_000
+"""Items whose words are read before the first request, in ten seconds or so; of more they are read
+when a search first asks for them."""
 
 
 class CheckFailed(MmrecError):
@@ -44,17 +49,25 @@ def load_live(path: Path, data: Path | None, version: str, database: Database) -
         DBAPIError: the database does not answer.
     """
     # messages name the version to whoever asks, and no folder of this machine
-    live = Live(replace(load_retriever(path, data), path=Path(version)), version)
+    retriever = replace(load_retriever(path, data), path=Path(version))
+    live = Live(retriever, version, load_second_stage(retriever, path))
     follow(live, database)
-    check(live.retriever)
+    if len(retriever.items.item_ids) <= MOST_READ_AT_START:
+        live.read_words()
+    check(live.retriever, live.second_stage)
     return live
 
 
-def check(retriever: Retriever) -> None:
+def check(retriever: Retriever, second_stage: SecondStage | None = None) -> None:
     """Asks a model for the lists of some users, as it will be asked.
 
+    Args:
+        retriever: the model.
+        second_stage: beside it.
+
     Raises:
-        CheckFailed: vectors that are no unit vectors, or lists without items.
+        CheckFailed: vectors that are no unit vectors, lists without items, or scores that are no
+            numbers.
     """
     if not len(retriever.items.candidates):
         raise CheckFailed(f"{retriever.path}: has no item that may be listed")
@@ -67,7 +80,9 @@ def check(retriever: Retriever) -> None:
         user = retriever.user_vectors([probe])[0]
         if not abs(float(user.norm()) - 1) < _UNIT:
             raise CheckFailed(f"{retriever.path}: the vector of a user is no unit vector")
-        listed = recommend_next(retriever, probe, 10, user=user)
+        listed = recommend_next(retriever, probe, 10, user=user, second_stage=second_stage)
+        if not all(math.isfinite(each.score) for each in listed):
+            raise CheckFailed(f"{retriever.path}: a list has scores that are no numbers")
         unseen = len(retriever.items.candidates) - len(probe.seen)
         if not listed and unseen > 0 and retriever.items.available is None:
             raise CheckFailed(f"{retriever.path}: the list of a user is empty")

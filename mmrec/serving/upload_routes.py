@@ -43,7 +43,7 @@ comparing = APIRouter(
 adding = APIRouter(
     prefix="/v1", dependencies=[Depends(needs("write"))], responses=schemas.ERRORS, tags=["tell"]
 )
-_OPAQUE = ("", "application/octet-stream", "binary/octet-stream")
+OPAQUE = ("", "application/octet-stream", "binary/octet-stream")
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,21 @@ def _checked(kind: TypeAdapter[Any], value: Any, field: str) -> Any:
         ) from None
 
 
-def _document(form: Mapping[str, str]) -> dict[str, Any]:
-    """What OpenAPI says of a form: names beside these are those of the catalogue."""
-    properties = {name: {"type": "string", "description": text} for name, text in form.items()}
-    if "user_id" in form:
-        properties["user_id"] = {"type": "array", "items": {"type": "string"}}  # type: ignore[dict-item]
-    schema = {
+def form_document(
+    form: Mapping[str, str], *, files: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What OpenAPI says of a form.
+
+    Args:
+        form: what each field is, by name.
+        files: what each file is, by name; None: more fields and files have the catalogue's names.
+    """
+    properties: dict[str, Any] = {
+        name: {"type": "string", "description": text} for name, text in form.items()
+    }
+    if "user_id" in form and files is None:
+        properties["user_id"] = {"type": "array", "items": {"type": "string"}}
+    schema: dict[str, Any] = {
         "type": "object",
         "properties": properties,
         "required": [name for name in ("item_id",) if name in form],
@@ -127,6 +136,9 @@ def _document(form: Mapping[str, str]) -> dict[str, Any]:
             "description": "A text, an attribute or a file, by the catalogue's names.",
         },
     }
+    for name, text in (files or {}).items():
+        properties[name] = {"type": "string", "format": "binary", "description": text}
+        schema["additionalProperties"] = False
     return {
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
     }
@@ -135,7 +147,7 @@ def _document(form: Mapping[str, str]) -> dict[str, Any]:
 @adding.post(
     "/items",
     response_model=schemas.ItemAnswer,
-    openapi_extra=_document({"item_id": "External id; an added item of this id is replaced."}),
+    openapi_extra=form_document({"item_id": "External id; an added item of this id is replaced."}),
 )
 async def add_item(request: Request, service: TheService) -> Response:
     """Adds an item from its media: every worker lists it from its next request on."""
@@ -180,7 +192,7 @@ async def add_item(request: Request, service: TheService) -> Response:
 @comparing.post(
     "/score",
     response_model=schemas.ScoreAnswer,
-    openapi_extra=_document(
+    openapi_extra=form_document(
         {
             "user_id": "Users; may come several times.",
             "history": "In place of users: a JSON list, as /v1/recommend takes it.",
@@ -246,7 +258,7 @@ async def score(request: Request, service: TheService) -> Response:
 @comparing.post(
     "/similar/media",
     response_model=schemas.ListAnswer,
-    openapi_extra=_document({"k": "How many items; 10 unless given."}),
+    openapi_extra=form_document({"k": "How many items; 10 unless given."}),
 )
 async def similar_to_media(request: Request, service: TheService) -> Response:
     """Items whose content is nearest to a picture's, a sound's, or several media's."""
@@ -263,7 +275,7 @@ async def similar_to_media(request: Request, service: TheService) -> Response:
     return listed(service, answer)
 
 
-@comparing.post("/embed/media", response_model=schemas.EmbedAnswer, openapi_extra=_document({}))
+@comparing.post("/embed/media", response_model=schemas.EmbedAnswer, openapi_extra=form_document({}))
 async def embed_media(request: Request, service: TheService) -> Response:
     """Vector of a new item from its media; it is not kept."""
     form = await read_form(request, service)
@@ -292,7 +304,7 @@ def _check_kinds(live: Live, form: Form) -> None:
     items = live.retriever.catalogue.items
     for name, given in form.kinds.items():
         wanted = [kind for kind in ("image", "audio", "video") if name in getattr(items, kind)]
-        if wanted and given not in _OPAQUE and given.partition("/")[0] not in wanted:
+        if wanted and given not in OPAQUE and given.partition("/")[0] not in wanted:
             raise Fault(
                 415, "wrong_type",
                 f"{name}: Content-Type is {given[:60]!r}, wanted is {' or '.join(wanted)}/*",

@@ -8,7 +8,13 @@ const BASIS = {
   history: "From the history",
   popularity: "Popular",
   request: "From when and where",
+  search: "Found by the search",
   taste: "From the taste",
+};
+const FOUND = {
+  both: "Found by its words and its meaning",
+  meaning: "Found by its meaning",
+  text: "Found by its words",
 };
 
 export function element(name, text, className) {
@@ -45,7 +51,7 @@ function card(item, buttons) {
   made.append(picture, element("h3", titleOf(item)));
   if (item.score !== undefined) {
     made.append(element("p", `${item.rank} · score ${item.score.toFixed(3)}`));
-    made.append(element("p", item.why?.words || BASIS[item.basis] || item.basis));
+    made.append(element("p", reasonOf(item)));
   }
   if (buttons.length) {
     const actions = element("div", undefined, "actions");
@@ -53,6 +59,10 @@ function card(item, buttons) {
     made.append(actions);
   }
   return made;
+}
+
+function reasonOf(item) {
+  return item.why?.words || FOUND[item.found_by] || BASIS[item.basis] || item.basis;
 }
 
 function initials(title) {

@@ -1,7 +1,8 @@
 // A new item: files by the catalogue's columns, texts, and who would like it.
 
 import { get, send } from "./api.js";
-import { button, element } from "./cards.js";
+import { element } from "./cards.js";
+import { showFiles } from "./files.js";
 
 const MAX_USERS = 50;
 const FIRST = 10;
@@ -45,24 +46,11 @@ export async function take(files) {
 }
 
 function showChosen() {
-  document.getElementById("chosen").replaceChildren(...chosen.map((each) => {
-    const line = element("li");
-    if (each.file.type.startsWith("image/")) {
-      const image = element("img");
-      image.alt = "";
-      const url = URL.createObjectURL(each.file);
-      image.onload = image.onerror = () => URL.revokeObjectURL(url);
-      image.src = url;
-      line.append(image);
-    }
-    line.append(element("span", `${each.column}: ${each.file.name}`));
-    line.append(button("Remove", `Remove ${each.file.name}`, () => {
-      chosen = chosen.filter((other) => other !== each);
-      showChosen();
-      document.getElementById("files").focus();
-    }));
-    return line;
-  }));
+  showFiles(document.getElementById("chosen"), chosen, (place) => {
+    chosen.splice(place, 1);
+    showChosen();
+    document.getElementById("files").focus();
+  });
 }
 
 // Asks how users like it, and shows them; who: {user_id} or {history}. Returns a line about it.

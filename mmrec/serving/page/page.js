@@ -2,7 +2,9 @@
 
 import { get, post, Problem } from "./api.js";
 import { button, showCards, titleOf } from "./cards.js";
+import { takesFiles } from "./files.js";
 import * as newItem from "./newitem.js";
+import * as search from "./search.js";
 
 const NUM_LISTED = 12;
 const NUM_MET = 9;
@@ -140,14 +142,25 @@ at("user-form").addEventListener("submit", (event) => {
   recommend();
 });
 
-at("search-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  run("search", async (isLast) => {
-    const answer = await post("v1/search", { text: at("search-text").value, k: NUM_LISTED });
+function find() {
+  return run("search", async (isLast) => {
+    const taste = at("search-mine").checked ? who() : {};
+    const text = at("search-text").value.trim();
+    const answer = await search.find({ ...(text ? { text } : {}), ...taste, k: NUM_LISTED });
     if (!isLast()) return;
     showCards(at("search-list"), answer.items, (item) => [adds(item)]);
     return lineOf(answer);
   });
+}
+
+at("search-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  find();
+});
+takesFiles(at("search-drop"), at("search-file"), async (files) => {
+  const problem = search.take(files);
+  if (problem) say("search", problem, true);
+  else await find();
 });
 
 at("new-form").addEventListener("submit", (event) => {
@@ -155,23 +168,10 @@ at("new-form").addEventListener("submit", (event) => {
   run("new", () => newItem.score(who()));
 });
 
-async function take(files) {
+takesFiles(at("drop"), at("files"), async (files) => {
   const problem = await newItem.take(files);
   say("new", problem, Boolean(problem));
-}
-
-at("files").addEventListener("change", async () => {
-  const files = [...at("files").files];
-  at("files").value = "";
-  await take(files);
 });
-for (const name of ["dragover", "dragleave", "drop"]) {
-  at("drop").addEventListener(name, (event) => {
-    event.preventDefault();
-    at("drop").classList.toggle("over", name === "dragover");
-    if (name === "drop") take([...event.dataTransfer.files]);
-  });
-}
 
 run("who", async () => {
   const catalogue = await get("v1/catalogue");

@@ -16,7 +16,9 @@ TYPES = {
     "page.js": "text/javascript; charset=utf-8",
     "api.js": "text/javascript; charset=utf-8",
     "cards.js": "text/javascript; charset=utf-8",
+    "files.js": "text/javascript; charset=utf-8",
     "newitem.js": "text/javascript; charset=utf-8",
+    "search.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
 POLICY = (
