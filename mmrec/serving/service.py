@@ -77,6 +77,7 @@ class Service:
         self.encoding = Batcher[Callable[[], Any], Any](
             _one_by_one,
             name="encoding",
+            wait_s=settings.max_wait_s,
             max_batch=1,
             max_waiting=settings.max_encoding,
             timeout_s=settings.encode_timeout_s,
@@ -88,7 +89,7 @@ class Service:
             max_waiting=8 * settings.max_waiting,
             timeout_s=settings.timeout_s,
         )
-        self.lists.on_batch = self.monitoring.batches.observe
+        self.lists.on_batch = self.monitoring.batched
 
     @property
     def live(self) -> Live | None:
