@@ -50,7 +50,7 @@ def forget_the_dead() -> None:
     for file in Path(folder).glob("gauge_live*_*.db"):
         pid = file.stem.rpartition("_")[2]
         if pid.isdecimal() and not _lives(int(pid)):
-            mark_process_dead(int(pid), folder)  # type: ignore[no-untyped-call]
+            mark_process_dead(int(pid), folder)
 
 
 def _lives(pid: int) -> bool:
