@@ -1,4 +1,4 @@
-"""Servers on loopback for tests, each with a worker of its own; and a PostgreSQL.
+"""Servers on loopback for tests: in this process, as a deployment starts them; and a PostgreSQL.
 
 A plug-in of pytest: `pytest_plugins = ["live_servers"]`.
 """
@@ -10,12 +10,15 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
+import psutil
 import pytest
 import uvicorn
 
@@ -54,6 +57,73 @@ def free_port() -> int:
         taken.bind(("127.0.0.1", 0))
         port: int = taken.getsockname()[1]
         return port
+
+
+def until(true: Callable[[], bool], within_s: float = 10.0) -> None:
+    """Waits for something."""
+    end = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+class Deployment:
+    """`mmrec serve` in processes of its own.
+
+    Args:
+        process: the parent of its workers, or the only one.
+        port: that it listens on.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+        self.process, self.address = process, f"http://127.0.0.1:{port}"
+
+    def workers(self) -> list[psutil.Process]:
+        """Those that live, the oldest first."""
+        found = []
+        for each in psutil.Process(self.process.pid).children():
+            try:
+                if "spawn_main" in " ".join(each.cmdline()):
+                    found.append((each.create_time(), each))
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+        return [each for _, each in sorted(found, key=lambda pair: pair[0])]
+
+    def is_ready(self) -> bool:
+        """Whether any of its workers answers, with all in order."""
+        assert self.process.poll() is None
+        try:
+            return bool(httpx.get(f"{self.address}/readyz", timeout=5).json()["status"] == "ok")
+        except httpx.TransportError:
+            return False
+
+
+@contextmanager
+def deployed(
+    run: Path, url: str, *, workers: int, models: Path | None = None
+) -> Iterator[Deployment]:
+    """A service that answers; in the end it is told to end, where it has not ended yet.
+
+    Args:
+        run: that it serves.
+        url: of its database.
+        workers: processes.
+        models: other versions.
+    """
+    port = free_port()
+    command = [sys.executable, "-m", "mmrec.cli", "serve", str(run), "--port", str(port),
+               "--database", url, "--workers", str(workers)]  # fmt: skip
+    if models is not None:
+        command += ["--models", str(models)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        deployment = Deployment(process, port)
+        try:
+            until(deployment.is_ready, 120)
+            yield deployment
+        finally:
+            process.terminate()
+            process.wait(40)
 
 
 class PostgreSQL:

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
-from live_servers import free_port
+from live_servers import deployed
 
 from mmrec.serving.database import Database
 
 pytest_plugins = ["tiny_run", "live_servers"]
-
-
-def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        try:
-            httpx.get(f"{address}/readyz")
-            return
-        except httpx.TransportError:
-            assert server.poll() is None
-            time.sleep(0.1)
-    raise AssertionError("the server did not start")
 
 
 def found_by_any_worker(address: str) -> None:
@@ -46,15 +32,12 @@ def found_by_any_worker(address: str) -> None:
 
 @pytest.mark.slow
 def test_a_worker_is_killed_and_nothing_is_lost(tiny_run: Path, tmp_path: Path) -> None:
-    url, port = f"sqlite:///{tmp_path / 'service.sqlite'}", free_port()
-    address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mmrec.cli", "serve", str(tiny_run), "--port", str(port),
-               "--database", url, "--workers", "2"]  # fmt: skip
+    url = f"sqlite:///{tmp_path / 'service.sqlite'}"
     accepted: list[str] = []
     wrong: list[str] = []
     stop = threading.Event()
 
-    def send(name: int) -> None:
+    def send(name: int, address: str) -> None:
         number = 0
         while not stop.is_set():
             event = {"user_id": f"s{name}", "item_id": "i1", "event_id": f"{name}-{number}"}
@@ -73,31 +56,21 @@ def test_a_worker_is_killed_and_nothing_is_lost(tiny_run: Path, tmp_path: Path) 
             accepted.append(event["event_id"])
             number += 1
 
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as server:
+    with deployed(tiny_run, url, workers=2) as deployment, ThreadPoolExecutor(3) as pool:
+        sending = [pool.submit(send, name, deployment.address) for name in range(3)]
         try:
-            wait_for(address, server)
-            with ThreadPoolExecutor(3) as pool:
-                sending = [pool.submit(send, name) for name in range(3)]
-                try:
-                    time.sleep(8)  # the second one is up too
-                    workers = [
-                        each for each in psutil.Process(server.pid).children()
-                        if "spawn_main" in " ".join(each.cmdline())
-                    ]  # fmt: skip
-                    assert len(workers) == 2
-                    workers[0].kill()
-                    before = len(accepted)
-                    time.sleep(8)
-                finally:
-                    stop.set()
-                for each in sending:
-                    each.result()
-            found_by_any_worker(address)
-            metrics = httpx.get(f"{address}/metrics").text
+            time.sleep(8)  # the second one is up too
+            workers = deployment.workers()
+            assert len(workers) == 2
+            workers[0].kill()
+            before = len(accepted)
+            time.sleep(8)
         finally:
-            server.terminate()
-            server.wait(30)
+            stop.set()
+        for each in sending:
+            each.result()
+        found_by_any_worker(deployment.address)
+        metrics = httpx.get(f"{deployment.address}/metrics").text
     kept = Database(url)
     assert set(accepted) <= {each.event_id for each in kept.all_events()}
     kept.close()
@@ -105,3 +78,39 @@ def test_a_worker_is_killed_and_nothing_is_lost(tiny_run: Path, tmp_path: Path) 
     # of both workers, since they share what they count
     counted = [line for line in metrics.splitlines() if line.startswith("mmrec_events_total")]
     assert float(counted[0].split()[-1]) >= len(accepted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_told_to_end_it_answers_what_it_accepts(
+    workers: int, tiny_run: Path, tmp_path: Path
+) -> None:
+    """SIGTERM under load: whatever is in the database was answered, and nothing else was."""
+    url = f"sqlite:///{tmp_path / 'service.sqlite'}"
+    answered: set[str] = set()
+    is_to_end = threading.Event()
+
+    def send(name: int, address: str) -> None:
+        number = 0
+        while True:
+            event = {"user_id": f"s{name}", "item_id": "i1", "event_id": f"{name}-{number}"}
+            try:  # a connection each: one that is idle may be closed at any time
+                answer = httpx.post(f"{address}/v1/events", json={"events": [event]}, timeout=20)
+            except httpx.TransportError:
+                assert is_to_end.is_set()
+                return
+            assert answer.status_code == 200, answer.text
+            answered.add(event["event_id"])
+            number += 1
+
+    with deployed(tiny_run, url, workers=workers) as deployment, ThreadPoolExecutor(8) as pool:
+        sending = [pool.submit(send, name, deployment.address) for name in range(8)]
+        time.sleep(3)
+        is_to_end.set()
+        deployment.process.terminate()
+        for each in sending:
+            each.result()
+        assert deployment.process.wait(30) in (0, -signal.SIGTERM)
+    kept = Database(url)
+    assert {each.event_id for each in kept.all_events()} == answered and len(answered) > 20
+    kept.close()

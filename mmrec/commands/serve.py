@@ -45,6 +45,9 @@ def serve(
     max_waiting: Annotated[
         int, typer.Option(min=1, help="Requests that may wait; more get 429.")
     ] = 64,
+    max_wait: Annotated[
+        float, typer.Option(min=0.01, help="Seconds one may wait for the model; else it gets 429.")
+    ] = 2.0,
     tls_certificate: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
     tls_key: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
     data: DataOption = None,
@@ -64,6 +67,7 @@ def serve(
         port=port,
         workers=workers,
         max_waiting=max_waiting,
+        max_wait_s=max_wait,
     )
     run_service(settings, certificate=tls_certificate, private_key=tls_key)
 

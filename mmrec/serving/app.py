@@ -20,6 +20,7 @@ from mmrec.serving.search_routes import searching
 from mmrec.serving.service import ENCODING_PATHS, Service
 from mmrec.serving.settings import SETTINGS_VARIABLE, ServiceSettings
 from mmrec.serving.upload_routes import adding, comparing
+from mmrec.serving.workers import forget_the_dead, load_when_there
 
 
 def build_app(service: Service) -> FastAPI:
@@ -58,5 +59,7 @@ def build_app(service: Service) -> FastAPI:
 def from_environment() -> FastAPI:
     """The app of one of several workers: its settings are in the environment."""
     quieten()
-    settings = ServiceSettings.model_validate_json(os.environ[SETTINGS_VARIABLE])
-    return build_app(Service(settings))
+    forget_the_dead()
+    service = Service(ServiceSettings.model_validate_json(os.environ[SETTINGS_VARIABLE]))
+    load_when_there(service)
+    return build_app(service)

@@ -17,6 +17,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mmrec.serving.batching import Batched
+
 logger = logging.getLogger(__name__)
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
@@ -42,6 +44,14 @@ class Monitoring:
         self.batches = Histogram(
             "mmrec_batch_size", "Questions answered together.", buckets=_BATCHES, registry=registry
         )
+        self.waited = Histogram(
+            "mmrec_wait_seconds", "That a question waited for its batch.", buckets=_SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self.batch_seconds = Histogram(
+            "mmrec_batch_seconds", "That a batch of questions took.", buckets=_SECONDS,
+            registry=registry,
+        )  # fmt: skip
         self.events = Counter("mmrec_events", "Events accepted.", registry=registry)
         self.items = Counter("mmrec_items", "Items added and removed.", ["what"], registry=registry)
         self.lists = Counter("mmrec_lists", "Lists, by what they were made from.", ["basis"],
@@ -69,6 +79,13 @@ class Monitoring:
         self.requests.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
         self._recent.append((time.monotonic(), status, seconds))
+
+    def batched(self, batch: Batched) -> None:
+        """Counts a batch of questions."""
+        self.batches.observe(batch.size)
+        self.batch_seconds.observe(batch.seconds)
+        for seconds in batch.waited_s:
+            self.waited.observe(seconds)
 
     def serves(self, version: str | None, model_hash: str | None) -> None:
         """Names the model that answers now."""

@@ -47,6 +47,10 @@ _TRIES = 3
 T = TypeVar("T")
 
 
+class DatabaseAway(MmrecError):
+    """The database does not answer a service that starts."""
+
+
 class Service:
     """What the routes call.
 
@@ -75,6 +79,7 @@ class Service:
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting,
             timeout_s=settings.timeout_s,
+            wait_s=settings.max_wait_s,
         )
         self.encoding = Batcher[Callable[[], Any], Any](
             _one_by_one,
@@ -90,7 +95,7 @@ class Service:
             max_waiting=8 * settings.max_waiting,
             timeout_s=settings.timeout_s,
         )
-        self.lists.on_batch = self.monitoring.batches.observe
+        self.lists.on_batch = self.monitoring.batched
 
     @property
     def live(self) -> Live | None:
@@ -101,6 +106,7 @@ class Service:
         """Opens the database and the model; what is not there yet is waited for.
 
         Raises:
+            DatabaseAway: the database does not answer.
             MmrecError: the model cannot be loaded, and nothing is known that could be listed in
                 its place.
             DataError: the same of its data.
@@ -108,19 +114,19 @@ class Service:
         try:
             self.database.prepare()
             version = self.database.version() or self.settings.path.name
+            try:
+                self._put(self._load(self._folder_of(version), version))
+            except (MmrecError, DataError, OSError) as error:
+                if not self.database.popular():
+                    raise
+                self._refuse(version, error)
+                self.monitoring.serves(None, None)
         except DATABASE_ERRORS as error:
             self._database_is_there(False)
-            raise MmrecError(
+            raise DatabaseAway(
                 f"the database does not answer: {' '.join(str(error.args[0]).split())[:200]}; "
                 "check --database"
             ) from None
-        try:
-            self._put(self._load(self._folder_of(version), version))
-        except (MmrecError, DataError, OSError) as error:
-            if not self.database.popular():
-                raise
-            self._refuse(version, error)
-            self.monitoring.serves(None, None)
 
     async def start(self) -> None:
         """Begins to watch the database for versions."""
@@ -192,8 +198,17 @@ class Service:
         return found
 
     async def keep(self, write: Callable[[], T]) -> T:
-        """Writes to the database, off the event loop, behind the events that wait."""
-        return await self.writing.in_turn(write)
+        """Writes to the database, off the event loop, behind the events that wait.
+
+        Raises:
+            Fault: 503, it is not written in time; if it is after that, it is no harm to repeat it.
+        """
+        timeout_s = self.settings.timeout_s
+        try:
+            return await asyncio.wait_for(self.writing.in_turn(write), timeout_s)
+        except TimeoutError:
+            message = f"the database did not answer within {timeout_s:g} s"
+            raise Fault(503, "database", message, retry_after_s=1.0) from None
 
     def through_the_door(self, live: Live, upload: Upload) -> tuple[StoredItem, Encoded]:
         """An upload's item and its content; runs in the encoding thread.

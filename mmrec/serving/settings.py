@@ -62,6 +62,9 @@ class ServiceSettings(_Section):
     """Requests for lists that the model answers together."""
     max_waiting: int = Field(64, ge=1)
     """Requests that wait for the model; more are told to come again (429)."""
+    max_wait_s: float = Field(2.0, gt=0)
+    """Seconds that a request may wait for the model, its own batch not counted; what would wait
+    longer is told to come again (429). On a machine that is quick, `max_waiting` holds before."""
     max_encoding: int = Field(8, ge=1)
     """Items that wait to be encoded; more are told to come again (429)."""
     timeout_s: float = Field(5.0, gt=0)
