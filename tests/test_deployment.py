@@ -289,3 +289,13 @@ def test_what_compose_starts_is_a_service(
     assert url.host == "database"
     assert (url.username, url.database) == (database["POSTGRES_USER"], database["POSTGRES_DB"])
     assert service["environment"]["PGPASSWORD"] == database["POSTGRES_PASSWORD"]
+
+
+def test_the_page_names_every_variable_with_its_default() -> None:
+    page = (ROOT / "docs" / "scaling-out.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[A-Z_`, ]+`) \|.*\| (.+) \|$", page, re.M)
+    told: dict[str, str | None] = {}
+    for names, defaults in rows:
+        values = re.findall("`([^`]+)`", defaults) or [None]
+        told |= dict(zip(re.findall(r"\w+", names), values, strict=True))
+    assert told == variables(COMPOSE)
