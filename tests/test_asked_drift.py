@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mmrec.retrieval.load import load_retriever
-from mmrec.retrieval.recommend import recommend_next
+from mmrec.retrieval.recommend import RankedRecommendation, recommend_next
 from mmrec.retrieval.retriever import Asked, Retriever
 from mmrec.serving import asked_drift
 from mmrec.serving.asked_drift import FEW, WINDOW, AskedDrift
@@ -100,6 +100,10 @@ def test_only_scores_that_can_be_compared_are(retriever: Retriever) -> None:
     drift.ask(users[:1], times=FEW, plain=False)
     assert "score_drift" not in drift.figures()
     drift.ask(users[:1], times=WINDOW, model_hash="another")
+    assert "score_drift" not in drift.figures()
+    ranked = [RankedRecommendation(1, "i1", 0.5, None, "history", retrieval_rank=1)]
+    for _ in range(WINDOW):
+        drift.saw(retriever.model_hash, users[0], ranked, plain=True)
     assert "score_drift" not in drift.figures()
     drift.learn(retriever)
     assert drift.figures() == {}

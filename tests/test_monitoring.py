@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -55,13 +52,13 @@ def test_events_count_for_the_model_that_made_their_list(
         with Client(here) as a, Client(there) as b:
             shown, other = (a.recommend("u1", k=k, keep=True) for k in (3, 2))
             a.recommend("u1", k=3)
-            item, event = shown.items[0].item_id, {"user_id": "u1", "list_id": shown.list_id}
+            item, event = shown.items[0].item_id, {"user_id": "u1", "request_id": shown.list_id}
             click = GivenEvent(item_id=item, event_id="e-1", **event)
             for sent, accepted in (
                 ([click], 1),
                 ([click], 0),  # sent twice it counts once
                 ([GivenEvent(item_id=item, event_id="e-2", **{**event, "user_id": "u2"})], 1),
-                ([GivenEvent(item_id=item, event_id="e-3", **{**event, "list_id": "none"})], 1),
+                ([GivenEvent(item_id=item, event_id="e-3", **{**event, "request_id": "none"})], 1),
                 ([GivenEvent(item_id=item, event_id="e-4", user_id="u1")], 1),
             ):
                 assert b.send_events(sent).accepted == accepted
@@ -87,7 +84,7 @@ def test_an_event_is_kept_where_its_list_cannot_be_looked_up(
     with serving(ServiceSettings(path=tiny_run, database=url)) as (address, _):
         with Client(address) as client:
             monkeypatch.setattr(Database, "first_shown", fails)
-            event = GivenEvent(user_id="u1", item_id="i1", list_id="some")
+            event = GivenEvent(user_id="u1", item_id="i1", request_id="some")
             assert client.send_events([event]).accepted == 1
 
 
@@ -204,31 +201,6 @@ def test_a_model_whose_users_cannot_be_looked_at_answers_all_the_same(
 
     with_service(tiny_run, url, [0.0], work)
     assert "drift is not told" in caplog.text
-
-
-def test_what_a_dead_worker_said_last_is_forgotten(tmp_path: Path) -> None:
-    """Its alarm would stay on for ever; what it counted stays."""
-    code = (
-        "from mmrec.serving.monitoring import Monitoring; m = Monitoring()\n"
-        "for _ in range(4): m.look(1.0, True)\n"
-        "m.events.inc(3); print(m.text().decode())"
-    )
-    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-
-    def run(lines: str) -> dict[tuple[str, ...], float]:
-        found = subprocess.run(
-            [sys.executable, "-c", lines],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return samples(found.stdout)
-
-    assert run(code)["mmrec_alarm", "database"] == 1
-    after = run(re.sub(r"for .*\n", "", code))
-    assert not [key for key in after if key[0] == "mmrec_alarm" and after[key]]
-    assert after["mmrec_events_total",] == 6
 
 
 RULES = Path(__file__).resolve().parent.parent / "deploy" / "alerts.yaml"

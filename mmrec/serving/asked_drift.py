@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from mmrec.drift.two_samples import FloatArray, Gap, stability_gap
 from mmrec.retrieval.lists import Recommendation
-from mmrec.retrieval.recommend import recommend_next
+from mmrec.retrieval.recommend import RankedRecommendation, recommend_next
 from mmrec.retrieval.retriever import Asked, Retriever
 
 WINDOW = 2_000
@@ -167,8 +167,9 @@ class AskedDrift:
 
 
 def _tells(found: Sequence[Recommendation]) -> bool:
-    """Whether a list's scores are the model's, on a history."""
-    return bool(found) and found[0].basis == "history"
+    """Whether a list's scores are the model's on a history; a second stage has its own."""
+    is_ranked = bool(found) and isinstance(found[0], RankedRecommendation)
+    return bool(found) and found[0].basis == "history" and not is_ranked
 
 
 def _gap(usual: FloatArray, new: FloatArray, num_new: int) -> Gap:

@@ -14,10 +14,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mmrec.drift.two_samples import Gap
@@ -90,10 +89,8 @@ class Monitoring:
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format, of all workers where they share a folder."""
-        folder = os.environ.get(SHARED_FOLDER)
-        if not folder:
+        if not os.environ.get(SHARED_FOLDER):
             return generate_latest(self._registry)
-        _forget_the_dead(Path(folder))
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
         return generate_latest(registry)
@@ -255,17 +252,6 @@ class Measured:
 def _hash_label(model_hash: str | None) -> str:
     """A model as `mmrec_model` names it; lists that no model made are those of "none"."""
     return "none" if model_hash is None else model_hash[:12]
-
-
-def _forget_the_dead(folder: Path) -> None:
-    """Takes away what workers that have ended last said of themselves: an alarm would stay on."""
-    for pid in {int(file.stem.rpartition("_")[2]) for file in folder.glob("gauge_live*_*.db")}:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            mark_process_dead(pid, str(folder))
-        except PermissionError:
-            pass  # somebody else's process has the number now
 
 
 def _gauge(

@@ -26,7 +26,7 @@ from mmrec.serving.database import Event, place_id
 from mmrec.serving.faults import Fault
 from mmrec.serving.live import Live
 from mmrec.serving.service import Service
-from mmrec.serving.tables import LIST_ID, SHOWN
+from mmrec.serving.tables import REQUEST_ID, SHOWN
 from mmrec.terminal import plain
 
 _bearer = HTTPBearer(auto_error=False, description="A key that `mmrec keys add` made.")
@@ -179,7 +179,9 @@ async def events(asked: schemas.EventsRequest, service: TheService) -> Response:
         Event(
             each.event_id or uuid.uuid4().hex, each.user_id, each.item_id, each.event, each.value,
             now if each.time is None else each.time,
-            each.context if each.list_id is None else {**each.context, LIST_ID: each.list_id},
+            each.context
+            if each.request_id is None
+            else {**each.context, REQUEST_ID: each.request_id},
         )
         for each in asked.events
     ]  # fmt: skip
@@ -295,7 +297,7 @@ def _shown(list_id: str, user_id: str, answer: Answer) -> list[Event]:
     return [
         Event(
             place_id(list_id, each.rank), user_id, each.item_id, SHOWN, None, now,
-            {LIST_ID: list_id, "rank": str(each.rank), "model": model},
+            {"list_id": list_id, "rank": str(each.rank), "model": model},
         )
         for each in answer.value
     ]  # fmt: skip

@@ -39,7 +39,7 @@ from mmrec.serving.live import Live
 from mmrec.serving.monitoring import Monitoring
 from mmrec.serving.settings import ServiceSettings
 from mmrec.serving.swap import check, load_live, version_folder
-from mmrec.serving.tables import LIST_ID, SHOWN
+from mmrec.serving.tables import REQUEST_ID
 
 logger = logging.getLogger(__name__)
 ENCODING_PATHS = frozenset({"/v1/items", "/v1/score", "/v1/similar/media", "/v1/embed/media"})
@@ -294,17 +294,17 @@ class Service:
 
     def _count_followed(self, events: Sequence[Event]) -> None:
         """Counts events that name a list which their user was shown, for the model that made it."""
-        named = [each for each in events if LIST_ID in each.context and each.event != SHOWN]
+        named = [(each.context[REQUEST_ID], each) for each in events if REQUEST_ID in each.context]
         if not named:
             return
         try:
-            shown = self.database.first_shown({each.context[LIST_ID] for each in named})
+            shown = self.database.first_shown({list_id for list_id, _ in named})
         except DATABASE_ERRORS as error:  # the events are kept all the same
             logger.warning("events of lists are not counted: %s", type(error).__name__)
             return
-        for each in named:
-            first = shown.get(each.context[LIST_ID])
-            if first is not None and first.user_id == each.user_id:
+        for list_id, event in named:
+            first = shown.get(list_id)
+            if first is not None and first.user_id == event.user_id:
                 self.monitoring.followed(first.context.get("model"))
 
     def _saw_list(

@@ -25,8 +25,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 COUNTERS = ("events", "items", "versions")
-LIST_ID = "list_id"
-"""Context of an event: the kept list that it shows, or follows."""
+REQUEST_ID = "request_id"
+"""Context of an event that answers a list: which one."""
 SHOWN = "shown"
 """Type of the events that say what a list showed; they are no events of a history."""
 BUSY_S = 5.0
