@@ -107,6 +107,9 @@ class Answer:
     degraded: list[str] = field(default_factory=list)
 
 
+OnList = Callable[[Live, Asked, ListQuestion, list[Recommendation]], None]
+
+
 class ModelChanged(Exception):
     """A vector was made by a model that no longer answers: make it anew."""
 
@@ -122,6 +125,8 @@ class Answering:
         self._database = database
         self.live: Live | None = None
         """What answers; None where there is no model."""
+        self.on_list: OnList = lambda live, asked, question, found: None
+        """Told of every list that the model has made."""
 
     def answer(self, questions: list[Question]) -> list[Answer | Exception]:
         """Answers, or errors, in the order of the questions."""
@@ -145,6 +150,8 @@ class Answering:
                 if isinstance(told, Exception):
                     raise told
                 value = _value(live, question, told, users.get(place))
+                if isinstance(question, ListQuestion) and told is not None:
+                    self.on_list(live, told, question, value)
                 answers.append(Answer(value, live.model_hash, degraded))
             except (UserError, Fault, ModelChanged) as error:
                 answers.append(error)

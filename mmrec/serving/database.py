@@ -10,7 +10,7 @@ A write is on disk when it returns. Written twice (the same event_id, the same i
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from mmrec.errors import UserError
-from mmrec.serving.tables import BUSY_S, Tables, pragmas
+from mmrec.serving.tables import BUSY_S, SHOWN, Tables, pragmas
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, Row
@@ -163,6 +163,13 @@ class Database:
                 events += [_event(row) for row in reversed(rows)]
         return found
 
+    def first_shown(self, list_ids: Iterable[str]) -> dict[str, Event]:
+        """What stood first in kept lists, by their ids; lists that nobody kept are left out."""
+        places = {place_id(list_id, 1): list_id for list_id in list_ids}
+        with self._reading() as connection:
+            rows = connection.execute(self._tables.events_of_ids, {"event_ids": list(places)}).all()
+        return {places[row.event_id]: _event(row) for row in rows if row.event == SHOWN}
+
     def all_events(self) -> Iterator[Event]:
         """Every event in the order in which they were accepted, a page at a time."""
         last = 0
@@ -303,6 +310,11 @@ class Database:
         """Moves a counter and holds it until the transaction ends; returns its new value."""
         where = {"which": counter, "by": by}
         return int(connection.execute(self._tables.move_counter, where).scalar_one())
+
+
+def place_id(list_id: str, rank: int) -> str:
+    """Id of the event that shows the item at a place of a list, from 1."""
+    return f"{list_id}-{rank}"
 
 
 def _event(row: Row[Any]) -> Event:

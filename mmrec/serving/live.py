@@ -127,6 +127,11 @@ class Live:
         return self._source.model_hash
 
     @property
+    def source(self) -> Retriever:
+        """The retriever as it was loaded, without what has happened since."""
+        return self._source
+
+    @property
     def num_added(self) -> int:
         """A, those that were removed again among them."""
         return len(self._added)

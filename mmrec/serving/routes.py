@@ -22,11 +22,11 @@ from mmrec.serving import schemas
 from mmrec.serving.answering import Answer, Encoded, ListQuestion, Task, asked_of, content_of
 from mmrec.serving.asked import history_of, wishes_of
 from mmrec.serving.auth import Role
-from mmrec.serving.database import Event
+from mmrec.serving.database import Event, place_id
 from mmrec.serving.faults import Fault
 from mmrec.serving.live import Live
 from mmrec.serving.service import Service
-from mmrec.serving.tables import SHOWN
+from mmrec.serving.tables import REQUEST_ID, SHOWN
 from mmrec.terminal import plain
 
 _bearer = HTTPBearer(auto_error=False, description="A key that `mmrec keys add` made.")
@@ -92,6 +92,7 @@ async def recommend(asked: schemas.RecommendRequest, service: TheService) -> Res
     if asked.keep and asked.user_id is not None:
         list_id = uuid.uuid4().hex
         await service.writing.submit(_shown(list_id, asked.user_id, answer))
+        service.monitoring.shown(answer.model_hash, len(answer.value))
     return listed(service, answer, list_id)
 
 
@@ -171,7 +172,10 @@ async def events(asked: schemas.EventsRequest, service: TheService) -> Response:
     given = [
         Event(
             each.event_id or uuid.uuid4().hex, each.user_id, each.item_id, each.event, each.value,
-            now if each.time is None else each.time, each.context,
+            now if each.time is None else each.time,
+            each.context
+            if each.request_id is None
+            else {**each.context, REQUEST_ID: each.request_id},
         )
         for each in asked.events
     ]  # fmt: skip
@@ -284,7 +288,7 @@ def _shown(list_id: str, user_id: str, answer: Answer) -> list[Event]:
     now, model = time.time(), answer.model_hash or "none"
     return [
         Event(
-            f"{list_id}-{each.rank}", user_id, each.item_id, SHOWN, None, now,
+            place_id(list_id, each.rank), user_id, each.item_id, SHOWN, None, now,
             {"list_id": list_id, "rank": str(each.rank), "model": model},
         )
         for each in answer.value
@@ -295,7 +299,7 @@ def listed(service: Service, answer: Answer, list_id: str | None = None) -> Resp
     """A list as it is sent."""
     found: list[Recommendation] = answer.value
     basis = found[0].basis if found else None
-    service.monitoring.lists.labels(basis or "nothing").inc()
+    service.monitoring.listed(basis, answer.degraded)
     return sent(
         schemas.ListAnswer(
             model=answer.model_hash,

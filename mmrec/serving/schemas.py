@@ -189,6 +189,11 @@ class GivenEvent(_Strict):
     value: Number | None = None
     time: Seconds | None = Field(None, description="Unix seconds; none: now.")
     context: dict[Id, Id] = Field({}, max_length=100)
+    request_id: Id | None = Field(
+        None,
+        description="Of the list that it answers, the list_id of a kept one: the event counts for "
+        "the model that made the list.",
+    )
     event_id: Id | None = Field(
         None, description="Of the caller: an event sent twice counts once. None: one is made."
     )

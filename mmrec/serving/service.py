@@ -16,15 +16,20 @@ from typing import Any, TypeVar
 
 from data_prep.errors import DataError
 from mmrec.errors import MmrecError
+from mmrec.retrieval.lists import Recommendation
+from mmrec.retrieval.retriever import Asked
+from mmrec.retrieval.wishes import NO_WISHES
 from mmrec.serving.answering import (
     Answer,
     Answering,
     Encoded,
+    ListQuestion,
     ModelChanged,
     Question,
     encode_items,
     popular_items,
 )
+from mmrec.serving.asked_drift import AskedDrift
 from mmrec.serving.auth import Keys, read_keys
 from mmrec.serving.batching import Batcher
 from mmrec.serving.database import DATABASE_ERRORS, Database, Event, StoredItem
@@ -34,6 +39,7 @@ from mmrec.serving.live import Live
 from mmrec.serving.monitoring import Monitoring
 from mmrec.serving.settings import ServiceSettings
 from mmrec.serving.swap import check, load_live, version_folder
+from mmrec.serving.tables import REQUEST_ID
 
 logger = logging.getLogger(__name__)
 ENCODING_PATHS = frozenset(
@@ -68,9 +74,12 @@ class Service:
         self.database = Database(settings.database)
         self.answering = Answering(self.database)
         self.monitoring = Monitoring()
+        self.drift = AskedDrift()
+        self.answering.on_list = self._saw_list
         self.database_fails = False
         self.refused: dict[str, str] = {}
         """Why a version does not answer, by version."""
+        self._not_learnt: str | None = None
         self._swapping = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
         self.lists = Batcher[Question, Answer](
@@ -290,13 +299,47 @@ class Service:
 
     def _write(self, jobs: list[Sequence[Event]]) -> list[int | Exception]:
         """Events of many requests in one transaction; of each how many were not there yet."""
-        fresh = self.database.add_events([event for job in jobs for event in job])
+        events = {event.event_id: event for job in jobs for event in job}
+        fresh = self.database.add_events(list(events.values()))
+        self._count_followed([events[event_id] for event_id in fresh])
         counts: list[int | Exception] = []
         for job in jobs:
             own = {event.event_id for event in job} & fresh
             fresh -= own
             counts.append(len(own))
         return counts
+
+    def _count_followed(self, events: Sequence[Event]) -> None:
+        """Counts events that name a list which their user was shown, for the model that made it."""
+        named = [(each.context[REQUEST_ID], each) for each in events if REQUEST_ID in each.context]
+        if not named:
+            return
+        try:
+            shown = self.database.first_shown({list_id for list_id, _ in named})
+        except DATABASE_ERRORS as error:  # the events are kept all the same
+            logger.warning("events of lists are not counted: %s", type(error).__name__)
+            return
+        for list_id, event in named:
+            first = shown.get(list_id)
+            if first is not None and first.user_id == event.user_id:
+                self.monitoring.followed(first.context.get("model"))
+
+    def _saw_list(
+        self, live: Live, asked: Asked, question: ListQuestion, found: list[Recommendation]
+    ) -> None:
+        plain = question.wishes == NO_WISHES and question.taste is None
+        self.drift.saw(live.model_hash, asked, found, plain=plain)
+
+    async def _learn_users(self) -> None:
+        """Looks at the users of a model that has come to answer, beside what is asked meanwhile."""
+        live = self.live
+        if live is None or live.model_hash in (self.drift.model_hash, self._not_learnt):
+            return
+        try:
+            await asyncio.to_thread(self.drift.learn, live.source)
+        except Exception:  # of no use to whoever asks, so no reason to end
+            self._not_learnt = live.model_hash
+            logger.exception("what its users are like is not known; drift is not told")
 
     def _database_is_there(self, there: bool) -> None:
         self.database_fails = not there
@@ -315,7 +358,8 @@ class Service:
             for line in (self.lists, self.encoding, self.writing):
                 self.monitoring.waiting.labels(line.name).set(line.depth)
             full = max(each.depth / each.max_waiting for each in (self.lists, self.encoding))
-            self.monitoring.look(full, self.database_fails)
+            await self._learn_users()
+            self.monitoring.look(full, self.database_fails, self.drift.figures())
             serves = None if self.live is None else self.live.version
             is_new = wanted is not None and wanted != serves and wanted not in self.refused
             again = self.live is None and time.monotonic() - tried_at > RETRY_S

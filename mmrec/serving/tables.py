@@ -25,6 +25,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 COUNTERS = ("events", "items", "versions")
+REQUEST_ID = "request_id"
+"""Context of an event that answers a list: which one."""
 SHOWN = "shown"
 """Type of the events that say what a list showed; they are no events of a history."""
 BUSY_S = 5.0
@@ -116,6 +118,9 @@ class Tables:
             .returning(self.counters.c.value)
         )
         self.known_events = select(events.c.event_id).where(
+            events.c.event_id.in_(bindparam("event_ids", expanding=True))
+        )
+        self.events_of_ids = select(events).where(
             events.c.event_id.in_(bindparam("event_ids", expanding=True))
         )
         self.events_of_user = (

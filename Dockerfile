@@ -1,0 +1,35 @@
+# syntax=docker/dockerfile:1
+# The service: `docker build -t mmrec .`, or compose.yaml. The wheels of torch are those for CPUs;
+# `--build-arg TORCH=cu130` takes those for CUDA 13.0 in their place (docs/scaling-out.md).
+
+ARG PYTHON=3.11.14-slim-bookworm
+
+FROM python:${PYTHON} AS build
+ARG TORCH=cpu
+WORKDIR /source
+# The environment has no pip of its own, so that nothing is installed where it runs.
+RUN python -m venv --without-pip /opt/mmrec
+COPY constraints.txt ./
+# First and without what it needs: the wheels on PyPI carry CUDA, which is several gigabytes.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /opt/mmrec/bin/python install --no-deps --constraint constraints.txt \
+    --index-url https://download.pytorch.org/whl/${TORCH} torch torchvision torchaudio
+COPY pyproject.toml README.md LICENSE ./
+COPY data_prep ./data_prep
+COPY encoders ./encoders
+COPY fusion ./fusion
+COPY mmrec ./mmrec
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /opt/mmrec/bin/python install --constraint constraints.txt '.[serve,postgres]'
+
+FROM python:${PYTHON}
+COPY --from=build /opt/mmrec /opt/mmrec
+# Whoever it runs as needs no home; what is written for the moment goes to /tmp.
+ENV PATH=/opt/mmrec/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1
+USER 1000:1000
+WORKDIR /tmp
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
+    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
+ENTRYPOINT ["mmrec"]
+CMD ["--help"]
