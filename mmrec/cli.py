@@ -24,6 +24,7 @@ from mmrec.commands.drift import drift
 from mmrec.commands.evaluation import compare, evaluate, stability
 from mmrec.commands.export import export, score
 from mmrec.commands.index import index
+from mmrec.commands.path import path
 from mmrec.commands.popular import popular
 from mmrec.commands.predict import predict
 from mmrec.commands.pretrain import pretrain
@@ -92,6 +93,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     index,
     score,
     recommend,
+    path,
     popular,
     predict,
     classify,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmrec.cli import main
 from mmrec.errors import UserError
 from mmrec.recommender import Recommender
 from mmrec.retrieval.retriever import Asked, Retriever
@@ -109,3 +111,38 @@ def test_sizes_that_make_no_path_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=line):
         recommender.path(history=HISTORY, **sizes)
+
+
+def test_the_command_lists_the_paths_of_the_library(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Recommender.load(tiny_run).path(history=HISTORY, length=3, k=2, beam=8)
+    words = ["path", str(tiny_run), "--history", ",".join(HISTORY)]
+    words += ["--length", "3", "-k", "2", "--beam", "8"]
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["query"] == {"history": HISTORY, "length": 3, "beam": 8}
+    assert told["paths"] == [{**asdict(each), "item_ids": list(each.item_ids)} for each in found]
+    assert main(words) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["item_ids", "log_probability"]
+    assert [row.rsplit(maxsplit=1)[0].strip() for row in rows] == [
+        ", ".join(each.item_ids) for each in found
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ([], "none given, allowed is exactly one of --user, --history, --attribute"),
+        (["--user", "u1", "--history", "i1"], "--user and --history given"),
+        (["--user", "u1", "-k", "9", "--beam", "4"], "beam is 4: give 9 at least"),
+    ],
+    ids=["nobody", "two", "beam"],
+)
+def test_what_the_command_cannot_ask_is_one_line(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str], options: list[str], line: str
+) -> None:
+    assert main(["path", str(tiny_run), *options]) == 2
+    told = capsys.readouterr().err
+    assert line in told and told.count("\n") == 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -90,7 +92,34 @@ def test_ranks_of_score_are_places_in_the_list(
     assert float(gap.abs().max()) > 1e-4  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("command", ["export", "score"])
+@pytest.mark.parametrize(
+    ("whom", "asked"),
+    [(["--user", "u7"], {"user_id": "u7"}), (["--history", "i1,i2"], {"history": ["i1", "i2"]})],
+    ids=["user", "history"],
+)
+def test_predict_tells_what_the_request_lets_expect(
+    run: Path, capsys: pytest.CaptureFixture[str], whom: list[str], asked: dict[str, Any]
+) -> None:
+    words = ["predict", str(run), "--items", "i1,i4", *whom, "--json"]
+    told = []
+    for options in ([], ["--at", str(NIGHT)], ASKED):
+        assert main([*words, *options]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    live = Recommender.load(run).predict(
+        ["i1", "i4"], **asked, time=NIGHT, context={"device": "phone"}
+    )
+    assert told[2]["items"] == live
+    assert told[2]["query"]["time"] == NIGHT
+    assert told[2]["query"]["context"] == {"device": "phone"}
+    assert len({str(each["items"]) for each in told}) == 3  # time and place both count
+
+
+def test_labels_of_items_are_told_at_no_time(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(run), "--items", "i1", "--at", "now"]) == 2
+    assert "--at and --context are of a user's request" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["export", "score", "predict", "path"])
 @pytest.mark.parametrize(
     ("asked", "line"),
     [
@@ -109,7 +138,11 @@ def test_what_cannot_be_asked_is_one_line(
     asked: list[str],
     line: str,
 ) -> None:
-    words = [command, str(run), "--out", str(tmp_path / "out")]
+    words = [command, str(run)]
+    if command in ("export", "score"):
+        words += ["--out", str(tmp_path / "out")]
+    else:
+        words += ["--user", "u0"] + ["--items", "i1"] * (command == "predict")
     if command == "score":
         source = told_shop.parent / "source"
         words += ["--items", str(source / "items.csv"), "--source", str(source)]
