@@ -313,7 +313,7 @@ def test_search_is_by_words_and_meaning_and_by_a_picture_too(
     page.get_by_label("By words and meaning").fill("quiet storm")
     page.get_by_role("button", name="Search").click()
     shows(client.post("/v1/search", json={"text": "quiet storm", "k": 12}))
-    page.get_by_label("What is liked above comes first").check()
+    page.get_by_label("Order by the taste above").check()
     page.get_by_role("button", name="Search").click()
     asked = {"text": "quiet storm", "user_id": page.get_by_label("User id").input_value(), "k": 12}
     shows(client.post("/v1/search", json=asked))
@@ -331,7 +331,7 @@ def test_search_is_by_words_and_meaning_and_by_a_picture_too(
     image = {"image": ("p.png", picture, "image/png")}
     shows(client.post("/v1/search/media", files={**parts, **image}))
     page.get_by_label("By words and meaning").fill("")
-    page.get_by_label("What is liked above comes first").uncheck()
+    page.get_by_label("Order by the taste above").uncheck()
     page.locator("#search-form button").first.click()
     shows(client.post("/v1/search/media", files={"k": (None, "12"), **image}))
     page.locator("#search-file").set_input_files(
