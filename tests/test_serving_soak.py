@@ -143,6 +143,7 @@ def change_model(address: str, version: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(DURATION_S + 300)
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_nothing_is_lost_and_nothing_wrong_is_said(
     kind: str, models: Path, tiny_source: Path, tmp_path: Path, request: pytest.FixtureRequest,
