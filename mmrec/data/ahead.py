@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import torch
+
 Part = TypeVar("Part")
 Loaded = TypeVar("Loaded")
 
@@ -22,8 +24,9 @@ MAX_THREADS = 4
 
 
 def loading_threads() -> int:
-    """Threads that load while a model works: one a core, at most `MAX_THREADS`."""
-    return max(1, min(MAX_THREADS, len(os.sched_getaffinity(0))))
+    """Threads that load while a model works: one a core that it leaves free, at least one."""
+    busy = 0 if torch.cuda.is_available() else torch.get_num_threads()
+    return max(1, min(MAX_THREADS, len(os.sched_getaffinity(0)) - busy))
 
 
 def load_ahead(
