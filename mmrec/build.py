@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from data_prep.shards import PreparedData, Split
+from encoders.encoder import Inputs
 from mmrec.config import Config
 from mmrec.data.batch import BatchStream, ItemSource, ModalityInput, TargetRule
 from mmrec.data.cache import StateCache
@@ -83,9 +84,13 @@ class LiveInputs:
 
     def collate(self, item_index: IntArray) -> dict[str, ModalityInput]:
         """Every modality of the items."""
+        return self.at_cut(self.inputs.collate(item_index))
+
+    def at_cut(self, inputs: Mapping[str, Inputs]) -> dict[str, ModalityInput]:
+        """What `inputs.collate` gave, which may be called ahead and in another thread."""
         device = self.model.counts.device
         media: dict[str, ModalityInput] = {}
-        for name, raw in self.inputs.collate(item_index).items():
+        for name, raw in inputs.items():
             if name not in self.model.cached:
                 media[name] = raw
                 continue

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from data_prep.shards import EarlierState, PreparedData, Split
 from mmrec.build import ModelInputs, filled_source, pick_device
 from mmrec.config import Config, load_trained_config
+from mmrec.data.ahead import TILE, load_ahead
 from mmrec.data.histories import IntArray
 from mmrec.data.item_labels import label_sets_of
 from mmrec.data.labels import heads_of
@@ -23,10 +25,11 @@ from mmrec.data.signals import spec_of
 from mmrec.data.thinning import open_split
 from mmrec.encoder_parts import EncoderParts, rebuild_encoder
 from mmrec.errors import CheckpointMismatch
+from mmrec.kept_tiles import KeptTiles, in_tiles
 from mmrec.model import RecommenderModel
 from mmrec.network import make_model
 from mmrec.training.checkpoint import SCHEMA, load_model, read_tensors
-from mmrec.vectors import encode_content, modalities_of
+from mmrec.vectors import encode_media, modalities_of
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +80,7 @@ def load_run(
     overrides: Sequence[str] = (),
     *,
     may_have_grown: bool = False,
+    kept: KeptTiles | None = None,
 ) -> LoadedRun:
     """Loads a finished run with the data it was trained on.
 
@@ -87,22 +91,14 @@ def load_run(
         may_have_grown: take a folder that was updated since as well: what is new or has changed in
             it is encoded, and all else is as it was. For use, not for figures: targets and cold
             items are others now, and training may have met them.
+        kept: contents that an interrupted export has encoded; None: none are kept.
 
     Raises:
         ConfigError: an override names a setting that training has settled, or is wrong.
         CheckpointMismatch: the run has no final model, or the data are others.
         ShardError: the data cannot be opened, or a file of theirs was changed.
     """
-    final = run / "checkpoints" / "final"
-    if not (final / "state.json").is_file():
-        mixed = sorted(str(each) for each in (run / "catalogues").glob("*") if each.is_dir())
-        if mixed:
-            raise CheckpointMismatch(
-                f"{run}: holds several catalogues; name the run of one: {', '.join(mixed)}"
-            )
-        raise CheckpointMismatch(
-            f"{run}: holds no finished model; run: mmrec train … --run {run} --resume"
-        )
+    final = _final_folder(run)
     state = _read_json(final / "state.json")
     if state.get("schema") != SCHEMA:
         raise CheckpointMismatch(f"{final}: schema {state.get('schema')} is not {SCHEMA}")
@@ -125,10 +121,11 @@ def load_run(
     item_index_of = np.array([index_of(item_id) for item_id in state["item_ids"]], np.int64)
     content = None
     if parts:
-        kept = read_tensors(final / "content.safetensors")
-        content = kept["content"].to(device)
+        contents = read_tensors(final / "content.safetensors")
+        content = contents["content"].to(device)
         if before is not None:
-            content = _grown_content(content, kept["had"], before, config, data, parts, model)
+            had = contents["had"]
+            content = _grown_content(content, had, before, config, data, parts, model, kept)
     return LoadedRun(
         run=run,
         config=config,
@@ -144,6 +141,50 @@ def load_run(
     )
 
 
+def run_made_of(run: Path, data_folder: Path | None = None) -> dict[str, str]:
+    """Hashes of what vectors of a run are made from, by the word for it.
+
+    Nothing is checked: `load_run` does that.
+
+    Args:
+        run: folder of the run.
+        data_folder: as of `load_run`.
+
+    Raises:
+        CheckpointMismatch: the run has no final model, or there are no data.
+        ShardError: the data cannot be opened.
+    """
+    final, bound = _final_folder(run), _read_json(run / "data.json")
+    weights = hashlib.sha256()
+    for path in sorted(final.iterdir()):
+        with open(path, "rb") as file:
+            weights.update(hashlib.file_digest(file, "sha256").digest())
+    data = PreparedData.open(_data_folder(run, bound, data_folder))
+    return {
+        "weights": weights.hexdigest(),
+        "data": f"{data.data_hash} {data.split(bound['split']).hash}",
+    }
+
+
+def _final_folder(run: Path) -> Path:
+    """Where the trained model lies.
+
+    Raises:
+        CheckpointMismatch: there is none.
+    """
+    final = run / "checkpoints" / "final"
+    if not (final / "state.json").is_file():
+        mixed = sorted(str(each) for each in (run / "catalogues").glob("*") if each.is_dir())
+        if mixed:
+            raise CheckpointMismatch(
+                f"{run}: holds several catalogues; name the run of one: {', '.join(mixed)}"
+            )
+        raise CheckpointMismatch(
+            f"{run}: holds no finished model; run: mmrec train … --run {run} --resume"
+        )
+    return final
+
+
 def _grown_content(
     content: Tensor,
     had: Tensor,
@@ -152,6 +193,7 @@ def _grown_content(
     data: PreparedData,
     parts: Mapping[str, EncoderParts],
     model: RecommenderModel,
+    kept: KeptTiles | None,
 ) -> Tensor:
     """Content (N, D) of a folder that was updated: of then, and of what is new or has changed."""
     changed = data.items.changed_since(before.num_index_rows)
@@ -159,11 +201,18 @@ def _grown_content(
     rows = np.union1d(changed, np.arange(before.num_items, len(data.items)))
     whole = content.new_zeros(len(data.items), content.shape[1])
     whole[: before.num_items] = content
-    if len(rows):
+    known = torch.zeros(len(data.items), had.shape[1], dtype=torch.bool)
+    known[: before.num_items] = had
+    met = known.numpy()[rows]
+
+    def encode(tiles: Sequence[IntArray]) -> Iterator[Tensor]:
         source, _ = filled_source(config, data, parts, model, content.device)
-        known = torch.zeros(len(data.items), had.shape[1], dtype=torch.bool)
-        known[: before.num_items] = had
-        encoded = encode_content(model, source, rows, had=known.numpy()[rows])
+        media = load_ahead(lambda tile: source.collate(rows[tile]), tiles)
+        return encode_media(model, media, (met[tile] for tile in tiles))
+
+    if len(rows):
+        tiles = in_tiles(kept, "contents", len(rows), encode, tile=TILE, noun="items")
+        encoded = torch.cat([each.to(content.device) for each in tiles])
         whole[torch.from_numpy(rows).to(content.device)] = encoded
     logger.info(
         "%s was updated since training: content of %d items encoded, of %d as it was",
@@ -204,12 +253,7 @@ def _open_data(
 ) -> tuple[PreparedData, Split, EarlierState | None]:
     """The data, or what they have become by updates: then also what they were."""
     bound = _read_json(run / "data.json")
-    if data_folder is None and not Path(bound["path"]).is_dir():
-        raise CheckpointMismatch(
-            f"{bound['path']}: there is no such folder, {run} was trained on it (data.json); "
-            "give --data the folder where the data are now"
-        )
-    data = PreparedData.open(data_folder or Path(bound["path"]))
+    data = PreparedData.open(_data_folder(run, bound, data_folder))
     before = data.state_at(bound["data_hash"], bound["split"], bound["split_hash"])
     if before is not None:
         data.verify_tables()
@@ -229,6 +273,20 @@ def _open_data(
             f"{bound['split_hash'][:12]}; give --data the folder it was trained on"
         )
     return data, split, None
+
+
+def _data_folder(run: Path, bound: Mapping[str, Any], given: Path | None) -> Path:
+    """Where the data of a run are.
+
+    Raises:
+        CheckpointMismatch: they are not where data.json says, and no other folder is given.
+    """
+    if given is None and not Path(bound["path"]).is_dir():
+        raise CheckpointMismatch(
+            f"{bound['path']}: there is no such folder, {run} was trained on it (data.json); "
+            "give --data the folder where the data are now"
+        )
+    return given or Path(bound["path"])
 
 
 def _read_json(path: Path) -> dict[str, Any]:

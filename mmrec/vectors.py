@@ -5,8 +5,9 @@ Legend: N items of the catalogue · R items in training · U users · D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fusion.signals import Signals
-from mmrec.data.batch import ItemSource, media_to
+from mmrec.data.batch import ItemSource, ModalityInput, media_to
 from mmrec.data.histories import IntArray
 from mmrec.data.ragged import Ragged
 from mmrec.data.told import Told
@@ -58,19 +59,45 @@ def encode_content(
         had: (n, M) modalities, in the order of `model.completion`, that training met the items
             with: what they have lost since is made up for; None: nothing is.
     """
+    starts = range(0, item_index.shape[0], tile)
+    media = (source.collate(item_index[start : start + tile]) for start in starts)
+    before = None if had is None else (had[start : start + tile] for start in starts)
+    parts = list(encode_media(model, media, before, precision=precision))
+    return torch.cat(parts) if parts else torch.zeros(0, model.width, device=model.counts.device)
+
+
+@torch.no_grad()
+def encode_media(
+    model: RecommenderModel,
+    media: Iterable[Mapping[str, ModalityInput]],
+    had: Iterable[npt.NDArray[np.bool_]] | None = None,
+    *,
+    precision: str = "fp32",
+) -> Iterator[Tensor]:
+    """Content of items whose media come a tile at a time.
+
+    Args:
+        model: that encodes them.
+        media: of the items of each tile, asked for once the tile before was encoded.
+        had: of each tile, as in `encode_content`; None: nothing is made up for.
+        precision: of the products.
+
+    Yields:
+        (n, D) unit vectors on the model's device, a tile.
+    """
     device = model.counts.device
     was_training = model.training
     model.eval()
-    parts = []
-    for start in range(0, item_index.shape[0], tile):
-        media = media_to(source.collate(item_index[start : start + tile]), device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            before = None
-            if had is not None:
-                before = torch.from_numpy(had[start : start + tile]).to(device)
-            parts.append(model.content(media, before).float())
-    model.train(was_training)
-    return torch.cat(parts) if parts else torch.zeros(0, model.width, device=device)
+    met = repeat(None) if had is None else map(torch.from_numpy, had)
+    try:
+        for each, before in zip(media, met, strict=False):
+            on_device = media_to(each, device)
+            known = None if before is None else before.to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                content = model.content(on_device, known).float()
+            yield content
+    finally:
+        model.train(was_training)
 
 
 def modalities_of(

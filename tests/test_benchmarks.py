@@ -33,6 +33,11 @@ FIGURES = {
         "cost_index_size": False,
     },
     "epoch": {"epoch_time_to_plain": False, "epoch_time": False, "epoch_time_plain": False},
+    "export": {
+        "export_raw_speed": True,
+        "export_raw_speed_to_in_turn": True,
+        "export_raw_rate": False,
+    },
     "index": {
         "index_ivf_recall_100": True,
         "index_ivf_recall_10": True,
@@ -71,6 +76,11 @@ FIGURES = {
         "loss_time_plain": False,
         "loss_million_memory": True,
         "loss_million_time": False,
+    },
+    "new_item": {
+        f"new_item_{case}_p{q}": False
+        for case in ("text", "image", "audio", "video", "all")
+        for q in (50, 95)
     },
     "prepare": {
         "prepare_media_speed": True,
@@ -114,9 +124,11 @@ KEYS = set("name value unit bar ok values small config skipped machine".split())
         "ranking",
         "epoch",
         "stream",
+        pytest.param("export", marks=pytest.mark.slow),
         pytest.param("index", marks=pytest.mark.slow),
         pytest.param("scale", marks=pytest.mark.slow),
         pytest.param("joint", marks=pytest.mark.slow),
+        pytest.param("new_item", marks=pytest.mark.slow),
         pytest.param("prepare", marks=pytest.mark.slow),
         pytest.param("service", marks=pytest.mark.slow),
         pytest.param("long_media", marks=pytest.mark.slow),

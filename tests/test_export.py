@@ -21,6 +21,7 @@ from mmrec.recommender import Recommender
 from mmrec.retrieval import export as export_module
 from mmrec.retrieval.export import export_run
 from mmrec.retrieval.exported import Export, check_same_model
+from mmrec.retrieval.folders import written_aside
 from mmrec.retrieval.indexes.exact import ExactIndex
 from mmrec.retrieval.indexes.faiss import FaissIndex, FaissKind
 from mmrec.retrieval.indexes.recall import recall_at_k
@@ -202,6 +203,18 @@ def test_interrupted_export_leaves_the_old_one_and_starts_anew(
     export_run(tiny_run, out, row_group=3)
     ids, _ = Export.open(out).items()
     assert len(ids) == len(set(ids)) == 14
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_export_that_was_killed_between_two_names_has_its_old_one_again(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    export_run(tiny_run, tmp_path / "out")
+    before = (tmp_path / "out" / "items.parquet").read_bytes()
+    (tmp_path / "out").rename(tmp_path / ".out.old")
+    with pytest.raises(KeyboardInterrupt), written_aside(tmp_path / "out"):
+        raise KeyboardInterrupt
+    assert (tmp_path / "out" / "items.parquet").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

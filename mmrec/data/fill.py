@@ -9,11 +9,10 @@ made again in bf16.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from encoders.encoder import Encoder, Inputs
+from mmrec.data.ahead import load_ahead
 from mmrec.data.cache import CacheSpec, StateCache, StateDtype, Status, round_states, row_key
 from mmrec.data.items import Broken, ItemInputs
 from mmrec.errors import UserError
@@ -219,17 +219,8 @@ def _load(
     inputs: ItemInputs, modality: str, blocks: list[NDArray[np.int64]], num_threads: int
 ) -> Iterator[_Batch]:
     """Batches in order, a few loaded ahead by threads."""
-    waiting: deque[Future[_Batch]] = deque()
-    executor = ThreadPoolExecutor(max_workers=max(1, num_threads))
-    try:
-        for block in blocks:
-            waiting.append(executor.submit(_load_batch, inputs, modality, block))
-            if len(waiting) > _AHEAD * num_threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+    load = partial(_load_batch, inputs, modality)
+    return load_ahead(load, blocks, num_threads=max(1, num_threads), ahead=_AHEAD * num_threads)
 
 
 def _load_batch(inputs: ItemInputs, modality: str, block: NDArray[np.int64]) -> _Batch:

@@ -46,6 +46,7 @@ from mmrec.data.signals import SignalSpec, spec_of
 from mmrec.data.told import columns_of
 from mmrec.encoder_parts import rebuild_encoder
 from mmrec.errors import CheckpointMismatch
+from mmrec.kept_tiles import KeptTiles
 from mmrec.network import make_model
 from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.available import Available
@@ -64,12 +65,13 @@ TEXTS_FILE = "texts.parquet"
 SCHEMA = "mmrec-bundle/1"
 
 
-def write_bundle(retriever: Retriever, folder: Path) -> None:
+def write_bundle(retriever: Retriever, folder: Path, kept: KeptTiles | None = None) -> None:
     """Writes all that `load_bundle` needs.
 
     Args:
         retriever: of a run, or of another bundle.
         folder: a new folder.
+        kept: what an interrupted export has encoded; None: nothing is kept.
     """
     folder.mkdir(parents=True)
     for name, path in retriever.files.items():
@@ -78,7 +80,7 @@ def write_bundle(retriever: Retriever, folder: Path) -> None:
     if retriever.content is not None:  # of a catalogue that may have grown since training
         save_file({"content": retriever.content.cpu()}, folder / CONTENT_FILE)
     if retriever.parts is not None:
-        write_parts(retriever.parts, list(retriever.transforms), folder / PARTS_FILE)
+        write_parts(retriever.parts, list(retriever.transforms), folder / PARTS_FILE, kept)
     merged = _merge_adapters(retriever, folder / "model.safetensors")
     # with what was changed for this use: a bundle serves as its retriever does
     (folder / "config.yaml").write_text(dump_config(merged), encoding="utf-8")

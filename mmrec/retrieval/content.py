@@ -23,12 +23,12 @@ from data_prep.media import decode_image, normalise
 from data_prep.sound import Sound
 from encoders.tokens import Tokens
 from mmrec.build import LiveInputs
+from mmrec.data.ahead import TILE, load_ahead
 from mmrec.data.batch import ModalityInput
 from mmrec.data.items import Broken, ItemInputs, Media, NewItems
-from mmrec.data.ragged import IntArray
 from mmrec.errors import UserError
 from mmrec.retrieval.retriever import Retriever
-from mmrec.vectors import encode_content
+from mmrec.vectors import encode_media
 
 logger = logging.getLogger(__name__)
 
@@ -110,14 +110,18 @@ def encode_new(retriever: Retriever, media: Media) -> NewContent:
     """
     retriever.require_media("new items")
     inputs = ItemInputs(media, retriever.transforms)
-    noticing = _Noticing(LiveInputs(inputs, retriever.model, retriever.dtypes))
+    live = LiveInputs(inputs, retriever.model, retriever.dtypes)
+    noticed = _Noticed()
+    rows = np.arange(len(media), dtype=np.int64)
+    tiles = [rows[start : start + TILE] for start in range(0, len(rows), TILE)]
+    loaded = load_ahead(inputs.collate, tiles)
+    at_cut = (noticed.take(live.at_cut(each)) for each in loaded)
+    none = torch.zeros(0, retriever.model.width, device=retriever.device)
     try:
-        content = encode_content(
-            retriever.model, noticing, np.arange(len(media), dtype=np.int64), tile=64
-        )
+        content = torch.cat([none, *encode_media(retriever.model, at_cut)])
     except ValueError as error:  # a transform refuses what no decoder could have judged
         raise UserError(f"new items: {error}; the model was trained on other input") from None
-    modalities = noticing.modalities(len(media))
+    modalities = noticed.modalities(len(media))
     usable = [row for row, names in enumerate(modalities) if names]
     content = content[torch.tensor(usable, dtype=torch.int64, device=content.device)]
     made_of = [modalities[row] for row in usable]
@@ -179,15 +183,14 @@ def _load_query(modality: str, query: Path | str | bytes, retriever: Retriever) 
         raise UserError(f"{query!s}: cannot be read: {error.strerror}") from None
 
 
-class _Noticing:
-    """Passes inputs on and notes which modalities each item brought."""
+class _Noticed:
+    """Which modalities each item brought."""
 
-    def __init__(self, source: LiveInputs) -> None:
-        self._source = source
+    def __init__(self) -> None:
         self._present: dict[str, list[Tensor]] = {}
 
-    def collate(self, item_index: IntArray) -> dict[str, ModalityInput]:
-        media = self._source.collate(item_index)
+    def take(self, media: dict[str, ModalityInput]) -> dict[str, ModalityInput]:
+        """Notes those of some items and hands them on."""
         for name, each in media.items():
             there = each.mask.any(1) if isinstance(each, Tokens) else each["present"]
             self._present.setdefault(name, []).append(there.cpu())

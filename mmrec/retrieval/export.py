@@ -11,9 +11,10 @@
 The score of the model is <u, e> + popularity, in units of cosine. Of a new item that lacks media
 which nearly all others have, e is told from the rest; content_embedding is always what the media
 say. Every item of the
-catalogue that was not withdrawn has a row, in its order. Vectors are written a row group at a time
-into a folder beside OUT that takes its name once it is whole: an interrupted export leaves OUT as
-it was, and the next one starts anew, so no row is ever missing or there twice.
+catalogue that was not withdrawn has a row, in its order. Files are written into a folder beside OUT
+that takes its name once it is whole: an interrupted export leaves OUT as it was. What takes long,
+the vectors that models compute, is kept in another folder beside it, see `mmrec.kept_tiles`: the
+same command goes on where it was, and what it writes is what it would have been.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from torch import Tensor
 
 from mmrec.data.ragged import IntArray
 from mmrec.errors import UserError
+from mmrec.kept_tiles import KeptTiles, kept_while
 from mmrec.request import Request
 from mmrec.retrieval.bundle import write_bundle
 from mmrec.retrieval.exported import MANIFEST_FILE, SCHEMA, read_manifest
@@ -45,7 +48,7 @@ from mmrec.retrieval.indexes.faiss import (
 )
 from mmrec.retrieval.indexes.recall import measure_recall, recall_at_k, tune
 from mmrec.retrieval.indexes.rows import FloatArray
-from mmrec.retrieval.load import load_retriever
+from mmrec.retrieval.load import load_retriever, vectors_made_of
 from mmrec.retrieval.retriever import Retriever
 from mmrec.weights import PACKAGES
 
@@ -87,8 +90,8 @@ def export_run(
         The manifest.
 
     Raises:
-        UserError: an unknown format or index, a context that is no column of the log, or `out`
-            holds something else.
+        UserError: an unknown format or index, a context that is no column of the log, `out` holds
+            something else, or another export writes there.
         CheckpointMismatch: no finished run, or other data.
         ConfigError: an override is not allowed.
     """
@@ -102,19 +105,23 @@ def export_run(
         raise UserError(f"--index is '{index}', which needs --format faiss")
     out = out.resolve()
     _check_free(out)
-    retriever = load_retriever(run, data, overrides)
     request = request or Request()
-    request.columns(retriever.catalogue)  # what cannot be asked is refused before any work
-    with written_aside(out) as aside:
-        manifest = _write(
-            retriever,
-            aside,
-            formats,
-            request,
-            index=index,
-            bundle=bundle,
-            row_group=row_group,
-        )
+    made_of = vectors_made_of(run, data, overrides)
+    made_of["request"] = json.dumps([request.document(), row_group])
+    with kept_while(out.with_name(f".{out.name}.kept"), made_of) as kept:
+        retriever = load_retriever(run, data, overrides, kept)
+        request.columns(retriever.catalogue)  # what cannot be asked is refused before any work
+        with written_aside(out) as aside:
+            manifest = _write(
+                retriever,
+                aside,
+                formats,
+                request,
+                index=index,
+                bundle=bundle,
+                row_group=row_group,
+                kept=kept,
+            )
     return manifest
 
 
@@ -127,20 +134,22 @@ def _write(
     index: FaissKind,
     bundle: bool,
     row_group: int,
+    kept: KeptTiles,
 ) -> dict[str, Any]:
     exported = np.flatnonzero(~retriever.items.deleted).astype(np.int64)
     num_users = len(retriever.users.user_ids)
     described = None
+    users = partial(_users, retriever, request, row_group, kept)
     if "parquet" in formats:
         _write_parquet(folder / "items.parquet", _item_tables(retriever, exported, row_group))
-        _write_parquet(folder / "users.parquet", _user_tables(retriever, request, row_group))
+        _write_parquet(folder / "users.parquet", _user_tables(retriever, users()))
     if "npy" in formats:
-        _write_npy(retriever, exported, folder, request, row_group)
+        _write_npy(retriever, exported, folder, users(), row_group)
     if "faiss" in formats:
         described = _write_index(retriever, exported, folder / FAISS_FILE, index, request)
     files = {path.name: file_record(path) for path in sorted(folder.iterdir())}
     if bundle:
-        write_bundle(retriever, folder / "bundle")
+        write_bundle(retriever, folder / "bundle", kept)
     manifest = {
         "schema": SCHEMA,
         "model_hash": retriever.model_hash,
@@ -205,8 +214,10 @@ def _item_tables(retriever: Retriever, exported: IntArray, size: int) -> Iterato
         )
 
 
-def _user_tables(retriever: Retriever, request: Request, size: int) -> Iterator[pa.Table]:
-    for rows, vectors in _users(retriever, request, size):
+def _user_tables(
+    retriever: Retriever, users: Iterator[tuple[IntArray, FloatArray]]
+) -> Iterator[pa.Table]:
+    for rows, vectors in users:
         yield pa.table(
             {
                 "user_id": pa.array([retriever.users.user_ids[row] for row in rows], pa.string()),
@@ -219,12 +230,22 @@ def _user_tables(retriever: Retriever, request: Request, size: int) -> Iterator[
 
 
 def _users(
-    retriever: Retriever, request: Request, size: int
+    retriever: Retriever, request: Request, size: int, kept: KeptTiles
 ) -> Iterator[tuple[IntArray, FloatArray]]:
-    """Rows and vectors (n, D) of all users, from complete histories; zeros without one."""
-    for rows in _parts(np.arange(len(retriever.users.user_ids), dtype=np.int64), size):
-        asked = [retriever.stored_user(int(row), request) for row in rows]
-        yield rows, _to_numpy(retriever.user_vectors(asked))
+    """Rows and vectors (n, D) of all users, from complete histories; zeros without one.
+
+    They are computed once, however often they are asked for.
+    """
+
+    def compute(tiles: Sequence[IntArray]) -> Iterator[Tensor]:
+        for rows in tiles:
+            asked = [retriever.stored_user(int(row), request) for row in rows]
+            yield retriever.user_vectors(asked).float()
+
+    num_users = len(retriever.users.user_ids)
+    vectors = kept.series("users", num_users, compute, tile=size, noun="users")
+    for rows, each in zip(_parts(np.arange(num_users, dtype=np.int64), size), vectors, strict=True):
+        yield rows, _to_numpy(each)
 
 
 def _write_parquet(path: Path, tables: Iterator[pa.Table]) -> None:
@@ -237,7 +258,11 @@ def _write_parquet(path: Path, tables: Iterator[pa.Table]) -> None:
 
 
 def _write_npy(
-    retriever: Retriever, exported: IntArray, folder: Path, request: Request, size: int
+    retriever: Retriever,
+    exported: IntArray,
+    folder: Path,
+    user_parts: Iterator[tuple[IntArray, FloatArray]],
+    size: int,
 ) -> None:
     width, num_users = retriever.model.width, len(retriever.users.user_ids)
     items: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
@@ -254,7 +279,7 @@ def _write_npy(
             array[start : start + len(rows)] = _to_numpy(part)
     _write_ids(folder / "item_ids.jsonl", (retriever.items.item_ids[row] for row in exported))
     users = _new_npy(folder / "user_embeddings.npy", num_users, width)
-    for rows, vectors in _users(retriever, request, size):
+    for rows, vectors in user_parts:
         users[rows] = vectors
     _write_ids(folder / "user_ids.jsonl", iter(retriever.users.user_ids))
 

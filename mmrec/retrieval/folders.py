@@ -23,7 +23,9 @@ def written_aside(out: Path) -> Iterator[Path]:
     Args:
         out: resolved; what it holds is replaced.
     """
-    aside = out.with_name(f".{out.name}.partial")
+    aside, old = out.with_name(f".{out.name}.partial"), _old(out)
+    if old.exists() and not out.exists():
+        os.replace(old, out)  # killed after it had taken the old one away
     shutil.rmtree(aside, ignore_errors=True)  # what a killed process left behind
     aside.mkdir(parents=True)
     try:
@@ -33,8 +35,12 @@ def written_aside(out: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def _old(out: Path) -> Path:
+    return out.with_name(f".{out.name}.old")
+
+
 def _install(aside: Path, out: Path) -> None:
-    old = out.with_name(f".{out.name}.old")
+    old = _old(out)
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         os.replace(out, old)

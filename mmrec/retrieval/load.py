@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_prep.shards import History, PreparedData, Split
-from mmrec.loaded import LoadedRun, load_run, open_source
+from mmrec.build import pick_device
+from mmrec.kept_tiles import KeptTiles
+from mmrec.loaded import LoadedRun, load_run, open_source, run_made_of
 from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.available import Available
 from mmrec.retrieval.bundle import BUNDLE_FILE, load_bundle
@@ -19,7 +24,10 @@ from mmrec.retrieval.texts import PreparedTexts
 
 
 def load_retriever(
-    path: Path, data: Path | None = None, overrides: Sequence[str] = ()
+    path: Path,
+    data: Path | None = None,
+    overrides: Sequence[str] = (),
+    kept: KeptTiles | None = None,
 ) -> Retriever:
     """Loads a run or a bundle; both serve alike.
 
@@ -30,6 +38,7 @@ def load_retriever(
         path: folder of a finished run, or a bundle that `export --bundle` wrote.
         data: the prepared folder where it has moved; a bundle needs none and looks at none.
         overrides: `section.field=value` of settings that count in use.
+        kept: contents that an interrupted export has encoded; None: none are kept.
 
     Raises:
         ConfigError: an override is not allowed.
@@ -40,7 +49,30 @@ def load_retriever(
     if (path / BUNDLE_FILE).is_file():
         return load_bundle(path, overrides)
     folder = None if data is None else Path(data)
-    return retriever_of(load_run(path, folder, overrides, may_have_grown=True))
+    return retriever_of(load_run(path, folder, overrides, may_have_grown=True, kept=kept))
+
+
+def vectors_made_of(
+    path: Path, data: Path | None = None, overrides: Sequence[str] = ()
+) -> dict[str, str]:
+    """Hashes of all that vectors of a run or a bundle depend on, by the word for it.
+
+    Args: as of `load_retriever`, which checks them.
+
+    Raises:
+        CheckpointMismatch: no finished run, or no data.
+        ShardError: the data cannot be opened.
+    """
+    bundle = path / BUNDLE_FILE
+    if bundle.is_file():  # which has the hash of every file
+        made_of = {"weights": hashlib.sha256(bundle.read_bytes()).hexdigest()}
+    else:
+        made_of = run_made_of(path, data)
+    config = path / "config.yaml"
+    settings = hashlib.sha256(config.read_bytes() if config.is_file() else b"")
+    settings.update(json.dumps(list(overrides)).encode())
+    software = f"mmrec {version('mmrec')}, torch {version('torch')}, {pick_device().type}"
+    return {**made_of, "settings": settings.hexdigest(), "software": software}
 
 
 def retriever_of(loaded: LoadedRun) -> Retriever:

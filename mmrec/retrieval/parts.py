@@ -10,7 +10,7 @@ Legend: N items of the catalogue · M modalities · D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from encoders.tokens import Tokens
+from mmrec.data.ahead import TILE, load_ahead
 from mmrec.data.batch import ItemSource, media_to
 from mmrec.data.ragged import IntArray
 from mmrec.errors import UserError
+from mmrec.kept_tiles import KeptTiles, in_tiles
 from mmrec.model import RecommenderModel
 
 if TYPE_CHECKING:
@@ -50,6 +52,9 @@ class Parts(Protocol):
         Returns:
             (n, D) unit vectors, to fp16's precision.
         """
+
+    def contents(self, kept: Sequence[Set[str]], tiles: Sequence[IntArray]) -> Iterator[Tensor]:
+        """Contents of the items of each tile (C, n, D) by C choices of media, as `content`."""
 
 
 class EncodedParts:
@@ -77,29 +82,36 @@ class EncodedParts:
         if name in self._held:
             whole = self._held[name]
             return whole if rows is None else whole[torch.from_numpy(rows).to(whole.device)]
-        if rows is not None:
-            return self._encode(kept, rows)
-        self._held[name] = self._encode(kept, np.arange(self.num_items, dtype=np.int64))
-        return self._held[name]
+        everything = np.arange(self.num_items, dtype=np.int64) if rows is None else rows
+        tiles = [everything[start : start + _TILE] for start in range(0, len(everything), _TILE)]
+        none = torch.zeros(0, self._model.width, device=self._model.counts.device)
+        found = torch.cat([none, *(each[0] for each in self.contents([kept], tiles))])
+        if rows is None:
+            self._held[name] = found
+        return found
 
     @torch.no_grad()
-    def _encode(self, kept: Set[str], rows: IntArray) -> Tensor:
+    def contents(self, kept: Sequence[Set[str]], tiles: Sequence[IntArray]) -> Iterator[Tensor]:
+        """See `Parts.contents`; each item is encoded once, whatever is kept of it."""
         if self._source is None:
             self._source = self._open_source()
-        model = self._model
-        assert self._source is not None and model.fusion is not None
-        parts = [torch.zeros(0, model.width, device=model.counts.device)]
-        for start in range(0, len(rows), _TILE):
-            media = self._source.collate(rows[start : start + _TILE])
+        model, source = self._model, self._source
+        assert source is not None and model.fusion is not None
+        for media in load_ahead(source.collate, tiles):
             tokens = model.tokens(media_to(media, model.counts.device))
-            shown = {name: each for name, each in tokens.items() if name in kept}
-            if not shown:
-                shown = {
-                    name: Tokens(each.values * 0, torch.zeros_like(each.mask))
-                    for name, each in tokens.items()
-                }
-            parts.append(model.fusion(shown).half().float())
-        return torch.cat(parts)
+            yield torch.stack([_fuse(model.fusion, tokens, each).half().float() for each in kept])
+
+
+def _fuse(fusion: nn.Module, tokens: Mapping[str, Tokens], kept: Set[str]) -> Tensor:
+    """(n, D) of some modalities' tokens; of none, what fusion makes of no media at all."""
+    shown = {name: each for name, each in tokens.items() if name in kept}
+    if not shown:
+        shown = {
+            name: Tokens(each.values * 0, torch.zeros_like(each.mask))
+            for name, each in tokens.items()
+        }
+    content: Tensor = fusion(shown)
+    return content
 
 
 class StoredParts:
@@ -129,20 +141,36 @@ class StoredParts:
         whole = self._held[name]
         return whole if rows is None else whole[torch.from_numpy(rows).to(whole.device)]
 
+    def contents(self, kept: Sequence[Set[str]], tiles: Sequence[IntArray]) -> Iterator[Tensor]:
+        """See `Parts.contents`."""
+        for rows in tiles:
+            yield torch.stack([self.content(each, rows) for each in kept])
 
-def write_parts(parts: Parts, modalities: Sequence[str], path: Path) -> None:
+
+def write_parts(
+    parts: Parts, modalities: Sequence[str], path: Path, kept: KeptTiles | None = None
+) -> None:
     """Writes what `StoredParts` reads: contents by each modality alone and without each.
 
     Args:
         parts: of the items.
         modalities: M that the model encodes.
         path: of a new file.
+        kept: tiles that an interrupted export has encoded; None: none are kept.
     """
     everything = set(modalities)
-    kept = {_name(each): each for one in modalities for each in ({one}, everything - {one})}
-    save_file(
-        {name: parts.content(each).half().cpu().contiguous() for name, each in kept.items()}, path
+    chosen = {_name(each): each for one in modalities for each in ({one}, everything - {one})}
+    sets = list(chosen.values())
+    tiles = in_tiles(
+        kept if isinstance(parts, EncodedParts) else None,
+        "parts",
+        parts.num_items,
+        lambda tiles: (each.half() for each in parts.contents(sets, tiles)),
+        tile=TILE,
+        noun="items by some of their media",
     )
+    whole = torch.cat([each.cpu() for each in tiles], dim=1)
+    save_file({name: whole[row].clone() for row, name in enumerate(chosen)}, path)
 
 
 def content_by(retriever: Retriever, modality: str) -> Tensor:
