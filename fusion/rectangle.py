@@ -52,8 +52,10 @@ class Rectangle:
         # takes half a second to import, and only an export needs it
         from torch._higher_order_ops.scan import scan
 
+        of = layer.get_parameter
+
         def step(state: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
-            kept = F.linear(state, layer.weight_hh_l0, layer.bias_hh_l0)
+            kept = F.linear(state, of("weight_hh_l0"), of("bias_hh_l0"))
             reset, update, new = given.chunk(3, dim=-1)
             kept_reset, kept_update, kept_new = kept.chunk(3, dim=-1)
             update = torch.sigmoid(update + kept_update)
@@ -61,7 +63,7 @@ class Rectangle:
             state = new + update * (state - new)
             return state, state.clone()  # scan refuses the same tensor twice
 
-        given = self.pad(F.linear(packed, layer.weight_ih_l0, layer.bias_ih_l0)).transpose(0, 1)
+        given = self.pad(F.linear(packed, of("weight_ih_l0"), of("bias_ih_l0"))).transpose(0, 1)
         first = packed.new_zeros(self.num_histories, layer.hidden_size)
         _, states = scan(step, first, given)
         return self.unpad(states.transpose(0, 1))

@@ -115,7 +115,7 @@ class UserTower(nn.Module):
             facts = self.facts.events(told)
             items = learnt.events(items.flatten(0, 1), facts).view(items.shape)
         lengths = window.lengths
-        if history.both_ways:  # one more event, which is hidden
+        if history.mask is not None:  # read both ways: one more event, which is hidden
             hidden = torch.arange(items.shape[1]) == lengths[:, None]
             items, lengths = torch.where(hidden[..., None], history.mask, items), lengths + 1
         heads = self._heads(is_event.shape[0], user_categories, user_numbers, user_sets)
