@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 # Kernels for bf16 on a CPU are made and kept for every new shape, a thousand of them: with P as it
 # comes a run held 2.5 GB after 240 small steps. Eight sizes an octave come back before their
@@ -107,6 +108,21 @@ class Packing:
         rank = self.lengths.argsort(descending=True, stable=True).argsort()  # (B,)
         rows = (self.position * self.num_histories + rank[self.history]).argsort()
         return rows, torch.bincount(self.position.cpu())
+
+    def through_time(self, layer: nn.GRU, packed: Tensor) -> Tensor:
+        """A recurrent layer's states of each history, whatever autocast says; zeros after the last.
+
+        Args:
+            layer: of one direction; it starts each history at zero.
+            packed: (num_rows, D), at least one event, in the dtype of the layer's weights.
+
+        Returns:
+            (num_rows, D).
+        """
+        rows, batch_sizes = self.by_time
+        with torch.autocast(packed.device.type, enabled=False):
+            states, _ = layer(PackedSequence(packed.index_select(0, rows), batch_sizes))
+        return torch.zeros_like(packed).index_copy(0, rows, states.data)
 
 
 def rotate(vectors: Tensor) -> Tensor:

@@ -7,9 +7,7 @@ rows, and no padding is computed.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from fusion.blocks import Dropout, Packing
 
@@ -34,9 +32,5 @@ class RecurrentBlock(nn.Module):
         """
         if not packing.num_events:
             return events  # torch refuses a sequence of no steps
-        rows, batch_sizes = packing.by_time
-        values = events.index_select(0, rows).to(next(self.recurrence.parameters()).dtype)
-        with torch.autocast(events.device.type, enabled=False):
-            states, _ = self.recurrence(PackedSequence(values, batch_sizes))
-        packed = torch.zeros_like(events, dtype=values.dtype).index_copy(0, rows, states.data)
-        return self.dropout(packed)
+        values = events.to(next(self.recurrence.parameters()).dtype)
+        return self.dropout(packing.through_time(self.recurrence, values))

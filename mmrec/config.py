@@ -103,7 +103,8 @@ class EncoderConfig(Section):
     """How much this modality weighs at the start beside the others; learning may change it."""
     options: dict[str, int | float | str | bool] = {}
     """Arguments of the encoder and its transform (image size, seconds, vocabulary size; of text
-    max_length, the pieces of a chunk, and max_chunks, for texts longer than the model reads; of
+    max_length, the pieces of a chunk, and max_chunks, for texts longer than the model reads; of a
+    frozen text model of transformers int8: true, a quarter of the size, see `encoders/int8.py`; of
     audio loudness, the LUFS that a sound is brought to, off unless given: -23 is broadcast's; of
     small text vocabulary: `pieces` of words, or `characters`, which reads any text of any language;
     see `encoders/characters.py`). Of attributes: max_values, num_knots, FIELD: false for each that

@@ -278,6 +278,7 @@ def _build_transformers(document: Document, folder: Path | None) -> EncoderParts
     from transformers import AutoConfig, AutoModel
     from transformers.utils import logging as transformers_logging
 
+    from encoders.int8 import quantise
     from encoders.text import TextEncoder, TextTransform
 
     transformers_logging.disable_progress_bar()  # a bar a folder, among our own lines
@@ -288,6 +289,9 @@ def _build_transformers(document: Document, folder: Path | None) -> EncoderParts
         max_length=int(options.pop("max_length", 256)),
         max_chunks=int(options.pop("max_chunks", 1)),
     )
+    int8 = options.pop("int8", False)
+    if not isinstance(int8, bool):
+        raise ValueError(f"options.int8 is {int8!r}: allowed are true and false")
     _refuse(options)
     if folder is not None:
         encoder = TextEncoder.from_folder(
@@ -305,6 +309,8 @@ def _build_transformers(document: Document, folder: Path | None) -> EncoderParts
             max_length=transform.max_length,
             max_chunks=transform.max_chunks,
         )
+    if int8:
+        quantise(encoder.model)
     return EncoderParts(transform, encoder, document)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from encoders.adapters import adapt
 from encoders.cut import StackedEncoder
+from encoders.int8 import is_quantised
 from fusion.heads import Head
 from fusion.history import HistoryEncoder
 from fusion.item import ConcatFusion, GatedFusion, LateFusion, LatentFusion, MeanFusion, Modality
@@ -157,6 +158,11 @@ def _choose_trained(encoder: Any, modality: str, config: EncoderConfig) -> None:
                 f"encoder of kind '{config.kind}' has no weights: leave it at 0"
             )
         return
+    if config.trainable_blocks != 0 and is_quantised(encoder):
+        raise ConfigError(
+            f"encoders.{modality}.trainable_blocks is {config.trainable_blocks}, but whole numbers "
+            f"have no gradient: leave it at 0, or drop encoders.{modality}.options.int8"
+        )
     try:
         if config.trainable_blocks != "all":
             encoder.cut_at(config.trainable_blocks)

@@ -50,6 +50,15 @@ FIGURES = {
         "index_int8_recall_10": True,
         "index_int8_rate": False,
     },
+    "inference": {
+        "int8_text_size": True,
+        **{
+            f"{tower}_text_time_{texts}": False
+            for texts in ("one", "items")
+            for tower in ("int8", "bf16", "fp32")
+        },
+        **{f"user_{side}_p{q}": False for side in ("eager", "exported") for q in (50, 95)},
+    },
     "joint": {
         "joint_step_over_bare": True,
         "joint_cut_1_speed": True,
@@ -126,6 +135,7 @@ KEYS = set("name value unit bar ok values small config skipped machine".split())
         "stream",
         pytest.param("export", marks=pytest.mark.slow),
         pytest.param("index", marks=pytest.mark.slow),
+        pytest.param("inference", marks=pytest.mark.slow),
         pytest.param("scale", marks=pytest.mark.slow),
         pytest.param("joint", marks=pytest.mark.slow),
         pytest.param("new_item", marks=pytest.mark.slow),

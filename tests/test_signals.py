@@ -23,7 +23,14 @@ from mmrec.build import assemble
 from mmrec.config import Config, parse_config
 from mmrec.data.batch import batch_loader
 from mmrec.data.signals import SignalReader, SignalSpec, clock
-from mmrec.data.told import Told, a_request, columns_of, join_columns, unknown_events
+from mmrec.data.told import (
+    Told,
+    a_request,
+    columns_of,
+    join_columns,
+    times_before,
+    unknown_events,
+)
 from mmrec.errors import ConfigError, UserError
 from mmrec.evaluation.protocol import load_cases
 from mmrec.loaded import load_run
@@ -64,6 +71,14 @@ def a_history(n: int = 4, **changes: Any) -> History:
         "context": {"device": ["phone", "desktop", "watch", None][:n]},
     }
     return History(user_index=0, item_index=np.arange(n), **{**columns, **changes})
+
+
+def test_an_empty_history_leaves_the_times_of_others_alone() -> None:
+    empty, other = columns_of(a_history(0)), columns_of(a_history(3))
+    assert len(times_before(empty.time)) == 0
+    together = join_columns([empty, other])
+    assert np.array_equal(together.before, times_before(other.time))
+    assert len(together.before) == len(together) == 3
 
 
 def test_an_event_has_a_column_for_each_thing_known() -> None:

@@ -47,6 +47,9 @@ def export(
         ExportedIndex, typer.Option(help="What index.faiss is; all but flat look at a part.")
     ] = ExportedIndex.flat,
     bundle: Annotated[bool, typer.Option("--bundle", help="Add a self-contained bundle.")] = False,
+    user_tower: Annotated[
+        bool, typer.Option("--user-tower", help="Add the user model as a file for torch alone.")
+    ] = False,
     at: AtOption = None,
     context: ContextOption = None,
     data: DataOption = None,
@@ -61,6 +64,7 @@ def export(
         formats=tuple(split_names(formats)),
         index=index.value,
         bundle=bundle,
+        user_tower=user_tower,
         data=data,
         overrides=overrides or (),
         request=request,

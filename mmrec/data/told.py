@@ -116,7 +116,7 @@ def columns_of(history: History) -> EventColumns:
 
 def times_before(time: IntArray) -> IntArray:
     """(n,) times of one user's events -> (n,) time of the event before each."""
-    return np.concatenate([[UNKNOWN_TIME], time[:-1]])
+    return np.concatenate([[UNKNOWN_TIME], time])[: len(time)]
 
 
 def request_behind(events: EventColumns, request: EventColumns) -> EventColumns:

@@ -7,6 +7,7 @@
                           flat, int8, ivf or hnsw, and any faiss reads it
     OUT/*.npy *.jsonl     the same vectors and their ids
     OUT/bundle/           see mmrec.retrieval.bundle
+    OUT/user_tower.*      see mmrec.retrieval.user_tower
 
 The score of the model is <u, e> + popularity, in units of cosine. Of a new item that lacks media
 which nearly all others have, e is told from the rest; content_embedding is always what the media
@@ -50,6 +51,7 @@ from mmrec.retrieval.indexes.recall import measure_recall, recall_at_k, tune
 from mmrec.retrieval.indexes.rows import FloatArray
 from mmrec.retrieval.load import load_retriever, vectors_made_of
 from mmrec.retrieval.retriever import Retriever
+from mmrec.retrieval.user_tower import check_formats, write_user_tower
 from mmrec.weights import PACKAGES
 
 logger = logging.getLogger(__name__)
@@ -67,6 +69,7 @@ def export_run(
     formats: Sequence[str] = ("parquet",),
     index: FaissKind = "flat",
     bundle: bool = False,
+    user_tower: bool = False,
     data: Path | None = None,
     overrides: Sequence[str] = (),
     request: Request | None = None,
@@ -81,6 +84,7 @@ def export_run(
         index: what index.faiss is, of `FAISS_KINDS`; ivf and hnsw of less than 20,000 items become
             flat. All but flat hold every vector in memory while they are made.
         bundle: add a folder that serves like the run, without the run and its data.
+        user_tower: add the user model as a graph that torch alone runs; needs parquet or npy.
         data: the prepared folder where it has moved.
         overrides: `section.field=value` of settings that count in use, the bundle's too.
         request: when and where all users are asked; None: not known. The manifest holds it.
@@ -103,6 +107,8 @@ def export_run(
         raise UserError(f"--index is '{index}': allowed are {', '.join(FAISS_KINDS)}")
     if index != "flat" and "faiss" not in formats:
         raise UserError(f"--index is '{index}', which needs --format faiss")
+    if user_tower:
+        check_formats(formats)
     out = out.resolve()
     _check_free(out)
     request = request or Request()
@@ -119,6 +125,7 @@ def export_run(
                 request,
                 index=index,
                 bundle=bundle,
+                user_tower=user_tower,
                 row_group=row_group,
                 kept=kept,
             )
@@ -133,6 +140,7 @@ def _write(
     *,
     index: FaissKind,
     bundle: bool,
+    user_tower: bool,
     row_group: int,
     kept: KeptTiles,
 ) -> dict[str, Any]:
@@ -147,6 +155,8 @@ def _write(
         _write_npy(retriever, exported, folder, users(), row_group)
     if "faiss" in formats:
         described = _write_index(retriever, exported, folder / FAISS_FILE, index, request)
+    if user_tower:
+        write_user_tower(retriever, folder, formats)
     files = {path.name: file_record(path) for path in sorted(folder.iterdir())}
     if bundle:
         write_bundle(retriever, folder / "bundle", kept)
