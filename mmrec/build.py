@@ -196,7 +196,7 @@ def assemble(
     device = pick_device()
     data = PreparedData.open(data_folder)
     data.verify_tables()
-    split = open_split(data, config.data.split, config.data.event_share)
+    split = open_split(data, config.data.split, config.data.event_share, config.data.new_users)
     histories = _training_histories(data, split, config.data.user_share)
     validation = None
     if split.targets("validation").height > 0:

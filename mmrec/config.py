@@ -18,7 +18,7 @@ from data_prep.catalogue import explain_validation_error
 from mmrec.errors import ConfigError
 
 # What can still be changed once a run is trained: all else lies in its weights and figures.
-IN_USE = ("evaluation.popularity_share", "evaluation.groups")
+IN_USE = ("evaluation.popularity_share", "evaluation.groups", "evaluation.first_events")
 
 
 class Section(BaseModel):
@@ -53,6 +53,11 @@ class DataConfig(Section):
     events where he has them. Histories, the inputs of validation and test, items' counts and the
     baselines are of known events alone; targets, candidates and what a list leaves out as seen are
     those of the whole log. `recommend`, `score` and `export` ask with whole histories."""
+    new_users: float = Field(0.0, ge=0, lt=1)
+    """Share of the users that training never sees, chosen by a hash of their ids: none of their
+    events trains, is counted, is a target of validation or test, or is told to a baseline. Instead
+    `evaluate` asks one half of them (the other with --split validation) behind their first events,
+    see evaluation.first_events."""
     max_broken_media: float = Field(0.05, ge=0, le=1)
     """Share of media that may fail to decode before the run stops."""
 
@@ -422,6 +427,10 @@ class EvaluationConfig(Section):
     """Categories and sets by which the report tells accuracy apart: users.gender, items.genres. The
     worst group of each stands in the scorecard. A trained run can be given others on the line of
     evaluate."""
+    first_events: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 3, 5), min_length=1)
+    """How many events are known of users whom data.new_users held out when they are asked; their
+    targets lie behind the largest number. A trained run can be given others on the line of
+    evaluate."""
 
 
 class CatalogueConfig(Section):
@@ -491,6 +500,12 @@ class Config(Section):
                 "training.loss_weights is 'learned' but model.heads and model.labels are empty: "
                 "there is one task alone, and nothing to weigh it against; name a head, or set "
                 "training.loss_weights=fixed"
+            )
+        if self.data.new_users and self.data.event_share < 1:
+            raise ValueError(
+                f"data.new_users is {self.data.new_users:g} and data.event_share "
+                f"{self.data.event_share:g}: a run leaves out users or events; set one of them to "
+                "its default, 0 or 1"
             )
         if not self.model.popularity and self.evaluation.popularity_share < 1:
             raise ValueError(

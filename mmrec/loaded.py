@@ -106,7 +106,7 @@ def load_run(
     if before is not None and not may_have_grown:
         raise _updated(run, data)
     config = load_trained_config(run / "config.yaml", overrides)
-    split = open_split(data, split.name, config.data.event_share)
+    split = open_split(data, split.name, config.data.event_share, config.data.new_users)
     device = pick_device()
     parts = {name: rebuild_encoder(each) for name, each in state["encoders"].items()}
     signals = spec_of(state.get("signals"))

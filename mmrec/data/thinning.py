@@ -20,6 +20,7 @@ import numpy.typing as npt
 import polars as pl
 
 from data_prep.shards import History, HistoryIndex, PreparedData, Split
+from mmrec.data.new_users import KnownUsersSplit
 from mmrec.data.ragged import IntArray, Ragged
 
 BoolArray = npt.NDArray[np.bool_]
@@ -125,13 +126,23 @@ class ThinnedSplit(Split):
         return places
 
 
-def open_split(data: PreparedData, name: str | None, event_share: float) -> Split:
-    """A split of which a run knows a share of the events; the split itself where it is all of them.
+def open_split(
+    data: PreparedData, name: str | None, event_share: float, new_users: float = 0.0
+) -> Split:
+    """A split of which a run knows a share of the events, or all but some users'; else the split.
+
+    Args:
+        data: the prepared folder.
+        name: of the split; None where there is one only.
+        event_share: `data.event_share`; below 1 only where nobody is held out.
+        new_users: `data.new_users`.
 
     Raises:
         DataError: there is no such split, or several and no name.
     """
     split = data.split(name)
+    if new_users:
+        return KnownUsersSplit(data, split.name, new_users)
     return split if event_share == 1 else ThinnedSplit(data, split.name, event_share)
 
 

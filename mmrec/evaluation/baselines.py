@@ -68,6 +68,7 @@ def fit_baselines(
     train_users: IntArray,
     train: Ragged,
     content: Content | None = None,
+    inputs: Ragged | None = None,
     seed: int = 0,
 ) -> dict[str, Scorer]:
     """Fits baselines for the cases of one evaluation.
@@ -79,6 +80,7 @@ def fit_baselines(
         train_users: (R,) user of each training history.
         train: R training histories of item_index, oldest to newest, without cold items.
         content: vectors for content_knn.
+        inputs: what popularity, item_knn and ease are fitted to; None: `input_histories`.
         seed: of `random`.
 
     Raises:
@@ -88,7 +90,8 @@ def fit_baselines(
     if unknown:
         raise ValueError(f"baseline {min(unknown)!r}: allowed are {', '.join(NAMES)}")
     scorers: dict[str, Scorer] = {}
-    inputs = input_histories(cases, train_users=train_users, train=train)
+    if inputs is None:
+        inputs = input_histories(cases, train_users=train_users, train=train)
     for name in names:
         if name == "random":
             scorers[name] = RandomScorer(cases, seed)

@@ -40,6 +40,7 @@ from mmrec.evaluation.heads import evaluate_heads
 from mmrec.evaluation.initial import initial_content
 from mmrec.evaluation.item_labels import evaluate_labels
 from mmrec.evaluation.lists import ItemTraits, category_shares
+from mmrec.evaluation.new_users import new_user_figures
 from mmrec.evaluation.protocol import (
     Cases,
     Which,
@@ -143,6 +144,8 @@ def evaluate_run(
         document["event_share"] = loaded.config.data.event_share
     if loaded.config.evaluation.popularity_share < 1:
         document["popularity_share"] = loaded.config.evaluation.popularity_share
+    if loaded.config.data.new_users:
+        document["new_users"] = new_user_figures(loaded, split, content=content)
     document |= {"heads": evaluate_heads(loaded, split)} if loaded.model.heads else {}
     document |= {"labels": evaluate_labels(loaded, split)} if loaded.model.label_sets else {}
     ranker = evaluate_ranker(loaded, cases)

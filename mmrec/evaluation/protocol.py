@@ -18,6 +18,7 @@ import numpy.typing as npt
 import polars as pl
 
 from data_prep.shards import UNKNOWN_TIME
+from mmrec.data.new_users import KnownUsersSplit
 from mmrec.data.ragged import IntArray, Ragged
 from mmrec.data.thinning import ThinnedSplit
 from mmrec.data.told import Told, columns_of, join_columns, request_behind, times_before
@@ -177,7 +178,14 @@ def load_cases(data: PreparedData, split: Split, which: Which) -> Cases:
     return cases_of(data, split, split.targets(which), which)
 
 
-def cases_of(data: PreparedData, split: Split, targets_table: pl.DataFrame, which: Which) -> Cases:
+def cases_of(
+    data: PreparedData,
+    split: Split,
+    targets_table: pl.DataFrame,
+    which: Which,
+    *,
+    first_events: int | None = None,
+) -> Cases:
     """The cases of any table of targets, by the rules of the split's own.
 
     Args:
@@ -185,6 +193,8 @@ def cases_of(data: PreparedData, split: Split, targets_table: pl.DataFrame, whic
         split: one of its splits.
         targets_table: user_index, item_index, position (in the complete history), slice.
         which: whose cold items count as such.
+        first_events: how many of a user's events on warm items are input; None: all. What he met
+            is left out of his lists all the same.
     """
     roles = split.items.sort("item_index")["role"].to_numpy()
     is_cold = is_cold_item(split)
@@ -201,6 +211,8 @@ def cases_of(data: PreparedData, split: Split, targets_table: pl.DataFrame, whic
             usable = ~is_cold[history.item_index]
             if isinstance(split, ThinnedSplit):
                 usable &= split.knows(history)
+            if first_events is not None:
+                usable &= np.cumsum(usable) <= first_events
             columns = columns_of(history)
         before, wanted = history.item_index[:position], usable[:position]
         inputs["seen"].append(before)
@@ -275,6 +287,8 @@ def protocol_document(
     }
     if isinstance(split, ThinnedSplit):
         rules["event_share"] = split.share
+    if isinstance(split, KnownUsersSplit):
+        rules["new_users"] = split.share
     return {**rules, "hash": protocol_hash(rules)}
 
 

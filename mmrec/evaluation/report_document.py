@@ -7,6 +7,7 @@
      learning, offset, sweeps, tail,            curves; the gap to training
      at_costs,                                  test figures with offsets of validation
      reliability, heads, labels,                the last two by name, where the model has some
+     new_users,                                 behind their first events, where some were held out
      strips, best, worst,                       ids of items, in the order shown
      costs, facts, data, quarantine,
      stability}                                 that of stability.json, where there is one
@@ -101,6 +102,7 @@ def report_document(
         "reliability": [asdict(each) for each in findings.reliability],
         "heads": metrics.get("heads", {}),
         "labels": metrics.get("labels", {}),
+        "new_users": metrics.get("new_users"),
         "costs": None if findings.costs is None else asdict(findings.costs),
         "facts": None if findings.facts is None else asdict(findings.facts),
         "stability": None if findings.stability is None else asdict(findings.stability),

@@ -246,6 +246,38 @@ def reliability_plot(found: Sequence[Reliability]) -> str | None:
         return _as_uri(figure)
 
 
+def new_users_plot(found: Mapping[str, Any] | None) -> str | None:
+    """NDCG@10 of every model against the number of events known of a new user.
+
+    Args:
+        found: as `new_user_figures` gives it; None: nobody was held out.
+
+    Returns:
+        A data URI; None where nobody was asked.
+    """
+    if not found or not found["models"]:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for model, points in found["models"].items():
+            events = [point["events"] for point in points]
+            colour = _MODEL_COLOURS.get(model, "#111827")
+            axes.plot(
+                events, [point["ndcg@10"] for point in points], color=colour, label=model, **_DOTS
+            )
+            if model == OURS:
+                low, high = zip(*(point["interval"] for point in points), strict=True)
+                axes.fill_between(
+                    events, low, high, color=colour, alpha=0.15, linewidth=0, label="its 95 %"
+                )
+        axes.set_xticks(found["first_events"])
+        axes.set(xlabel="events known of the user (number)", ylabel="NDCG@10 (0 to 1)")
+        axes.set_ylim(bottom=0)
+        figure.legend(loc="outside right center", fontsize=8)
+        return _as_uri(figure)
+
+
 def _short(value: float) -> str:
     """.123 as papers print it: three decimals, no leading zero."""
     return f"{value:.3f}".replace("0.", ".", 1) if value < 1 else f"{value:.2f}"

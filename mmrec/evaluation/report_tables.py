@@ -153,6 +153,29 @@ def tail_table(curve: Sequence[TailPoint], share: float | None) -> Rows:
     ]
 
 
+def new_users_table(found: Mapping[str, Any] | None) -> Rows:
+    """A row a model: NDCG@10 with its interval, a cell a number of events; the best is marked."""
+    if not found:
+        return []
+    models = found["models"]
+    columns = zip(*([point["ndcg@10"] for point in own] for own in models.values()), strict=True)
+    best = [max(column) for column in columns]
+    return [
+        (
+            model,
+            [
+                Cell(
+                    _short(point["ndcg@10"]),
+                    best=point["ndcg@10"] == top,
+                    note="–".join(map(_short, point["interval"])),
+                )
+                for point, top in zip(own, best, strict=True)
+            ],
+        )
+        for model, own in models.items()
+    ]
+
+
 def stability_table(stability: Stability | None, slices: Iterable[str]) -> Rows:
     """A row a perturbation: overlap, its deviation over users, cosine, change of each NDCG@10."""
     if stability is None:
@@ -311,6 +334,7 @@ def run_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         "checkpoint": document.get("checkpoint"),
         "seed": document.get("seed"),
         "share of the events known": document.get("event_share"),
+        "share of the users held out": protocol.get("new_users"),
         "share of the popularity term": document.get("popularity_share"),
     }
     return [(name, str(value)) for name, value in rows.items() if value is not None]

@@ -112,6 +112,7 @@ class ReportDocument(Document):
     reliability: list[Reliability]
     heads: dict[str, dict[str, Any]]
     labels: dict[str, dict[str, Any]]
+    new_users: dict[str, Any] | None = None
     costs: Costs | None
     facts: DataFacts | None
     stability: Stability | None

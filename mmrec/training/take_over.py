@@ -13,6 +13,8 @@ import torch
 
 from data_prep.shards import PreparedData, Split
 from encoders.cut import StackedEncoder
+from mmrec.config import load_trained_config
+from mmrec.data.new_users import KnownUsersSplit
 from mmrec.data.signals import SignalSpec, spec_of
 from mmrec.errors import CheckpointMismatch
 from mmrec.model import RecommenderModel
@@ -88,6 +90,16 @@ class StartRun:
                 self.run,
                 split.name,
             )
+        if isinstance(split, KnownUsersSplit):
+            its = load_trained_config(self.run / "config.yaml").data.new_users
+            if its < split.share:  # a smaller share lies within a larger one
+                logger.warning(
+                    "training.start_from is %s: its data.new_users is %g, so that it met users "
+                    "whom %g holds out; figures of new users will be too good",
+                    self.run,
+                    its,
+                    split.share,
+                )
 
 
 def _columns(spec: SignalSpec) -> tuple[Any, ...]:

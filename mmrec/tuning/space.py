@@ -22,7 +22,8 @@ from mmrec.config import Config, Section, change, setting
 from mmrec.errors import ConfigError
 
 # These decide what a trial's value means: trials that differ in them cannot be compared.
-FIXED = ("name", "data.split", "data.user_share", "data.event_share", "training.stop_on")
+FIXED = ("name", "data.split", "data.user_share", "data.event_share", "data.new_users",
+         "training.stop_on")  # fmt: skip
 
 
 class Range(Section):
