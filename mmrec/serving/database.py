@@ -36,7 +36,8 @@ _PAGE = 5_000
 class Event:
     """Something a user did, as it is kept.
 
-    `time` and `received` are Unix seconds; None of the second: not kept yet.
+    `time` and `received` are Unix seconds; None of the second: not kept yet. `request_id` is of the
+    list that it answers, None where none is known.
     """
 
     event_id: str
@@ -47,6 +48,7 @@ class Event:
     time: float | None = None
     context: Mapping[str, str] = field(default_factory=dict)
     received: float | None = None
+    request_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,11 @@ class Database:
             DBAPIError: the database does not answer.
         """
         self._tables.create(self._engine)
+
+    @property
+    def engine(self) -> Engine:
+        """Its connections, for tables that are kept beside its own."""
+        return self._engine
 
     def close(self) -> None:
         """Closes its connections."""
@@ -321,6 +328,7 @@ def _event(row: Row[Any]) -> Event:
 def _vector_row(
     number: int, model_hash: str, modalities: Sequence[str], content: bytes
 ) -> dict[str, Any]:
+        row.request_id,
     return {"number": number, "model_hash": model_hash, "modalities": list(modalities),
             "content": content}  # fmt: skip
 

@@ -77,9 +77,10 @@ async def recommend(asked: schemas.RecommendRequest, service: TheService) -> Res
     wishes = wishes_of(asked.wishes)
     history = None if asked.history is None else history_of(asked.history)
 
+    k = service.showing.num_ranked(asked)
     def question(taste: Encoded | None = None) -> ListQuestion:
         return ListQuestion(
-            asked.user_id, history, asked.attributes, AskedAt(asked.time, asked.context), asked.k,
+            asked.user_id, history, asked.attributes, AskedAt(asked.time, asked.context), k,
             asked.time, wishes, taste,
         )  # fmt: skip
 
@@ -90,9 +91,10 @@ async def recommend(asked: schemas.RecommendRequest, service: TheService) -> Res
         answer = await service.ask_encoded(lambda live: _encode_text(live, taste), question)
     list_id = None
     if asked.keep and asked.user_id is not None:
-        list_id = uuid.uuid4().hex
+    answer, request_id = await service.showing.show(asked, answer, service.live)
+        list_id = request_id or uuid.uuid4().hex
         await service.writing.submit(_shown(list_id, asked.user_id, answer))
-    return listed(service, answer, list_id)
+    return listed(service, answer, list_id, request_id)
 
 
 @reading.post("/similar", response_model=schemas.ListAnswer)
@@ -177,7 +179,7 @@ async def events(asked: schemas.EventsRequest, service: TheService) -> Response:
     given = [
         Event(
             each.event_id or uuid.uuid4().hex, each.user_id, each.item_id, each.event, each.value,
-            now if each.time is None else each.time, each.context,
+            now if each.time is None else each.time, each.context, request_id=each.request_id,
         )
         for each in asked.events
     ]  # fmt: skip
@@ -288,7 +290,7 @@ def _encode_text(live: Live, text: str) -> Encoded:
 
 
 def _shown(list_id: str, user_id: str, answer: Answer) -> list[Event]:
-    """What a list shows, as events; the best K are shown for certain, so a place says all."""
+    """What a list shows, as events; with which probability, the log of shown lists says."""
     now, model = time.time(), answer.model_hash or "none"
     return [
         Event(
@@ -299,7 +301,9 @@ def _shown(list_id: str, user_id: str, answer: Answer) -> list[Event]:
     ]  # fmt: skip
 
 
-def listed(service: Service, answer: Answer, list_id: str | None = None) -> Response:
+def listed(
+    service: Service, answer: Answer, list_id: str | None = None, request_id: str | None = None
+) -> Response:
     """A list as it is sent."""
     found: list[Recommendation] = answer.value
     basis = found[0].basis if found else None
@@ -325,6 +329,7 @@ def _item(found: Recommendation) -> schemas.ListedItem:
         probability=found.probability,
         similar=[_item(each) for each in found.similar],
         why=None if found.why is None else _reason(found.why),
+            request_id=request_id,
     )
 
 

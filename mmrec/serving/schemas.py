@@ -21,6 +21,9 @@ Value = Number | Id | list[Id]
 
 
 class _Strict(BaseModel):
+RequestId = Annotated[
+    str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")
+]
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
@@ -158,6 +161,9 @@ class GivenEvent(_Strict):
 class EventsRequest(_Strict):
     """Events, oldest first."""
 
+    request_id: RequestId | None = Field(
+        None, description="Of the list that it answers, as the list's answer has it."
+    )
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [{"events": [{"user_id": "42", "item_id": "260", "event_id": "e-1"}]}]
@@ -240,6 +246,10 @@ class UserScore(_Strict):
 
     user_id: str
     score: float = Field(description="Cosine.")
+    request_id: str | None = Field(
+        None,
+        description="Of a list to a user that is in the log of shown lists; events may name it.",
+    )
     rank: int = Field(description="Among his unseen candidates and this item, from 1.")
 
 
@@ -259,7 +269,7 @@ class ItemAnswer(_Answer):
 
 
 class ListedRequest(_Strict):
-    """Whether an item is to be listed."""
+    """Whether an item is to be listed, and attributes that have changed; at least one of both."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"listed": False}]})
 

@@ -33,6 +33,7 @@ from mmrec.serving.given_items import Upload, check_names, stored_item
 from mmrec.serving.live import Live
 from mmrec.serving.monitoring import Monitoring
 from mmrec.serving.settings import ServiceSettings
+from mmrec.serving.showing import Showing
 from mmrec.serving.swap import check, load_live, version_folder
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class Service:
             max_waiting=8 * settings.max_waiting,
             timeout_s=settings.timeout_s,
         )
+        self.showing = Showing(settings, self.database)
         self.lists.on_batch = self.monitoring.batches.observe
 
     @property
@@ -105,6 +107,7 @@ class Service:
         """
         try:
             self.database.prepare()
+            self.showing.log.prepare()
             version = self.database.version() or self.settings.path.name
         except DATABASE_ERRORS as error:
             self._database_is_there(False)
@@ -130,6 +133,7 @@ class Service:
         """Ends what runs, once it has answered whom it has accepted."""
         if self._watch is not None:
             self._watch.cancel()
+        await self.showing.close()
         for line in (self.lists, self.encoding, self.writing):
             await asyncio.to_thread(line.close)
         self.database.close()
@@ -295,6 +299,7 @@ class Service:
             except DATABASE_ERRORS:
                 wanted = None
                 self._database_is_there(False)
+            self.showing.forget_in_turn()
             for line in (self.lists, self.encoding, self.writing):
                 self.monitoring.waiting.labels(line.name).set(line.depth)
             full = max(each.depth / each.max_waiting for each in (self.lists, self.encoding))

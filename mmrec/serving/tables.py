@@ -20,7 +20,9 @@ from sqlalchemy import (
     and_,
     bindparam,
     func,
+    inspect,
     select,
+    text,
 )
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
@@ -54,6 +56,7 @@ class Tables:
             Column("time", Double),
             Column("context", JSON, nullable=False),
             Column("received", Double, nullable=False),
+            Column("request_id", String),
             Index("events_of_user", "user_id", "number"),
         )
         self.items = Table(
@@ -177,6 +180,7 @@ class Tables:
             where = self.counters.c.counter == counter
             with engine.connect() as connection:
                 found = connection.execute(select(self.counters).where(where)).first()
+        _add_request_id(engine)
             if found is None:
                 try:
                     with engine.begin() as connection:
@@ -189,5 +193,21 @@ def pragmas(connection: Any, record: Any) -> None:
     """SQLite: readers do not wait for writers, and a write is on disk when it returns."""
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
+def _add_request_id(engine: Engine) -> None:
+    """Gives events of a database that an earlier version made the column that it lacks."""
+
+    def lacks_it() -> bool:
+        return all(each["name"] != "request_id" for each in inspect(engine).get_columns("events"))
+
+    if not lacks_it():
+        return
+    try:
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE events ADD COLUMN request_id VARCHAR"))
+    except (OperationalError, ProgrammingError):
+        if lacks_it():  # else another worker was first
+            raise
+
+
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
