@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, Row
 
 Counter = Literal["events", "items", "versions"]
-What = Literal["added", "removed", "restored"]
+What = Literal["added", "removed", "restored", "patched"]
 DATABASE_ERRORS = (DBAPIError, PoolTimeout)
 """What is raised where a database does not answer."""
 MAX_EVENTS_OF_USER = 10_000
@@ -84,14 +84,14 @@ class StoredItem:
 
 @dataclass(frozen=True)
 class ItemChange:
-    """An item that was added, removed, or restored after it was removed.
+    """An item that was added, removed, restored after it was removed, or patched.
 
     Attributes:
         number: of the change.
         item_id: of the item.
         what: became of it.
         texts: by column.
-        attributes: by name.
+        attributes: by name; of a patch those that change, None where not known any more.
         modalities: that its content is made of.
         content: float32 bytes of ĉ in one model's space; None: not encoded by that model yet.
     """
@@ -219,12 +219,11 @@ class Database:
 
     def list_item(self, item_id: str, listed: bool) -> None:
         """Keeps that an item that is there is to be listed no longer, or again."""
-        with self._engine.begin() as connection:
-            number = self._move(connection, "items", 1)
-            what: What = "restored" if listed else "removed"
-            row = {"number": number, "item_id": item_id, "what": what, "digest": "", "texts": {},
-                   "attributes": {}, "vectors": {}}  # fmt: skip
-            connection.execute(self._tables.items.insert(), row)
+        self._change_item(item_id, "restored" if listed else "removed", {})
+
+    def patch_item(self, item_id: str, attributes: Mapping[str, Any]) -> None:
+        """Keeps new values of some attributes of an item that is there; None: not known."""
+        self._change_item(item_id, "patched", attributes)
 
     def item_changes(self, after: int, model_hash: str) -> list[ItemChange]:
         """What became of items above a number, in order, as one model sees them."""
@@ -306,6 +305,13 @@ class Database:
         with self._engine.connect() as connection:
             yield connection
 
+    def _change_item(self, item_id: str, what: What, attributes: Mapping[str, Any]) -> None:
+        with self._engine.begin() as connection:
+            number = self._move(connection, "items", 1)
+            row = {"number": number, "item_id": item_id, "what": what, "digest": "", "texts": {},
+                   "attributes": dict(attributes), "vectors": {}}  # fmt: skip
+            connection.execute(self._tables.items.insert(), row)
+
     def _move(self, connection: Connection, counter: Counter, by: int) -> int:
         """Moves a counter and holds it until the transaction ends; returns its new value."""
         where = {"which": counter, "by": by}
@@ -322,13 +328,13 @@ def _event(row: Row[Any]) -> Event:
         row.time,
         row.context,
         row.received,
+        row.request_id,
     )
 
 
 def _vector_row(
     number: int, model_hash: str, modalities: Sequence[str], content: bytes
 ) -> dict[str, Any]:
-        row.request_id,
     return {"number": number, "model_hash": model_hash, "modalities": list(modalities),
             "content": content}  # fmt: skip
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -25,6 +26,7 @@ from mmrec.serving.auth import Role
 from mmrec.serving.database import Event
 from mmrec.serving.faults import Fault
 from mmrec.serving.live import Live
+from mmrec.serving.patches import typed_patch
 from mmrec.serving.service import Service
 from mmrec.serving.tables import SHOWN
 from mmrec.terminal import plain
@@ -75,9 +77,9 @@ async def recommend(asked: schemas.RecommendRequest, service: TheService) -> Res
     if asked.keep and asked.user_id is None:
         raise Fault(422, "invalid", "keep: what is shown to nobody is not kept", field="keep")
     wishes = wishes_of(asked.wishes)
+    k = service.showing.num_ranked(asked)
     history = None if asked.history is None else history_of(asked.history)
 
-    k = service.showing.num_ranked(asked)
     def question(taste: Encoded | None = None) -> ListQuestion:
         return ListQuestion(
             asked.user_id, history, asked.attributes, AskedAt(asked.time, asked.context), k,
@@ -89,9 +91,9 @@ async def recommend(asked: schemas.RecommendRequest, service: TheService) -> Res
     else:
         taste = asked.taste
         answer = await service.ask_encoded(lambda live: _encode_text(live, taste), question)
+    answer, request_id = await service.showing.show(asked, answer, service.live)
     list_id = None
     if asked.keep and asked.user_id is not None:
-    answer, request_id = await service.showing.show(asked, answer, service.live)
         list_id = request_id or uuid.uuid4().hex
         await service.writing.submit(_shown(list_id, asked.user_id, answer))
     return listed(service, answer, list_id, request_id)
@@ -192,8 +194,11 @@ async def events(asked: schemas.EventsRequest, service: TheService) -> Response:
 async def list_item(
     item_id: schemas.Id, asked: schemas.ListedRequest, service: TheService
 ) -> Response:
-    """Takes an item out of every list from now on, or puts it back: of the catalogue, or added."""
-    return await _list_item(service, item_id, asked.listed)
+    """Takes an item out of every list from now on, puts it back, or changes its attributes.
+
+    It may be one of the catalogue, or added.
+    """
+    return await _list_item(service, item_id, asked.listed, asked.attributes)
 
 
 @writing.delete("/items/{item_id:path}", response_model=schemas.ListedAnswer)
@@ -202,18 +207,28 @@ async def remove_item(item_id: schemas.Id, service: TheService) -> Response:
     return await _list_item(service, item_id, False)
 
 
-async def _list_item(service: Service, item_id: str, listed: bool) -> Response:
-    def is_listed(live: Live) -> bool:
+async def _list_item(
+    service: Service,
+    item_id: str,
+    listed: bool | None,
+    attributes: Mapping[str, schemas.Value | None] = MappingProxyType({}),
+) -> Response:
+    def look(live: Live) -> tuple[bool, dict[str, Any]]:
         if not live.knows(item_id):
             raise Fault(404, "not_found", f"item {item_id[:60]!r} is not known", field="item_id")
-        return live.lists(item_id)
+        specs = live.retriever.catalogue.items.attributes
+        return live.lists(item_id), typed_patch(attributes, specs)
 
-    was_listed = (await service.ask(Task(is_listed))).value
-    if was_listed != listed:
-        await service.keep(lambda: service.database.list_item(item_id, listed))
-        service.monitoring.items.labels("restored" if listed else "removed").inc()
-    answer = schemas.ListedAnswer(item_id=item_id, listed=listed, changed=was_listed != listed)
-    return sent(answer)
+    was_listed, patch = (await service.ask(Task(look))).value
+    wanted = was_listed if listed is None else listed
+    if patch:
+        await service.keep(lambda: service.database.patch_item(item_id, patch))
+        service.monitoring.items.labels("patched").inc()
+    if was_listed != wanted:
+        await service.keep(lambda: service.database.list_item(item_id, wanted))
+        service.monitoring.items.labels("restored" if wanted else "removed").inc()
+    changed = was_listed != wanted or bool(patch)
+    return sent(schemas.ListedAnswer(item_id=item_id, listed=wanted, changed=changed))
 
 
 managing = APIRouter(
@@ -314,6 +329,7 @@ def listed(
             degraded=answer.degraded,
             basis=basis,
             list_id=list_id,
+            request_id=request_id,
             items=[_item(each) for each in found],
         )
     )
@@ -329,7 +345,6 @@ def _item(found: Recommendation) -> schemas.ListedItem:
         probability=found.probability,
         similar=[_item(each) for each in found.similar],
         why=None if found.why is None else _reason(found.why),
-            request_id=request_id,
     )
 
 

@@ -164,7 +164,11 @@ class Tables:
             select(self.versions.c.version).order_by(self.versions.c.number.desc()).limit(1)
         )
         self.popular_items = select(self.popular).order_by(self.popular.c.rank)
-        newest = select(func.max(items.c.number)).group_by(items.c.item_id)
+        newest = (
+            select(func.max(items.c.number))
+            .where(items.c.what != "patched")
+            .group_by(items.c.item_id)
+        )
         self.removed_items = select(items.c.item_id).where(
             items.c.what == "removed", items.c.number.in_(newest)
         )
@@ -176,11 +180,11 @@ class Tables:
         except (OperationalError, ProgrammingError, IntegrityError):
             # the other one was first: what is still missing now is a fault
             self.metadata.create_all(engine)
+        _add_request_id(engine)
         for counter in COUNTERS:
             where = self.counters.c.counter == counter
             with engine.connect() as connection:
                 found = connection.execute(select(self.counters).where(where)).first()
-        _add_request_id(engine)
             if found is None:
                 try:
                     with engine.begin() as connection:
@@ -189,10 +193,6 @@ class Tables:
                     pass  # the other worker's
 
 
-def pragmas(connection: Any, record: Any) -> None:
-    """SQLite: readers do not wait for writers, and a write is on disk when it returns."""
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
 def _add_request_id(engine: Engine) -> None:
     """Gives events of a database that an earlier version made the column that it lacks."""
 
@@ -209,5 +209,9 @@ def _add_request_id(engine: Engine) -> None:
             raise
 
 
+def pragmas(connection: Any, record: Any) -> None:
+    """SQLite: readers do not wait for writers, and a write is on disk when it returns."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
