@@ -19,7 +19,7 @@ STAMP := $(VENV)/.mmrec-$(shell cat pyproject.toml constraints.txt | cksum | cut
 # Whatever clone an environment was installed from, the code of this one is used.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: install demo test check bench bench-peers bench-speed ablation cut sparsity few-shot signals transfer variety languages bench-search format
+.PHONY: install demo test check bench bench-peers bench-speed ablation cut sparsity few-shot signals transfer variety feedback languages bench-search format
 
 install: $(STAMP)
 
@@ -71,6 +71,9 @@ transfer: install
 
 variety: install
 	$(BIN)/python -m benchmarks.variety.run $(ARGS)
+
+feedback: install
+	$(BIN)/python -m benchmarks.feedback.run $(ARGS)
 
 languages: install
 	$(BIN)/python -m benchmarks.languages.run --data "$(DATA)" $(ARGS)

@@ -51,7 +51,8 @@ def test_events_count_for_the_model_that_made_their_list(
     with serving(settings) as (here, _), serving(settings) as (there, _):
         with Client(here) as a, Client(there) as b:
             shown, other = (a.recommend("u1", k=k, keep=True) for k in (3, 2))
-            a.recommend("u1", k=3)
+            logged = a.recommend("u1", k=3)
+            a.recommend(history=["i1"], k=3)  # to nobody by name: not logged, so not counted
             item, event = shown.items[0].item_id, {"user_id": "u1", "request_id": shown.list_id}
             click = GivenEvent(item_id=item, event_id="e-1", **event)
             for sent, accepted in (
@@ -64,15 +65,16 @@ def test_events_count_for_the_model_that_made_their_list(
                 assert b.send_events(sent).accepted == accepted
             said = [samples(httpx.get(f"{each}/metrics").text) for each in (here, there)]
     label = str(shown.model)[:12]
-    assert said[0]["mmrec_shown_lists_total", label] == 2
-    assert said[0]["mmrec_shown_items_total", label] == len(shown.items) + len(other.items)
+    assert said[0]["mmrec_shown_lists_total", label] == 3
+    num_items = sum(len(each.items) for each in (shown, other, logged))
+    assert said[0]["mmrec_shown_items_total", label] == num_items
     assert said[1]["mmrec_list_events_total", label] == 1
     assert said[0]["mmrec_list_events_total", label] == 0  # it is a rate before the first click
     assert said[0]["mmrec_model", label, tiny_run.name] == 1  # the same label
-    # the list is kept with the event, and leaves with it
-    assert main(["events", url, "--out", str(tmp_path / "log.jsonl")]) == 0
+    # the list's name is kept with the event, and leaves with it
+    assert main(["events", url, "--out", str(tmp_path / "log.jsonl"), "--lists"]) == 0
     log = pl.read_ndjson(tmp_path / "log.jsonl").filter(pl.col("event").is_null())
-    assert str(shown.list_id) in log["context"][0] and log["context"][-1] == "{}"
+    assert log["request_id"].to_list() == [shown.list_id, shown.list_id, "none", None]
 
 
 def test_an_event_is_kept_where_its_list_cannot_be_looked_up(

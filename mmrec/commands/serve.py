@@ -15,6 +15,14 @@ keys_app = typer.Typer(help="API keys of the service.", no_args_is_help=True)
 KeysFile = Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False)]
 
 
+class LogName(StrEnum):
+    """How shown lists are logged."""
+
+    sure = "sure"
+    later = "later"
+    off = "off"
+
+
 class RoleName(StrEnum):
     """What a key may do."""
 
@@ -48,6 +56,20 @@ def serve(
     max_wait: Annotated[
         float, typer.Option(min=0.01, help="Seconds one may wait for the model; else it gets 429.")
     ] = 2.0,
+    log_lists: Annotated[
+        LogName,
+        typer.Option(help="The log of lists shown to users: sure (on disk before the answer), "
+                     "later (behind it), or off."),
+    ] = LogName.sure,
+    log_lists_days: Annotated[
+        float, typer.Option(min=0, help="Days after which a shown list is forgotten.")
+    ] = 90.0,
+    explore: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Probability with which a place of a user's list shows "
+                     "one of the next --explore-next candidates."),
+    ] = 0.0,
+    explore_next: Annotated[int, typer.Option(min=1, max=1000)] = 20,
     tls_certificate: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
     tls_key: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
     data: DataOption = None,
@@ -68,6 +90,10 @@ def serve(
         workers=workers,
         max_waiting=max_waiting,
         max_wait_s=max_wait,
+        log_lists=log_lists.value,
+        log_lists_days=log_lists_days,
+        explore=explore,
+        explore_next=explore_next,
     )
     run_service(settings, certificate=tls_certificate, private_key=tls_key)
 
@@ -79,12 +105,20 @@ def events(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="Catalogue file whose columns it gets."),
     ] = None,
+    lists: Annotated[
+        bool,
+        typer.Option(
+            "--lists",
+            help="Write what lists showed as well, as events of type 'shown' "
+            "with position, propensity and request_id.",
+        ),
+    ] = False,
 ) -> None:
     """Write the events of a service as a log that prepare takes."""
     require_extra("mmrec events")
     from mmrec.serving.event_log import write_log
 
-    typer.echo(write_log(database, out, catalogue))
+    typer.echo(write_log(database, out, catalogue, lists=lists))
 
 
 @keys_app.command("add")

@@ -34,6 +34,7 @@ from mmrec.serving.schemas import (
     ModelAnswer,
     ScoreAnswer,
     State,
+    Value,
 )
 
 Document = TypeVar("Document", bound=BaseModel)
@@ -203,10 +204,19 @@ class Client:
         """
         return self._upload("/v1/items", {"item_id": item_id, **(fields or {})}, files, ItemAnswer)
 
-    def list_item(self, item_id: str, listed: bool) -> ListedAnswer:
-        """Takes an item out of every list, or puts it back. Raises `ServiceError`."""
+    def list_item(
+        self,
+        item_id: str,
+        listed: bool | None = None,
+        attributes: Mapping[str, Value | None] | None = None,
+    ) -> ListedAnswer:
+        """Takes an item out of every list, puts it back, or changes its attributes.
+
+        Raises `ServiceError`.
+        """
         path = f"/v1/items/{quote(item_id, safe='')}"
-        return self._send("PUT", path, ListedAnswer, json={"listed": listed})
+        told = {"listed": listed, "attributes": attributes or {}}
+        return self._send("PUT", path, ListedAnswer, json=told)
 
     def score(
         self,

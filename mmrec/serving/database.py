@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, Row
 
 Counter = Literal["events", "items", "versions"]
-What = Literal["added", "removed", "restored"]
+What = Literal["added", "removed", "restored", "patched"]
 DATABASE_ERRORS = (DBAPIError, PoolTimeout)
 """What is raised where a database does not answer."""
 MAX_EVENTS_OF_USER = 10_000
@@ -36,7 +36,8 @@ _PAGE = 5_000
 class Event:
     """Something a user did, as it is kept.
 
-    `time` and `received` are Unix seconds; None of the second: not kept yet.
+    `time` and `received` are Unix seconds; None of the second: not kept yet. `request_id` is of the
+    list that it answers, None where none is known.
     """
 
     event_id: str
@@ -47,6 +48,7 @@ class Event:
     time: float | None = None
     context: Mapping[str, str] = field(default_factory=dict)
     received: float | None = None
+    request_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,14 @@ class StoredItem:
 
 @dataclass(frozen=True)
 class ItemChange:
-    """An item that was added, removed, or restored after it was removed.
+    """An item that was added, removed, restored after it was removed, or patched.
 
     Attributes:
         number: of the change.
         item_id: of the item.
         what: became of it.
         texts: by column.
-        attributes: by name.
+        attributes: by name; of a patch those that change, None where not known any more.
         modalities: that its content is made of.
         content: float32 bytes of ĉ in one model's space; None: not encoded by that model yet.
     """
@@ -124,6 +126,11 @@ class Database:
             DBAPIError: the database does not answer.
         """
         self._tables.create(self._engine)
+
+    @property
+    def engine(self) -> Engine:
+        """Its connections, for tables that are kept beside its own."""
+        return self._engine
 
     def close(self) -> None:
         """Closes its connections."""
@@ -219,12 +226,11 @@ class Database:
 
     def list_item(self, item_id: str, listed: bool) -> None:
         """Keeps that an item that is there is to be listed no longer, or again."""
-        with self._engine.begin() as connection:
-            number = self._move(connection, "items", 1)
-            what: What = "restored" if listed else "removed"
-            row = {"number": number, "item_id": item_id, "what": what, "digest": "", "texts": {},
-                   "attributes": {}, "vectors": {}}  # fmt: skip
-            connection.execute(self._tables.items.insert(), row)
+        self._change_item(item_id, "restored" if listed else "removed", {})
+
+    def patch_item(self, item_id: str, attributes: Mapping[str, Any]) -> None:
+        """Keeps new values of some attributes of an item that is there; None: not known."""
+        self._change_item(item_id, "patched", attributes)
 
     def item_changes(self, after: int, model_hash: str) -> list[ItemChange]:
         """What became of items above a number, in order, as one model sees them."""
@@ -306,6 +312,13 @@ class Database:
         with self._engine.connect() as connection:
             yield connection
 
+    def _change_item(self, item_id: str, what: What, attributes: Mapping[str, Any]) -> None:
+        with self._engine.begin() as connection:
+            number = self._move(connection, "items", 1)
+            row = {"number": number, "item_id": item_id, "what": what, "digest": "", "texts": {},
+                   "attributes": dict(attributes), "vectors": {}}  # fmt: skip
+            connection.execute(self._tables.items.insert(), row)
+
     def _move(self, connection: Connection, counter: Counter, by: int) -> int:
         """Moves a counter and holds it until the transaction ends; returns its new value."""
         where = {"which": counter, "by": by}
@@ -327,6 +340,7 @@ def _event(row: Row[Any]) -> Event:
         row.time,
         row.context,
         row.received,
+        row.request_id,
     )
 
 

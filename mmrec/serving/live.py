@@ -32,6 +32,7 @@ from mmrec.retrieval.search import Query, Searcher
 from mmrec.retrieval.second_stage import SecondStage
 from mmrec.serving.database import Event, ItemChange
 from mmrec.serving.growing import Chained, GrowingRows
+from mmrec.serving.patches import Patches
 from mmrec.vectors import ItemVectors
 
 
@@ -82,6 +83,7 @@ class Live:
         self._rows = dict(retriever.items.rows)
         self._item_ids = list(retriever.items.item_ids)
         self._added: list[AddedItem] = []
+        self._patches = Patches()
         self._deleted = bytearray(retriever.items.deleted.astype(np.uint8).tobytes())
         self._users = LiveUsers(retriever, self._rows)
         vectors = retriever.vectors
@@ -164,10 +166,14 @@ class Live:
             encode(each.number) if each.what == "added" and each.content is None else each
             for each in changes
         ]
-        added, is_other = [], False
+        added, is_other, is_patched = [], False, False
         for change, whole in zip(changes, wholes, strict=True):
             row = self._rows.get(change.item_id)
-            if row is not None:  # of an item that is added, another one before it has gone
+            if change.what == "patched":
+                if row is not None:  # else this version's catalogue does not have the item
+                    self._patches.put(row, change.attributes)
+                    is_patched = True
+            elif row is not None:  # of an item that is added, another one before it has gone
                 deleted = change.what != "restored"
                 is_other |= bool(self._deleted[row]) != deleted
                 self._deleted[row] = deleted
@@ -179,7 +185,7 @@ class Live:
             self.followed = change.number
         if added:
             self._append(added)
-        if added or is_other:
+        if added or is_other or is_patched:
             self.retriever = self._view()
         if is_other:
             rows = torch.from_numpy(self.retriever.items.candidates).to(self._source.device)
@@ -261,11 +267,12 @@ class Live:
             return None
 
         def read() -> ItemAttributes:
-            before = self._source.items.attributes
-            if not added:
-                return before
-            behind = ItemAttributes.of([each.attributes for each in added], specs)
-            return ItemAttributes.of_table(pl.concat([before.table(specs), behind.table(specs)]))
+            whole = self._source.items.attributes
+            if added:
+                behind = ItemAttributes.of([each.attributes for each in added], specs)
+                both = pl.concat([whole.table(specs), behind.table(specs)])
+                whole = ItemAttributes.of_table(both)
+            return self._patches.over(whole, specs)
 
         return read
 

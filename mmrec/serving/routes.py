@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -25,8 +26,9 @@ from mmrec.serving.auth import Role
 from mmrec.serving.database import Event, place_id
 from mmrec.serving.faults import Fault
 from mmrec.serving.live import Live
+from mmrec.serving.patches import typed_patch
 from mmrec.serving.service import Service
-from mmrec.serving.tables import REQUEST_ID, SHOWN
+from mmrec.serving.tables import SHOWN
 from mmrec.terminal import plain
 
 _bearer = HTTPBearer(auto_error=False, description="A key that `mmrec keys add` made.")
@@ -75,11 +77,12 @@ async def recommend(asked: schemas.RecommendRequest, service: TheService) -> Res
     if asked.keep and asked.user_id is None:
         raise Fault(422, "invalid", "keep: what is shown to nobody is not kept", field="keep")
     wishes = wishes_of(asked.wishes)
+    k = service.showing.num_ranked(asked)
     history = None if asked.history is None else history_of(asked.history)
 
     def question(taste: Encoded | None = None) -> ListQuestion:
         return ListQuestion(
-            asked.user_id, history, asked.attributes, AskedAt(asked.time, asked.context), asked.k,
+            asked.user_id, history, asked.attributes, AskedAt(asked.time, asked.context), k,
             asked.time, wishes, taste, asked.ranked, asked.calibrated,
         )  # fmt: skip
 
@@ -88,12 +91,14 @@ async def recommend(asked: schemas.RecommendRequest, service: TheService) -> Res
     else:
         taste = asked.taste
         answer = await service.ask_encoded(lambda live: _encode_text(live, taste), question)
+    answer, request_id = await service.showing.show(asked, answer, service.live)
     list_id = None
     if asked.keep and asked.user_id is not None:
-        list_id = uuid.uuid4().hex
+        list_id = request_id or uuid.uuid4().hex
         await service.writing.submit(_shown(list_id, asked.user_id, answer))
+    if list_id is not None or request_id is not None:
         service.monitoring.shown(answer.model_hash, len(answer.value))
-    return listed(service, answer, list_id)
+    return listed(service, answer, list_id, request_id)
 
 
 @reading.post("/similar", response_model=schemas.ListAnswer)
@@ -172,10 +177,7 @@ async def events(asked: schemas.EventsRequest, service: TheService) -> Response:
     given = [
         Event(
             each.event_id or uuid.uuid4().hex, each.user_id, each.item_id, each.event, each.value,
-            now if each.time is None else each.time,
-            each.context
-            if each.request_id is None
-            else {**each.context, REQUEST_ID: each.request_id},
+            now if each.time is None else each.time, each.context, request_id=each.request_id,
         )
         for each in asked.events
     ]  # fmt: skip
@@ -188,8 +190,11 @@ async def events(asked: schemas.EventsRequest, service: TheService) -> Response:
 async def list_item(
     item_id: schemas.Id, asked: schemas.ListedRequest, service: TheService
 ) -> Response:
-    """Takes an item out of every list from now on, or puts it back: of the catalogue, or added."""
-    return await _list_item(service, item_id, asked.listed)
+    """Takes an item out of every list from now on, puts it back, or changes its attributes.
+
+    It may be one of the catalogue, or added.
+    """
+    return await _list_item(service, item_id, asked.listed, asked.attributes)
 
 
 @writing.delete("/items/{item_id:path}", response_model=schemas.ListedAnswer)
@@ -198,18 +203,28 @@ async def remove_item(item_id: schemas.Id, service: TheService) -> Response:
     return await _list_item(service, item_id, False)
 
 
-async def _list_item(service: Service, item_id: str, listed: bool) -> Response:
-    def is_listed(live: Live) -> bool:
+async def _list_item(
+    service: Service,
+    item_id: str,
+    listed: bool | None,
+    attributes: Mapping[str, schemas.Value | None] = MappingProxyType({}),
+) -> Response:
+    def look(live: Live) -> tuple[bool, dict[str, Any]]:
         if not live.knows(item_id):
             raise Fault(404, "not_found", f"item {item_id[:60]!r} is not known", field="item_id")
-        return live.lists(item_id)
+        specs = live.retriever.catalogue.items.attributes
+        return live.lists(item_id), typed_patch(attributes, specs)
 
-    was_listed = (await service.ask(Task(is_listed))).value
-    if was_listed != listed:
-        await service.keep(lambda: service.database.list_item(item_id, listed))
-        service.monitoring.items.labels("restored" if listed else "removed").inc()
-    answer = schemas.ListedAnswer(item_id=item_id, listed=listed, changed=was_listed != listed)
-    return sent(answer)
+    was_listed, patch = (await service.ask(Task(look))).value
+    wanted = was_listed if listed is None else listed
+    if patch:
+        await service.keep(lambda: service.database.patch_item(item_id, patch))
+        service.monitoring.items.labels("patched").inc()
+    if was_listed != wanted:
+        await service.keep(lambda: service.database.list_item(item_id, wanted))
+        service.monitoring.items.labels("restored" if wanted else "removed").inc()
+    changed = was_listed != wanted or bool(patch)
+    return sent(schemas.ListedAnswer(item_id=item_id, listed=wanted, changed=changed))
 
 
 managing = APIRouter(
@@ -284,7 +299,7 @@ def _encode_text(live: Live, text: str) -> Encoded:
 
 
 def _shown(list_id: str, user_id: str, answer: Answer) -> list[Event]:
-    """What a list shows, as events; the best K are shown for certain, so a place says all."""
+    """What a list shows, as events; with which probability, the log of shown lists says."""
     now, model = time.time(), answer.model_hash or "none"
     return [
         Event(
@@ -295,7 +310,9 @@ def _shown(list_id: str, user_id: str, answer: Answer) -> list[Event]:
     ]  # fmt: skip
 
 
-def listed(service: Service, answer: Answer, list_id: str | None = None) -> Response:
+def listed(
+    service: Service, answer: Answer, list_id: str | None = None, request_id: str | None = None
+) -> Response:
     """A list as it is sent."""
     found: list[Recommendation] = answer.value
     basis = found[0].basis if found else None
@@ -306,6 +323,7 @@ def listed(service: Service, answer: Answer, list_id: str | None = None) -> Resp
             degraded=answer.degraded,
             basis=basis,
             list_id=list_id,
+            request_id=request_id,
             items=[_item(each) for each in found],
         )
     )

@@ -8,11 +8,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 MAX_HISTORY, MAX_K, MAX_TEXT = 1000, 1000, 10_000
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
+RequestId = Annotated[
+    str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")
+]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT, pattern=r"^[^\x00]+$")]
 FieldText = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 Number = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]
@@ -189,10 +200,10 @@ class GivenEvent(_Strict):
     value: Number | None = None
     time: Seconds | None = Field(None, description="Unix seconds; none: now.")
     context: dict[Id, Id] = Field({}, max_length=100)
-    request_id: Id | None = Field(
+    request_id: RequestId | None = Field(
         None,
-        description="Of the list that it answers, the list_id of a kept one: the event counts for "
-        "the model that made the list.",
+        description="Of the list that it answers, as the list's answer has it: the event counts "
+        "for the model that made the list.",
     )
     event_id: Id | None = Field(
         None, description="Of the caller: an event sent twice counts once. None: one is made."
@@ -285,6 +296,10 @@ class ListAnswer(_Answer):
 
     basis: str | None = Field(description="What it was made from; none of an empty list.")
     list_id: str | None = Field(None, description="Of a list that was kept.")
+    request_id: str | None = Field(
+        None,
+        description="Of a list to a user that is in the log of shown lists; events may name it.",
+    )
     items: list[ListedItem]
 
 
@@ -312,11 +327,25 @@ class ItemAnswer(_Answer):
 
 
 class ListedRequest(_Strict):
-    """Whether an item is to be listed."""
+    """Whether an item is to be listed, and attributes that have changed; at least one of both."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"listed": False}]})
 
-    listed: bool = Field(description="False: out of stock, withdrawn. True: there again.")
+    listed: bool | None = Field(
+        None, description="False: out of stock, withdrawn. True: there again. None: as it is."
+    )
+    attributes: dict[Id, Value | None] = Field(
+        {},
+        max_length=100,
+        description="New values, such as a price, for the conditions and wishes of lists; null: "
+        "not known any more. The model's vectors stay as they are.",
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ListedRequest:
+        if self.listed is None and not self.attributes:
+            raise ValueError("give listed, attributes, or both")
+        return self
 
 
 class ListedAnswer(_Strict):
@@ -324,7 +353,7 @@ class ListedAnswer(_Strict):
 
     item_id: str
     listed: bool
-    changed: bool = Field(description="False: so it was already.")
+    changed: bool = Field(description="False: so it was already, and no attribute was given.")
 
 
 class EmbedAnswer(_Answer):

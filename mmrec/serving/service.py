@@ -38,8 +38,8 @@ from mmrec.serving.given_items import Upload, check_names, stored_item
 from mmrec.serving.live import Live
 from mmrec.serving.monitoring import Monitoring
 from mmrec.serving.settings import ServiceSettings
+from mmrec.serving.showing import Showing
 from mmrec.serving.swap import check, load_live, version_folder
-from mmrec.serving.tables import REQUEST_ID
 
 logger = logging.getLogger(__name__)
 ENCODING_PATHS = frozenset(
@@ -104,6 +104,7 @@ class Service:
             max_waiting=8 * settings.max_waiting,
             timeout_s=settings.timeout_s,
         )
+        self.showing = Showing(settings, self.database)
         self.lists.on_batch = self.monitoring.batched
 
     @property
@@ -122,6 +123,7 @@ class Service:
         """
         try:
             self.database.prepare()
+            self.showing.log.prepare()
             version = self.database.version() or self.settings.path.name
             try:
                 self._put(self._load(self._folder_of(version), version))
@@ -147,6 +149,7 @@ class Service:
         """Ends what runs, once it has answered whom it has accepted."""
         if self._watch is not None:
             self._watch.cancel()
+        await self.showing.close()
         for line in (self.lists, self.encoding, self.writing):
             await asyncio.to_thread(line.close)
         self.database.close()
@@ -311,18 +314,21 @@ class Service:
 
     def _count_followed(self, events: Sequence[Event]) -> None:
         """Counts events that name a list which their user was shown, for the model that made it."""
-        named = [(each.context[REQUEST_ID], each) for each in events if REQUEST_ID in each.context]
+        named = [(each.request_id, each) for each in events if each.request_id is not None]
         if not named:
             return
         try:
-            shown = self.database.first_shown({list_id for list_id, _ in named})
+            shown = self.showing.log.makers({request_id for request_id, _ in named})
+            kept = {request_id for request_id, _ in named if request_id not in shown}
+            for list_id, first in self.database.first_shown(kept).items() if kept else ():
+                shown[list_id] = first.user_id, first.context.get("model")
         except DATABASE_ERRORS as error:  # the events are kept all the same
             logger.warning("events of lists are not counted: %s", type(error).__name__)
             return
-        for list_id, event in named:
-            first = shown.get(list_id)
-            if first is not None and first.user_id == event.user_id:
-                self.monitoring.followed(first.context.get("model"))
+        for request_id, event in named:
+            user_id, model = shown.get(request_id, (None, None))
+            if user_id == event.user_id:
+                self.monitoring.followed(model)
 
     def _saw_list(
         self, live: Live, asked: Asked, question: ListQuestion, found: list[Recommendation]
@@ -355,6 +361,7 @@ class Service:
             except DATABASE_ERRORS:
                 wanted = None
                 self._database_is_there(False)
+            self.showing.forget_in_turn()
             for line in (self.lists, self.encoding, self.writing):
                 self.monitoring.waiting.labels(line.name).set(line.depth)
             full = max(each.depth / each.max_waiting for each in (self.lists, self.encoding))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,6 +16,7 @@ from mmrec.errors import ConfigError
 
 SETTINGS_VARIABLE = "MMREC_SERVICE_SETTINGS"
 MIB = 2**20
+LogLists = Literal["sure", "later", "off"]
 
 
 class _Section(BaseModel):
@@ -71,7 +73,28 @@ class ServiceSettings(_Section):
     """Seconds a list may take, waiting included."""
     encode_timeout_s: float = Field(60.0, gt=0)
     """Seconds the encoding of an item may take, waiting included."""
+    log_lists: LogLists = "sure"
+    """Whether lists to users are kept in the log of shown lists. `sure`: an answer that has a
+    request_id is sent once its list is on disk, many in a transaction, off the model's thread.
+    `later`: written after the answer, so that a worker that is killed loses the last ones. `off`:
+    none is."""
+    log_lists_days: float = Field(90.0, ge=0)
+    """Days after which a shown list is forgotten."""
+    explore: float = Field(0.0, ge=0, le=1)
+    """Probability with which a place of a user's list shows one of the next candidates; 0: lists
+    are the model's own. The log says with which probability each item stood at its place."""
+    explore_next: int = Field(20, ge=1, le=1000)
+    """Candidates behind a list that a place may be explored with."""
     limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _explored_lists_are_logged(self) -> ServiceSettings:
+        if self.explore and self.log_lists == "off":
+            raise ConfigError(
+                f"--explore is {self.explore:g} and --log-lists is off: what is explored is of use "
+                "where it is logged; give --log-lists sure or later, or drop --explore"
+            )
+        return self
 
     @model_validator(mode="after")
     def _keys_where_others_can_reach(self) -> ServiceSettings:

@@ -20,13 +20,13 @@ from sqlalchemy import (
     and_,
     bindparam,
     func,
+    inspect,
     select,
+    text,
 )
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 COUNTERS = ("events", "items", "versions")
-REQUEST_ID = "request_id"
-"""Context of an event that answers a list: which one."""
 SHOWN = "shown"
 """Type of the events that say what a list showed; they are no events of a history."""
 BUSY_S = 5.0
@@ -56,6 +56,7 @@ class Tables:
             Column("time", Double),
             Column("context", JSON, nullable=False),
             Column("received", Double, nullable=False),
+            Column("request_id", String),
             Index("events_of_user", "user_id", "number"),
         )
         self.items = Table(
@@ -166,7 +167,11 @@ class Tables:
             select(self.versions.c.version).order_by(self.versions.c.number.desc()).limit(1)
         )
         self.popular_items = select(self.popular).order_by(self.popular.c.rank)
-        newest = select(func.max(items.c.number)).group_by(items.c.item_id)
+        newest = (
+            select(func.max(items.c.number))
+            .where(items.c.what != "patched")
+            .group_by(items.c.item_id)
+        )
         self.removed_items = select(items.c.item_id).where(
             items.c.what == "removed", items.c.number.in_(newest)
         )
@@ -178,6 +183,7 @@ class Tables:
         except (OperationalError, ProgrammingError, IntegrityError):
             # the other one was first: what is still missing now is a fault
             self.metadata.create_all(engine)
+        _add_request_id(engine)
         for counter in COUNTERS:
             where = self.counters.c.counter == counter
             with engine.connect() as connection:
@@ -188,6 +194,22 @@ class Tables:
                         connection.execute(self.counters.insert(), {"counter": counter, "value": 0})
                 except IntegrityError:
                     pass  # the other worker's
+
+
+def _add_request_id(engine: Engine) -> None:
+    """Gives events of a database that an earlier version made the column that it lacks."""
+
+    def lacks_it() -> bool:
+        return all(each["name"] != "request_id" for each in inspect(engine).get_columns("events"))
+
+    if not lacks_it():
+        return
+    try:
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE events ADD COLUMN request_id VARCHAR"))
+    except (OperationalError, ProgrammingError):
+        if lacks_it():  # else another worker was first
+            raise
 
 
 def pragmas(connection: Any, record: Any) -> None:
