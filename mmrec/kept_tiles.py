@@ -1,7 +1,7 @@
 """Vectors that a long export has computed, kept tile by tile, so that an interrupted one goes on.
 
     FOLDER/made-of.json                  what they are made from; of anything else they are cleared
-    FOLDER/NAME-000012.safetensors       rows [12 x tile, 13 x tile) of one series of vectors
+    FOLDER/NAME-64-000012.safetensors    rows [12 x 64, 13 x 64) of one series of vectors
 
 A tile is written aside, brought to the disk and renamed, so that it is there whole or not at all.
 Tiles lie on a fixed grid: an export that goes on computes the same batches, hence the same bits, as
@@ -43,11 +43,10 @@ class KeptTiles:
         folder: theirs alone; made where absent.
         made_of: hashes of all that a vector depends on, by the word for it. Where the folder was
             made from others, what it holds is cleared with a line that names them.
-        of: what is interrupted, for messages.
     """
 
-    def __init__(self, folder: Path, made_of: Mapping[str, str], *, of: str = "export") -> None:
-        self.folder, self._of = folder, of
+    def __init__(self, folder: Path, made_of: Mapping[str, str]) -> None:
+        self.folder = folder
         self._counted: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
         known = _read_json(folder / MADE_OF_FILE)
@@ -55,9 +54,8 @@ class KeptTiles:
             others = [name for name in made_of if known.get(name) != made_of[name]]
             if known and any(folder.glob("*.safetensors")):
                 logger.warning(
-                    "%s: cleared what an interrupted %s had computed from other %s",
+                    "%s: cleared what an interrupted export had computed from other %s",
                     folder,
-                    of,
                     ", ".join(others),
                 )
             self._clear()
@@ -69,7 +67,7 @@ class KeptTiles:
         """The vectors of all rows, a tile after the other; those on disk are read from there.
 
         Args:
-            name: of the series, always with the same `tile`.
+            name: of the series.
             num_rows: n.
             compute: called once, with the tiles that are not on disk.
             tile: rows of one; a kill loses the one that is being computed.
@@ -79,21 +77,20 @@ class KeptTiles:
             What `compute` gave, on the CPU; of no rows one tile without rows.
         """
         tiles = _tiles(num_rows, tile)
-        kept = [self._path(name, number).is_file() for number in range(len(tiles))]
+        kept = [self._path(name, tile, number).is_file() for number in range(len(tiles))]
         num_kept = sum(len(each) for each, there in zip(tiles, kept, strict=True) if there)
         if num_kept and name not in self._counted:
             logger.info(
-                "%s of %s %s kept from an interrupted %s",
+                "%s of %s %s kept from an interrupted export",
                 f"{num_kept:,}",
                 f"{num_rows:,}",
                 noun,
-                self._of,
             )
         self._counted.add(name)
         missing = [each for each, there in zip(tiles, kept, strict=True) if not there]
         computed = iter(compute(missing)) if missing else iter(())
         for number, there in enumerate(kept):
-            path = self._path(name, number)
+            path = self._path(name, tile, number)
             if there:
                 yield _read_tile(path)
                 continue
@@ -101,8 +98,8 @@ class KeptTiles:
             _write(path, save({"vectors": vectors}))
             yield vectors
 
-    def _path(self, name: str, number: int) -> Path:
-        return self.folder / f"{name}-{number:06d}.safetensors"
+    def _path(self, name: str, tile: int, number: int) -> Path:
+        return self.folder / f"{name}-{tile}-{number:06d}.safetensors"
 
     def _clear(self) -> None:
         # what they are made from goes first: a folder without it is never gone on with

@@ -232,9 +232,10 @@ def test_tile_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     kept = KeptTiles(tmp_path, {"weights": "a"})
     assert [len(each) for each in kept.series("x", 5, compute, tile=2, noun="items")] == [2, 2, 1]
     assert [len(each) for each in kept.series("none", 0, compute, tile=2, noun="items")] == [0]
-    (tmp_path / "x-000001.safetensors").write_bytes(b"\0" * 100)
+    (tmp_path / "x-2-000001.safetensors").write_bytes(b"\0" * 100)
     again = KeptTiles(tmp_path, {"weights": "a"})
-    with pytest.raises(UserError, match=r"x-000001.safetensors: cannot be read .* export again"):
+    assert [len(each) for each in again.series("x", 5, compute, tile=5, noun="items")] == [5]
+    with pytest.raises(UserError, match=r"x-2-000001.safetensors: cannot be read .* export again"):
         list(again.series("x", 5, compute, tile=2, noun="items"))
 
 
