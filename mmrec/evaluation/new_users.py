@@ -71,7 +71,10 @@ def new_user_figures(
             ranking = rank_cases(scorer, cases, device=loaded.device)
             metrics = rank_metrics(ranking, cases, "new_users", ks=(10,))
             values[name] = case_metrics(ranking.rank, cases.targets.offsets, ks=(10,))["ndcg@10"]
-            row = {"events": events, **{metric: metrics[metric] for metric in METRICS}}
+            row: dict[str, Any] = {
+                "events": events,
+                **{metric: metrics[metric] for metric in METRICS},
+            }
             row["interval"] = list(bootstrap_interval(values[name]))
             found["models"].setdefault(name, []).append(row)
         if "popularity" in values:
