@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -126,11 +128,12 @@ def main() -> None:
                 return [f"u{user}" for user in random.choice(num_users, num_asked, replace=False)]
 
             after_events(http, some_users()[:10])  # warm
-            for name, measured in (
-                ("live_event_p95", after_events),
-                ("live_stock_p95", lambda *given: after_changes(*given, price=False)),
-                ("live_price_p95", lambda *given: after_changes(*given, price=True)),
-            ):
+            figures: dict[str, Callable[[httpx.Client, list[str]], list[float]]] = {
+                "live_event_p95": after_events,
+                "live_stock_p95": partial(after_changes, price=False),
+                "live_price_p95": partial(after_changes, price=True),
+            }
+            for name, measured in figures.items():
                 rounds = [measured(http, some_users()) for _ in range(given.rounds)]
                 values = [1000 * float(np.percentile(each, 95)) for each in rounds]
                 bar = 100.0 if name == "live_event_p95" else None

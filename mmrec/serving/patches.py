@@ -20,6 +20,12 @@ from data_prep.catalogue import AttributeSpec
 from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.serving.faults import Fault
 
+_VALUES: Mapping[str, tuple[type, ...]] = {
+    "number": (int, float),
+    "category": (str,),
+    "set": (str, list),
+}
+
 
 def typed_patch(
     given: Mapping[str, Any], specs: Mapping[str, AttributeSpec]
@@ -36,8 +42,7 @@ def typed_patch(
             allowed = ", ".join(specs) or "none"
             message = f"{name[:60]!r} is no attribute of items, allowed are {allowed}"
             raise Fault(422, "unknown_field", message, field=field)
-        wanted = {"number": (int, float), "category": str, "set": (str, list)}[spec.type]
-        if value is not None and not isinstance(value, wanted):
+        if value is not None and not isinstance(value, _VALUES[spec.type]):
             raise Fault(422, "invalid", f"{field} is {value!r:.60}: not a {spec.type}", field=field)
         found[name] = convert_attributes({name: value}, {name: spec}).get(name)
     return found
