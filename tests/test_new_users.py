@@ -33,7 +33,7 @@ pytest_plugins = ["tiny_run"]
 pytestmark = pytest.mark.usefixtures("restored_torch")
 SHARE = 0.4
 NUM_GROUPS, GROUP_SIZE, NUM_USERS, LENGTH = 4, 6, 300, 12
-LIKED = 0.8  # of a user's events are of his group
+LIKED = 0.7  # of a user's events are of his group
 
 
 @pytest.fixture(scope="module")
@@ -229,5 +229,5 @@ def test_the_curve_rises_and_a_profile_gives_what_it_says(
         assert all(each["interval"][0] > 0.1 for each in found["gain"])
     else:
         low, high = nothing_known["interval"]
-        assert low < 0.05 and abs(nothing_known["difference"]) < 0.08
-        assert curve[0] + 0.03 < min(curve[1:])
+        assert low < 0 < high
+        assert curve[0] + 0.05 < min(curve[1:])
