@@ -165,7 +165,7 @@ def ranked(num: int) -> list[Recommendation]:
 
 @pytest.mark.parametrize(("k", "behind"), [(3, 5), (4, 2)], ids=["many-behind", "few-behind"])
 def test_propensities_are_the_rates_of_what_is_drawn(k: int, behind: int) -> None:
-    random, draws, epsilon = np.random.default_rng(0), 40_000, 0.3
+    random, draws, epsilon = np.random.default_rng(0), 20_000, 0.3
     seen: Counter[tuple[int, str]] = Counter()
     told: dict[tuple[int, str], float] = {}
     for _ in range(draws):
