@@ -69,6 +69,6 @@ def test_the_demand_of_new_items_is_told_from_their_text(tmp_path: Path) -> None
     train(config, data, run)
     figures = evaluate_labels(load_run(run), "test")["demand"]
     assert figures["num_items"] >= 50
-    # chance: the label that most items have, whatever the item
-    assert figures["macro_f1"] > figures["macro_f1_of_majority"] + 0.15
-    assert figures["accuracy"] > figures["accuracy_of_majority"]
+    # four of five are cold, so that accuracy says little: never to say hot has .81 of it, and .45
+    # of macro F1; to say hot at random as often as it is true has about .5
+    assert figures["macro_f1"] > max(0.55, figures["macro_f1_of_majority"] + 0.15)
