@@ -53,8 +53,8 @@ def test_what_one_round_shows_the_next_is_trained_on(tmp_path: Path) -> None:
 
 
 def test_feedback_pays_where_the_reward_rises_above_the_frozen_models() -> None:
-    assert pays(Row(0, [0.2, 0.3], [0.2, 0.2]))
-    assert not pays(Row(0, [0.2, 0.2], [0.2, 0.1])) and not pays(Row(0, [0.2, 0.3], [0.2, 0.4]))
+    assert pays(Row(0, [0.2, 0.3], [0.2, 0.2])) and pays(Row(0, [0.2, 0.15], [0.2, 0.1]))
+    assert not pays(Row(0, [0.2, 0.2], [0.2, 0.2])) and not pays(Row(0, [0.2, 0.3], [0.2, 0.4]))
     table = render([Row(0, [0.2], [0.1]), Row(1, [0.4], [0.1])], num_users=2, num_items=3)
     assert "| 1 | 0.3000 ± 0.1414 | 0.1000 ± 0.0000 |" in table
 

@@ -163,8 +163,12 @@ def append_feedback(world: World, url: str) -> None:
 
 
 def pays(row: Row) -> bool:
-    """Whether the reward has risen, and at the end is above that of the frozen model."""
-    return row.refit[-1] > row.refit[0] and row.refit[-1] > row.frozen[-1]
+    """Whether the reward has risen against that of the frozen model, from which it starts.
+
+    By itself it falls, whoever shows the lists: what was clicked does not come again, so that the
+    items that a user likes are used up, and sooner by the better model.
+    """
+    return row.refit[-1] * row.frozen[0] > row.frozen[-1] * row.refit[0]
 
 
 def render(rows: Sequence[Row], *, num_users: int, num_items: int) -> str:
