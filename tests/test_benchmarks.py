@@ -65,6 +65,7 @@ FIGURES = {
         "joint_cut_0_speed": True,
         "joint_history_200_over_50": True,
     },
+    "live": {"live_event_p95": True, "live_stock_p95": False, "live_price_p95": False},
     "long_media": {
         "long_media_prepare_memory": True,
         "long_media_prepare_time": False,
@@ -138,6 +139,7 @@ KEYS = set("name value unit bar ok values small config skipped machine".split())
         pytest.param("inference", marks=pytest.mark.slow),
         pytest.param("scale", marks=pytest.mark.slow),
         pytest.param("joint", marks=pytest.mark.slow),
+        pytest.param("live", marks=pytest.mark.slow),
         pytest.param("new_item", marks=pytest.mark.slow),
         pytest.param("prepare", marks=pytest.mark.slow),
         pytest.param("service", marks=pytest.mark.slow),
