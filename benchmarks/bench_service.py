@@ -246,10 +246,10 @@ def report_parts(
     small: bool,
     config: Mapping[str, Any],
 ) -> None:
-    """Where the time of an accepted request goes, in the mean.
+    """Where the time of an accepted request goes, means in the order of what holds what.
 
-    In the line, in its batch, in the rest of the app (its body, its answer), and outside of it:
-    connection, the event loops of both sides. Refusals that came late are in the third.
+    In the line, in a batch (a mean over batches), in the app with both of them, and as the caller
+    sees it: with the connection and the event loops of both sides.
     """
     means = {}
     for name, (total, count) in after.items():
@@ -258,8 +258,8 @@ def report_parts(
     parts = {
         "line": means["wait"],
         "batch": means["batch"],
-        "app": means["request"] - means["wait"] - means["batch"],
-        "outside": 1000 * float(np.mean(accepted)) - means["request"],
+        "app": means["request"],
+        "caller": 1000 * float(np.mean(accepted)),
     }
     for part, value in parts.items():
         report(f"service_overload_{part}", [value], unit="ms", small=small, config=config)

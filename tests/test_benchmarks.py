@@ -112,6 +112,7 @@ FIGURES = {
         "service_capacity": False,
         "service_overload_200_or_429": True,
         "service_overload_p99": True,
+        **{f"service_overload_{part}": False for part in ("line", "batch", "app", "caller")},
     },
     "stream": {"stream_memory_growth": True},
     "ranking": {
