@@ -333,5 +333,8 @@ def test_a_full_disk(
     left = [Path(line).relative_to(disk) for line in ended.stdout.splitlines()]
     if command == "train":  # what --resume goes on from, and no checkpoint that is not whole
         assert not [path for path in left if "final" in path.parts], left
+    elif command == "export":  # what the same command goes on from, each file of it whole
+        assert {path.parts[0] for path in left} <= {".out.kept"}, left
+        assert not [path for path in left if path.name.startswith(".")], left
     else:
         assert left == []

@@ -106,7 +106,9 @@ def with_and_without_picture(
     source = open_source(loaded)
     assert source is not None
     assert loaded.model.completion is not None
-    loaded.model.completion.maps.zero_()  # asked is what the fusion makes of the rest by itself
+    # asked is what the fusion makes of the rest by itself, of new items too
+    loaded.model.completion.maps.zero_()
+    loaded.model.completion.maps_of_new.zero_()
     cases = load_cases(loaded.data, loaded.split, "test")
     rows = knock_out(loaded, source, cases, training_popularity(loaded.split))
     ndcg = {row.name: row.ndcg["cold_among_cold"] for row in rows}
