@@ -39,7 +39,7 @@ from mmrec.serving.live import Live
 from mmrec.serving.monitoring import Monitoring
 from mmrec.serving.settings import ServiceSettings
 from mmrec.serving.showing import Showing
-from mmrec.serving.swap import check, give_back_memory, load_live, version_folder
+from mmrec.serving.swap import check, load_live, version_folder
 
 logger = logging.getLogger(__name__)
 ENCODING_PATHS = frozenset(
@@ -255,30 +255,24 @@ class Service:
         """
         folder = self._folder_of(version)
         async with self._swapping:
+            before = self.live
             try:
-                return await self._swap(folder, version)
-            finally:  # of the model that was taken out, or did not pass
-                await asyncio.to_thread(give_back_memory)
-
-    async def _swap(self, folder: Path, version: str) -> Live:
-        before = self.live
-        try:
-            live = await asyncio.to_thread(self._load, folder, version)
-            await self.lists.in_turn(lambda: self._put(live))
-            try:
-                await self.lists.in_turn(lambda: check(live.retriever))
-            except Exception:
-                await self.lists.in_turn(lambda: self._put(before))
+                live = await asyncio.to_thread(self._load, folder, version)
+                await self.lists.in_turn(lambda: self._put(live))
+                try:
+                    await self.lists.in_turn(lambda: check(live.retriever))
+                except Exception:
+                    await self.lists.in_turn(lambda: self._put(before))
+                    raise
+            except DATABASE_ERRORS:
                 raise
-        except DATABASE_ERRORS:
-            raise
-        except Exception as error:  # whatever it is, the one before goes on answering
-            logger.error("version %s does not answer: %s", version, error)
-            raise Fault(
-                409, "check_failed", f"version '{version}' does not pass: {error}"
-            ) from None
-        self.refused.pop(version, None)
-        return live
+            except Exception as error:  # whatever it is, the one before goes on answering
+                logger.error("version %s does not answer: %s", version, error)
+                raise Fault(
+                    409, "check_failed", f"version '{version}' does not pass: {error}"
+                ) from None
+            self.refused.pop(version, None)
+            return live
 
     def _folder_of(self, version: str) -> Path:
         settings = self.settings

@@ -6,11 +6,8 @@ load ─ follow the database ─ check on probes ─ put in place between two ba
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import logging
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,15 +101,3 @@ def version_folder(models: Path | None, version: str) -> Path:
         known = sorted(each.name for each in models.iterdir() if each.is_dir())[:20]
         raise ConfigError(f"version '{version}': --models has {', '.join(known) or 'none'}")
     return folder
-
-
-def give_back_memory() -> None:
-    """Gives memory that nothing holds any more back to the system, where the C library can.
-
-    Two models stand side by side during a swap. What the one before held is free afterwards, but
-    glibc keeps it for what comes next, and a worker would look larger after each swap.
-    """
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
