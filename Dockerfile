@@ -1,19 +1,20 @@
 # syntax=docker/dockerfile:1
-# The service: `docker build -t mmrec .`, or compose.yaml. The wheels of torch are those for CPUs;
-# `--build-arg TORCH=cu130` takes those for CUDA 13.0 in their place (docs/scaling-out.md).
+# The service: `docker build -t mmrec .`, or compose.yaml. The usual wheels of torch carry CUDA,
+# several gigabytes; `--build-arg TORCH_INDEX=URL` names an index with others, such as those for
+# CPUs alone (docs/scaling-out.md).
 
 ARG PYTHON=3.11.14-slim-bookworm
 
 FROM python:${PYTHON} AS build
-ARG TORCH=cpu
+ARG TORCH_INDEX=
 WORKDIR /source
 # The environment has no pip of its own, so that nothing is installed where it runs.
 RUN python -m venv --without-pip /opt/mmrec
 COPY constraints.txt ./
-# First and without what it needs: the wheels on PyPI carry CUDA, which is several gigabytes.
+# First and without what it needs: an index of torch's has little else.
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python /opt/mmrec/bin/python install --no-deps --constraint constraints.txt \
-    --index-url https://download.pytorch.org/whl/${TORCH} torch torchvision torchaudio
+    ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} torch torchvision torchaudio
 COPY pyproject.toml README.md LICENSE ./
 COPY data_prep ./data_prep
 COPY encoders ./encoders
