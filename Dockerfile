@@ -1,27 +1,22 @@
 # syntax=docker/dockerfile:1
 # The service: `docker build -t mmrec .`, or compose.yaml. The usual wheels of torch carry CUDA,
-# several gigabytes; `--build-arg TORCH_INDEX=URL` names an index with others, such as those for
-# CPUs alone (docs/scaling-out.md).
+# several gigabytes; `--build-arg PIP_EXTRA_INDEX_URL=…` lets pip find others, such as those for CPUs
+# alone (docs/scaling-out.md).
 
 ARG PYTHON=3.11.14-slim-bookworm
 
 FROM python:${PYTHON} AS build
-ARG TORCH_INDEX=
+# pip reads it; empty it counts as not given
+ARG PIP_EXTRA_INDEX_URL=
 WORKDIR /source
 # The environment has no pip of its own, so that nothing is installed where it runs.
 RUN python -m venv --without-pip /opt/mmrec
-COPY constraints.txt ./
-# First and without what it needs: an index of torch's has little else.
-RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/mmrec/bin/python install --no-deps --constraint constraints.txt \
-    ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} torch torchvision torchaudio
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY data_prep ./data_prep
 COPY encoders ./encoders
 COPY fusion ./fusion
 COPY mmrec ./mmrec
-RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/mmrec/bin/python install --constraint constraints.txt '.[serve,postgres]'
+RUN pip --python /opt/mmrec/bin/python install --no-cache-dir --constraint constraints.txt '.[serve,postgres]'
 
 FROM python:${PYTHON}
 COPY --from=build /opt/mmrec /opt/mmrec
