@@ -20,7 +20,7 @@ from mmrec.build import in_share, target_rule
 from mmrec.data.ragged import IntArray
 from mmrec.data.thinning import ThinnedSplit
 from mmrec.evaluation.metrics import FloatArray, bootstrap_interval, case_metrics
-from mmrec.evaluation.protocol import Cases, cases_of, is_cold_item
+from mmrec.evaluation.protocol import TARGETS_SCHEMA, Cases, cases_of, is_cold_item
 from mmrec.evaluation.ranking import VectorScorer, rank_cases
 from mmrec.evaluation.significance import Interval
 from mmrec.loaded import LoadedRun
@@ -122,13 +122,7 @@ def last_training_targets(data: PreparedData, split: Split, users: IntArray) -> 
             trained &= split.knows(whole)
         position = int(np.flatnonzero(trained)[places[-1]])
         rows.append((user, int(whole.item_index[position]), position, "warm"))
-    schema = {
-        "user_index": pl.Int64,
-        "item_index": pl.Int64,
-        "position": pl.Int64,
-        "slice": pl.String,
-    }
-    return pl.DataFrame(rows, schema, orient="row")
+    return pl.DataFrame(rows, TARGETS_SCHEMA, orient="row")
 
 
 def _ndcg(loaded: LoadedRun, cases: Cases) -> FloatArray:

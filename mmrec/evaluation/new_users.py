@@ -23,6 +23,7 @@ from mmrec.evaluation.baselines import Content, fit_baselines
 from mmrec.evaluation.evaluate import rank_metrics
 from mmrec.evaluation.metrics import FloatArray, bootstrap_interval, case_metrics
 from mmrec.evaluation.protocol import (
+    TARGETS_SCHEMA,
     Cases,
     Which,
     cases_of,
@@ -110,13 +111,7 @@ def new_user_targets(
             asked &= ~np.isin(items, items[:position])
         targets = dict.fromkeys(items[position:][asked[position:]].tolist())
         rows += [(user, item, position, "new_users") for item in list(targets)[:NUM_TARGETS]]
-    schema = {
-        "user_index": pl.Int64,
-        "item_index": pl.Int64,
-        "position": pl.Int64,
-        "slice": pl.String,
-    }
-    return pl.DataFrame(rows, schema, orient="row")
+    return pl.DataFrame(rows, TARGETS_SCHEMA, orient="row")
 
 
 def _scorers(loaded: LoadedRun, cases: Cases, content: Content | None) -> dict[str, Scorer]:

@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 
 Which = Literal["validation", "test"]
 CASE_SLICES = ("warm", "cold", "new_users")
+TARGETS_SCHEMA = {
+    "user_index": pl.Int64,
+    "item_index": pl.Int64,
+    "position": pl.Int64,
+    "slice": pl.String,
+}
+"""Columns of a table of targets, as `Split.targets` has them."""
 BoolArray = npt.NDArray[np.bool_]
 
 
