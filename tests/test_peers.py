@@ -46,7 +46,7 @@ def fit(task, settings):
         raise RuntimeError("no such|thing")
     scores = np.array([settings["order"].find("abcdef"[item]) for item in task.candidates])
     scores = np.where(scores < 0, np.nan, -scores)
-    return Fitted(lambda rows: np.tile(scores, (len(rows), 1)), {"epochs": 3})
+    return Fitted(lambda rows: np.tile(scores, (len(rows), 1)), {"epochs": 3, "best_epoch": 2})
 
 run_peer(fit, lambda: {"fake": "1.0"})
 """
@@ -228,7 +228,7 @@ def test_ranks_are_those_of_our_protocol(bench: Any, tmp_path: Path) -> None:
     assert not (folder / "scores.npy").exists()
     text = (tmp_path / "out" / "results.md").read_text()
     assert "| fake | 1.0000 (1.000–1.000) | .8155 (" in text
-    assert "a test; `{" in text and "epochs trained: 3" in text
+    assert "a test; `{" in text and "epochs trained: 3 (the best 2)" in text
 
 
 def test_what_is_done_is_not_done_again(bench: Any, tmp_path: Path) -> None:

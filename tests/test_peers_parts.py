@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from benchmarks.peers import environments, plan, process, table
+from benchmarks.peers.exchange import CoreBudget
 
 HERE = Path(plan.HERE)
 SHIPPED = sorted(HERE.glob("*.yaml"))
@@ -27,6 +29,16 @@ def test_a_process_ends_at_its_limit(tmp_path: Path) -> None:
         environment=os.environ,
     )
     assert ended.reason == "ended after 0 minutes" and ended.seconds < 30 and ended.peak_gb > 0
+
+
+def test_a_budget_counts_processor_time() -> None:
+    budget = CoreBudget(0.05)
+    time.sleep(0.1)
+    assert not budget.spent()  # waiting for a turn takes nothing from a peer
+    until = time.process_time() + 0.06
+    while time.process_time() < until:
+        pass
+    assert budget.spent()
 
 
 def test_an_environment_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

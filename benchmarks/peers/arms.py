@@ -178,14 +178,14 @@ def _run_peer(
     python = Path(sys.executable)
     if not ours:
         python = build_environment(requirements_of(arm.peer), bench.cache, threads=bench.threads)
-    limit_s = arm.limit_minutes * 60
-    asked = settings | {"seed": seed, "threads": bench.threads, "limit_s": limit_s}
+    limit_s = arm.limit_core_minutes * 60
+    asked = settings | {"seed": seed, "threads": bench.threads, "limit_core_s": limit_s}
     (folder / "settings.json").write_text(json.dumps(asked), encoding="utf-8")
     script = HERE / f"peer_{arm.peer}.py"
     ended = run_process(
         [python, script, bench.task(arm, which), folder, folder / "settings.json"],
         log=folder / "log.txt",
-        limit_s=1.5 * limit_s + 600,  # the soft limit ends training, this one a peer that hangs
+        limit_s=3 * limit_s + 600,  # the budget ends training, this one a peer that hangs
         environment=child_environment(threads=bench.threads, ours=ours, root=ROOT),
     )
     if ended.reason is not None:
@@ -249,7 +249,7 @@ def _run_ours(
         ended = run_process(
             part,
             log=log,
-            limit_s=arm.limit_minutes * 60,
+            limit_s=3 * arm.limit_core_minutes * 60,
             environment=child_environment(threads=bench.threads, ours=True, root=ROOT),
         )
         if ended.reason is not None:

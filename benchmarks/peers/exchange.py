@@ -101,12 +101,26 @@ class Fitted:
     Attributes:
         score: rows of cases -> (b, C) scores, higher is better, nan for a candidate it does not
             know; such candidates share the last place.
-        notes: what the table should say of the run, e.g. epochs; `limit` true where the time
-            limit ended it.
+        notes: what the table should say of the run: `epochs` trained, `best_epoch` of them by
+            validation, `limit` true where the budget ended it.
     """
 
     score: Callable[[np.ndarray], np.ndarray]
     notes: dict[str, Any]
+
+
+class CoreBudget:
+    """Ends a peer's training by the processor time it took, threads together.
+
+    Seconds on the clock would give less training on a busy machine, or with fewer threads.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.started = seconds, time.process_time()
+
+    def spent(self) -> bool:
+        """Whether no further epoch should begin."""
+        return time.process_time() - self.started >= self.seconds
 
 
 def run_peer(
@@ -114,7 +128,7 @@ def run_peer(
 ) -> None:
     """The main of every peer: read the task, fit, score in tiles of 512 cases, write.
 
-    The settings are a JSON file: those of the arm, and `seed`, `threads`, `limit_s`.
+    The settings are a JSON file: those of the arm, and `seed`, `threads`, `limit_core_s`.
     """
     task_folder, out, settings_file = (Path(argument) for argument in sys.argv[1:4])
     settings = json.loads(settings_file.read_text(encoding="utf-8"))

@@ -39,7 +39,7 @@ def fit(task: Task, settings: dict[str, Any]) -> Fitted:
     arguments = {
         key: value
         for key, value in settings.items()
-        if key not in ("model", "id_part", "seed", "threads", "limit_s")
+        if key not in ("model", "id_part", "seed", "threads", "limit_core_s")
     }
     make = fit_vbpr if settings["model"] == "vbpr" else fit_bivae
     users, items = make(data, features, content, trained, settings, arguments)

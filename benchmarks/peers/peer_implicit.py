@@ -26,7 +26,7 @@ def fit(task: Task, settings: dict[str, Any]) -> Fitted:
     arguments = {
         key: value
         for key, value in settings.items()
-        if key not in ("model", "seed", "threads", "limit_s")
+        if key not in ("model", "seed", "threads", "limit_core_s")
     }
     model = MODELS[settings["model"]](
         random_state=settings["seed"], num_threads=settings["threads"], use_gpu=False, **arguments

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from exchange import Fitted, Task, installed, run_peer
+from exchange import CoreBudget, Fitted, Task, installed, run_peer
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.data.interaction import Interaction
@@ -25,7 +24,7 @@ from recbole.utils import init_seed
 
 
 class LimitReached(Exception):
-    """Enough was trained: the time limit has passed, or what was to be timed is over."""
+    """Enough was trained: the budget is spent, or what was to be timed is over."""
 
 
 def write_log(task: Task, folder: Path) -> None:
@@ -73,7 +72,7 @@ def fit(task: Task, settings: dict[str, Any]) -> Fitted:
         (Path(name) / "task").mkdir()
         write_log(task, Path(name) / "task")
         arguments = {
-            key: value for key, value in settings.items() if key not in ("threads", "limit_s")
+            key: value for key, value in settings.items() if key not in ("threads", "limit_core_s")
         }
         config = make_config(name, arguments)
         init_seed(settings["seed"], reproducibility=True)
@@ -81,15 +80,16 @@ def fit(task: Task, settings: dict[str, Any]) -> Fitted:
         train, validation, _ = data_preparation(config, dataset)
         model = SASRec(config, train.dataset)
         trainer = Trainer(config, model)
-        notes: dict[str, Any] = {"epochs": 0, "limit": False}
+        notes: dict[str, Any] = {"epochs": 0, "best_epoch": 0, "limit": False}
         best: dict[str, Any] = {"score": -np.inf, "weights": None}
-        until = time.monotonic() + settings["limit_s"]
+        budget = CoreBudget(settings["limit_core_s"])
 
         def after_epoch(epoch: int, score: float) -> None:
             notes["epochs"] = epoch + 1
             if score > best["score"]:
                 best.update(score=score, weights=copy.deepcopy(model.state_dict()))
-            if time.monotonic() > until:
+                notes["best_epoch"] = epoch + 1
+            if budget.spent():
                 raise LimitReached
 
         try:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from exchange import Fitted, Task, installed, run_peer
+from exchange import CoreBudget, Fitted, Task, installed, run_peer
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.models import HSTUModel, SASRecModel
@@ -35,7 +35,16 @@ MODELS: dict[str, tuple[type, dict[str, Any]]] = {
 
 
 class Recall(Callback):
-    """Logs recall@10 over the validation batches; what the user has met is no candidate."""
+    """Logs recall@10 over the validation batches; what the user has met is no candidate.
+
+    It also ends training where the budget is spent.
+
+    Args:
+        budget: of the training.
+    """
+
+    def __init__(self, budget: CoreBudget) -> None:
+        self.budget, self.curve = budget, []
 
     def on_validation_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Start counting."""
@@ -60,8 +69,11 @@ class Recall(Callback):
         self.total += len(shown)
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Log what was counted."""
-        module.log("recall", self.hits / max(self.total, 1))
+        """Log what was counted, and stop where the budget is spent."""
+        recall = self.hits / max(self.total, 1)
+        self.curve.append(recall)
+        module.log("recall", recall)
+        trainer.should_stop |= self.budget.spent()
 
 
 def table(users: np.ndarray, histories: list[np.ndarray]) -> pd.DataFrame:
@@ -90,7 +102,7 @@ def fit(task: Task, settings: dict[str, Any]) -> Fitted:
     folder = tempfile.TemporaryDirectory()
     best = ModelCheckpoint(folder.name, monitor="recall", mode="max", filename="best")
     stopper = EarlyStopping("recall", mode="max", patience=settings["patience"])
-    timer = Timer(duration={"seconds": settings["limit_s"]}, interval="epoch")
+    recall = Recall(CoreBudget(settings["limit_core_s"]))
 
     def get_trainer() -> Trainer:
         return Trainer(
@@ -101,13 +113,13 @@ def fit(task: Task, settings: dict[str, Any]) -> Fitted:
             enable_model_summary=False,
             logger=False,
             num_sanity_val_steps=0,
-            callbacks=[Recall(), best, stopper, timer],
+            callbacks=[recall, best, stopper],
         )
 
     arguments = {
         key: value
         for key, value in settings.items()
-        if key not in ("model", "epochs", "patience", "seed", "threads", "limit_s")
+        if key not in ("model", "epochs", "patience", "seed", "threads", "limit_core_s")
     }
     model = make(
         item_net_block_types=(IdEmbeddingsItemNet,),
@@ -121,11 +133,13 @@ def fit(task: Task, settings: dict[str, Any]) -> Fitted:
     trainer = model.fit_trainer
     done = next(c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))
     model.load_weights_from_checkpoint(Path(done.best_model_path))
-    timer = next(c for c in trainer.callbacks if isinstance(c, Timer))
+    # the model trains with a copy of the trainer, callbacks included
+    recall = next(c for c in trainer.callbacks if isinstance(c, Recall))
     notes = {
-        "epochs": trainer.current_epoch,
+        "epochs": len(recall.curve),
+        "best_epoch": int(np.argmax(recall.curve)) + 1,
         "best_validation_recall@10": float(done.best_model_score),
-        "limit": timer.time_remaining() <= 0,
+        "limit": recall.budget.spent(),
     }
     folder.cleanup()
 

@@ -12,8 +12,8 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from exchange import Fitted, Task, installed, run_peer
-from lightning.pytorch.callbacks import EarlyStopping, Timer
+from exchange import CoreBudget, Fitted, Task, installed, run_peer
+from lightning.pytorch.callbacks import EarlyStopping
 from replay.data import FeatureHint, FeatureSource, FeatureType
 from replay.data.nn import TensorFeatureInfo, TensorFeatureSource, TensorSchema
 from replay.nn.lightning import LightningModule
@@ -52,11 +52,15 @@ def training_batch(histories: list[np.ndarray], length: int, padding: int) -> Ba
 class Recall(lightning.Callback):
     """Logs recall@10 over the validation batches; what the user has met is no candidate.
 
-    The best weights are kept in memory: checkpoints of RePlay's module are pickles.
+    The best weights are kept in memory: checkpoints of RePlay's module are pickles. It also ends
+    training where the budget is spent.
+
+    Args:
+        budget: of the training.
     """
 
-    def __init__(self) -> None:
-        self.best, self.weights = -1.0, None
+    def __init__(self, budget: CoreBudget) -> None:
+        self.budget, self.curve, self.weights = budget, [], None
 
     def on_validation_epoch_start(self, trainer: Any, module: Any) -> None:
         """Start counting."""
@@ -73,11 +77,13 @@ class Recall(lightning.Callback):
         self.total += len(shown)
 
     def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
-        """Log what was counted, and keep the weights if they are the best so far."""
+        """Log what was counted, keep the best weights, and stop where the budget is spent."""
         recall = self.hits / max(self.total, 1)
         module.log("recall", recall)
-        if recall > self.best:
-            self.best, self.weights = recall, copy.deepcopy(module.state_dict())
+        if recall > max(self.curve, default=-1.0):
+            self.weights = copy.deepcopy(module.state_dict())
+        self.curve.append(recall)
+        trainer.should_stop |= self.budget.spent()
 
 
 def fit(task: Task, settings: dict[str, Any]) -> Fitted:
@@ -135,8 +141,7 @@ def fit(task: Task, settings: dict[str, Any]) -> Fitted:
             "target": torch.tensor([target for _, target in batch]),
         },
     )
-    recall = Recall()
-    timer = Timer(duration={"seconds": settings["limit_s"]}, interval="epoch")
+    recall = Recall(CoreBudget(settings["limit_core_s"]))
     stopper = EarlyStopping("recall", mode="max", patience=settings["patience"])
     trainer = lightning.Trainer(
         accelerator="cpu",
@@ -147,7 +152,7 @@ def fit(task: Task, settings: dict[str, Any]) -> Fitted:
         enable_checkpointing=False,
         logger=False,
         num_sanity_val_steps=0,
-        callbacks=[recall, stopper, timer],
+        callbacks=[recall, stopper],
     )
     trainer.fit(module, train, validation)
     module.load_state_dict(recall.weights)
@@ -165,9 +170,10 @@ def fit(task: Task, settings: dict[str, Any]) -> Fitted:
         return scores
 
     notes = {
-        "epochs": trainer.current_epoch,
-        "best_validation_recall@10": recall.best,
-        "limit": timer.time_remaining() <= 0,
+        "epochs": len(recall.curve),
+        "best_epoch": int(np.argmax(recall.curve)) + 1,
+        "best_validation_recall@10": max(recall.curve),
+        "limit": recall.budget.spent(),
     }
     return Fitted(score, notes)
 

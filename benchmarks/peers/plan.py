@@ -55,7 +55,8 @@ class Arm:
         content: the model reads the frozen content vectors.
         deterministic: no seed changes it, so it runs once.
         minutes: expected on two cores, search included, for one seed; for the budget.
-        limit_minutes: after which training is ended and the best epoch so far is taken.
+        limit_core_minutes: of processor time, threads together, after which training is ended and
+            the best epoch so far is taken.
     """
 
     table: str
@@ -67,7 +68,7 @@ class Arm:
     content: bool = False
     deterministic: bool = False
     minutes: float = 1.0
-    limit_minutes: float = 600.0
+    limit_core_minutes: float = 1200.0
 
     @property
     def slug(self) -> str:
@@ -87,7 +88,7 @@ class Arm:
             "settings": dict(self.settings),
             "search": [dict(one) for one in self.search],
             "content": self.content,
-            "limit": self.limit_minutes,
+            "limit": self.limit_core_minutes,
             "sources": sources,
             **facts,
         }

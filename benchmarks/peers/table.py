@@ -173,7 +173,7 @@ def _markdown_table(table: Mapping[str, Any]) -> list[str]:
             cells += [""] * (len(columns) - 2)
         lines.append(f"| {' | '.join(cells)} |")
     if any(notes.get("limit") for row in table["rows"] for notes in row.get("notes", ())):
-        lines += ["", "\\* ended by the time limit of the plan; the best epoch so far."]
+        lines += ["", "\\* ended by the plan's budget; the best epoch so far."]
     return lines
 
 
@@ -195,10 +195,16 @@ def _settings(row: Mapping[str, Any]) -> str:
         return f"{row['name']}: {row['origin']}"
     versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
     settings = json.dumps(row["settings"], ensure_ascii=False)
-    epochs = [str(notes["epochs"]) for notes in row["notes"] if "epochs" in notes]
+    epochs = [_epochs(notes) for notes in row["notes"] if "epochs" in notes]
     trained = f"; epochs trained: {', '.join(epochs)}" if epochs else ""
     partly = f"; a seed broke: {row['reason']}" if row["reason"] else ""
     return f"{row['name']} ({versions}): {row['origin']}; `{settings}`{trained}{partly}"
+
+
+def _epochs(notes: Mapping[str, Any]) -> str:
+    """How many, and which was taken: the last one says that validation was still rising."""
+    best = f" (the best {notes['best_epoch']})" if "best_epoch" in notes else ""
+    return f"{notes['epochs']}{best}"
 
 
 def _write(path: Path, text: str) -> None:
