@@ -16,7 +16,7 @@ from bench_cache import MINILM
 from measure import arguments, report, seconds_of
 from torch import Tensor
 
-from encoders.text import train_vocabulary
+from encoders.text_transform import train_vocabulary
 from encoders.tokens import Tokens
 from mmrec.config import Config, parse_config
 from mmrec.data.batch import Batch, ModalityInput

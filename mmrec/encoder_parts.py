@@ -196,7 +196,7 @@ def _learn_vocabulary(
     `known` is one that weights have learnt already, and stays.
     """
     from encoders.characters import learn_characters
-    from encoders.text import train_vocabulary
+    from encoders.text_transform import train_vocabulary
 
     size = int(options.pop("vocabulary_size", 4000))
     kind = options.pop("vocabulary", "pieces")
@@ -261,7 +261,8 @@ def _build_fields(document: Document) -> EncoderParts:
 
 
 def _build_small_text(document: Document, _folder: Path | None) -> EncoderParts:
-    from encoders.text import SmallTextEncoder, TextTransform
+    from encoders.small_text import SmallTextEncoder
+    from encoders.text_transform import TextTransform
 
     options = dict(document["options"])
     transform = TextTransform(document["tokenizer"], max_length=int(options.pop("max_length", 64)))
@@ -279,7 +280,8 @@ def _build_transformers(document: Document, folder: Path | None) -> EncoderParts
     from transformers.utils import logging as transformers_logging
 
     from encoders.int8 import quantise
-    from encoders.text import TextEncoder, TextTransform
+    from encoders.text import TextEncoder
+    from encoders.text_transform import TextTransform
 
     transformers_logging.disable_progress_bar()  # a bar a folder, among our own lines
 
