@@ -20,7 +20,8 @@ import torch
 from measure import arguments, peak_gb, report, seconds_of
 
 from encoders.tokens import Tokens
-from fusion.item import LatentFusion, Modality
+from fusion.item import LatentFusion
+from fusion.projection import Modality
 from mmrec.config import Config, parse_config
 from mmrec.data.batch import Batch, draw_candidates, draw_fresh
 from mmrec.encoder_parts import EncoderParts, rebuild_encoder

@@ -12,8 +12,9 @@ from encoders.cut import StackedEncoder
 from encoders.int8 import is_quantised
 from fusion.heads import Head
 from fusion.history import HistoryEncoder
-from fusion.item import ConcatFusion, GatedFusion, LateFusion, LatentFusion, MeanFusion, Modality
+from fusion.item import ConcatFusion, GatedFusion, LateFusion, LatentFusion, MeanFusion
 from fusion.labels import LabelHead
+from fusion.projection import Modality
 from fusion.signals import SignalEncoder
 from mmrec.config import Config, EncoderConfig
 from mmrec.data.item_labels import LabelSet

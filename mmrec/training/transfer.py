@@ -162,7 +162,7 @@ def centre(out: Any, hidden: Tensor) -> None:
     """Centres contents on those of this catalogue, in the space that was taken.
 
     Args:
-        out: the fusion's last layer, `fusion.item.Output`.
+        out: the fusion's last layer, `fusion.output.Output`.
         hidden: (n, width) of items of training.
     """
     out.mean.copy_(out.projection(hidden).mean(0))
