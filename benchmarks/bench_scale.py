@@ -23,7 +23,8 @@ from encoders.tokens import Tokens
 from fusion.item import LatentFusion
 from fusion.projection import Modality
 from mmrec.config import Config, parse_config
-from mmrec.data.batch import Batch, draw_candidates, draw_fresh
+from mmrec.data.batch import Batch
+from mmrec.data.draws import draw_candidates, draw_fresh
 from mmrec.encoder_parts import EncoderParts, rebuild_encoder
 from mmrec.network import make_model
 from mmrec.training.optimiser import make_optimiser

@@ -21,7 +21,7 @@ from torch import Tensor
 from data_prep.shards import PreparedData, Split
 from encoders.encoder import Inputs
 from mmrec.config import Config
-from mmrec.data.batch import BatchStream, ItemSource, ModalityInput, TargetRule
+from mmrec.data.batch import BatchStream
 from mmrec.data.cache import StateCache
 from mmrec.data.corpus import corpus, never_cold
 from mmrec.data.fill import fill_cache
@@ -30,9 +30,11 @@ from mmrec.data.item_labels import describe_labels
 from mmrec.data.items import Broken, ItemInputs
 from mmrec.data.labels import LabelSource, describe_heads
 from mmrec.data.live import live_states
+from mmrec.data.media import ItemSource, ModalityInput
 from mmrec.data.queries import open_queries
 from mmrec.data.signals import SignalSource, describe_signals
 from mmrec.data.stand_ins import StandIns
+from mmrec.data.targets import event_weights, target_rule
 from mmrec.data.thinning import open_split
 from mmrec.data.unlabelled import UnlabelledSource, find_unlabelled
 from mmrec.data.vocabulary import warn_of_unknown
@@ -463,32 +465,3 @@ def vector_width(data: PreparedData, name: str) -> int:
         if vector is not None:
             return int(vector.shape[0])
     raise ConfigError(f"encoders.vector.{name}: no item has this vector")
-
-
-def event_weights(given: Mapping[str, float], data: PreparedData) -> npt.NDArray[np.float32] | None:
-    """(types + 1,) weight of each event type by its code, 1 for those without a type, the last.
-
-    Raises:
-        ConfigError: a name is no type of the log's.
-    """
-    if not given:
-        return None
-    types = list(data.manifest.get("event_types") or [])
-    for name in given:
-        if name not in types:
-            raise ConfigError(
-                f"training.event_weights names '{name}'; the log's event types are "
-                f"{', '.join(types) or 'none'}"
-            )
-    return np.array([*(given.get(name, 1.0) for name in types), 1.0], np.float32)
-
-
-def target_rule(data: PreparedData) -> TargetRule:
-    """Which events the catalogue lets be targets, in training too."""
-    spec = data.catalogue.interactions.targets
-    if spec.events is None:
-        return TargetRule(None, spec.min_value)
-    codes = {name: code for code, name in enumerate(data.manifest.get("event_types") or [])}
-    return TargetRule(
-        frozenset(codes[event] for event in spec.events if event in codes), spec.min_value
-    )

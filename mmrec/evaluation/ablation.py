@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmrec.build import Assembly, ModelInputs, assemble
-from mmrec.data.batch import media_to
+from mmrec.data.media import media_to
 from mmrec.data.ragged import IntArray
 from mmrec.errors import CheckpointMismatch, WeightsError
 from mmrec.evaluation.evaluate import Metrics, slice_metrics

@@ -16,8 +16,9 @@ import numpy as np
 import polars as pl
 
 from data_prep.shards import PreparedData, Split
-from mmrec.build import in_share, target_rule
+from mmrec.build import in_share
 from mmrec.data.ragged import IntArray
+from mmrec.data.targets import target_rule
 from mmrec.data.thinning import ThinnedSplit
 from mmrec.evaluation.metrics import FloatArray, bootstrap_interval, case_metrics
 from mmrec.evaluation.protocol import TARGETS_SCHEMA, Cases, cases_of, is_cold_item

@@ -24,8 +24,8 @@ from torch import Tensor
 from encoders.tokens import Tokens
 from mmrec.build import LiveInputs
 from mmrec.config import Config
-from mmrec.data.batch import media_to
 from mmrec.data.items import ItemInputs, Media, PreparedMedia
+from mmrec.data.media import media_to
 from mmrec.data.ragged import IntArray
 from mmrec.errors import UserError
 from mmrec.evaluation.evaluate import slice_metrics
