@@ -32,7 +32,8 @@ from mmrec.data.labels import LabelSource, describe_heads
 from mmrec.data.live import live_states
 from mmrec.data.media import ItemSource, ModalityInput
 from mmrec.data.queries import open_queries
-from mmrec.data.signals import SignalSource, describe_signals
+from mmrec.data.signal_spec import describe_signals
+from mmrec.data.signals import SignalSource
 from mmrec.data.stand_ins import StandIns
 from mmrec.data.targets import event_weights, target_rule
 from mmrec.data.thinning import open_split

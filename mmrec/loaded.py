@@ -21,7 +21,7 @@ from mmrec.data.ahead import TILE, load_ahead
 from mmrec.data.histories import IntArray
 from mmrec.data.item_labels import label_sets_of
 from mmrec.data.labels import heads_of
-from mmrec.data.signals import spec_of
+from mmrec.data.signal_spec import spec_of
 from mmrec.data.thinning import open_split
 from mmrec.encoder_parts import EncoderParts, rebuild_encoder
 from mmrec.errors import CheckpointMismatch

@@ -19,7 +19,8 @@ from fusion.signals import SignalEncoder
 from mmrec.config import Config, EncoderConfig
 from mmrec.data.item_labels import LabelSet
 from mmrec.data.labels import HeadSpec
-from mmrec.data.signals import SignalReader, SignalSpec
+from mmrec.data.signal_spec import SignalSpec
+from mmrec.data.signals import SignalReader
 from mmrec.encoder_parts import EncoderParts
 from mmrec.errors import ConfigError
 from mmrec.loss_weights import LossWeights

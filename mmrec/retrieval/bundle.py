@@ -42,7 +42,7 @@ from mmrec.config import Config, change, dump_config, load_trained_config
 from mmrec.data.item_labels import label_sets_of
 from mmrec.data.labels import heads_of
 from mmrec.data.ragged import IntArray
-from mmrec.data.signals import SignalSpec, spec_of
+from mmrec.data.signal_spec import SignalSpec, spec_of
 from mmrec.data.told import columns_of
 from mmrec.encoder_parts import rebuild_encoder
 from mmrec.errors import CheckpointMismatch
