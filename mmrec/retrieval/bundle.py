@@ -51,8 +51,9 @@ from mmrec.network import make_model
 from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.available import Available
 from mmrec.retrieval.folders import check_files, file_record
+from mmrec.retrieval.known import Items
 from mmrec.retrieval.parts import StoredParts, write_parts
-from mmrec.retrieval.retriever import Items, Retriever
+from mmrec.retrieval.retriever import Retriever
 from mmrec.retrieval.second_stage import copy_second_stage
 from mmrec.retrieval.texts import StoredTexts, write_texts
 from mmrec.training.checkpoint import load_model
