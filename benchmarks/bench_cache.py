@@ -32,7 +32,8 @@ from encoders.encoder import Inputs
 from encoders.text_transform import train_vocabulary
 from mmrec.data.fill import fill_cache
 from mmrec.data.items import ItemInputs
-from mmrec.encoder_parts import EncoderParts, rebuild_encoder
+from mmrec.encoder_builders import EncoderParts
+from mmrec.encoder_parts import rebuild_encoder
 
 CATALOGUE = """\
 name: generated

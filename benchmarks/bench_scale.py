@@ -25,7 +25,8 @@ from fusion.projection import Modality
 from mmrec.config import Config, parse_config
 from mmrec.data.batch import Batch
 from mmrec.data.draws import draw_candidates, draw_fresh
-from mmrec.encoder_parts import EncoderParts, rebuild_encoder
+from mmrec.encoder_builders import EncoderParts
+from mmrec.encoder_parts import rebuild_encoder
 from mmrec.network import make_model
 from mmrec.training.optimiser import make_optimiser
 from mmrec.training.step import TrainedModel, train_step

@@ -40,12 +40,8 @@ from mmrec.data.thinning import open_split
 from mmrec.data.unlabelled import UnlabelledSource, find_unlabelled
 from mmrec.data.vocabulary import warn_of_unknown
 from mmrec.drift.warn import warn_of_drift
-from mmrec.encoder_parts import (
-    AttributeFields,
-    Document,
-    EncoderParts,
-    make_encoder,
-)
+from mmrec.encoder_builders import Document, EncoderParts
+from mmrec.encoder_parts import AttributeFields, make_encoder
 from mmrec.errors import ConfigError, MediaError
 from mmrec.evaluation.protocol import Cases, load_cases, training_popularity
 from mmrec.model import RecommenderModel

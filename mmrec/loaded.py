@@ -23,7 +23,8 @@ from mmrec.data.item_labels import label_sets_of
 from mmrec.data.labels import heads_of
 from mmrec.data.signal_spec import spec_of
 from mmrec.data.thinning import open_split
-from mmrec.encoder_parts import EncoderParts, rebuild_encoder
+from mmrec.encoder_builders import EncoderParts
+from mmrec.encoder_parts import rebuild_encoder
 from mmrec.errors import CheckpointMismatch
 from mmrec.kept_tiles import KeptTiles, in_tiles
 from mmrec.model import RecommenderModel

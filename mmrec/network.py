@@ -21,7 +21,7 @@ from mmrec.data.item_labels import LabelSet
 from mmrec.data.labels import HeadSpec
 from mmrec.data.signal_spec import SignalSpec
 from mmrec.data.signals import SignalReader
-from mmrec.encoder_parts import EncoderParts
+from mmrec.encoder_builders import EncoderParts
 from mmrec.errors import ConfigError
 from mmrec.loss_weights import LossWeights
 from mmrec.model import IdPart, Popularity, RecommenderModel

@@ -29,7 +29,7 @@ from data_prep.shards import PreparedData
 from encoders.text_transform import TextTransform
 from mmrec.build import pick_device
 from mmrec.config import Config
-from mmrec.encoder_parts import resolve_weights
+from mmrec.encoder_weights import resolve_weights
 from mmrec.errors import ConfigError, NonFiniteLoss, UserError
 from mmrec.pretraining.language_model import (
     load_language_model,

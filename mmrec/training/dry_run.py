@@ -32,7 +32,7 @@ from mmrec.data.batch import batch_loader
 from mmrec.data.cache import CacheSpec, StateCache
 from mmrec.data.histories import IntArray
 from mmrec.data.items import ItemInputs
-from mmrec.encoder_parts import EncoderParts
+from mmrec.encoder_builders import EncoderParts
 from mmrec.errors import UserError
 from mmrec.model import RecommenderModel
 from mmrec.training.distributed import ALONE

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from mmrec.config import Config, EncoderConfig, load_trained_config
-from mmrec.encoder_parts import EncoderParts, rebuild_encoder
+from mmrec.encoder_builders import EncoderParts
+from mmrec.encoder_parts import rebuild_encoder
 from mmrec.errors import CheckpointMismatch, ConfigError
 from mmrec.model import RecommenderModel
 from mmrec.training.checkpoint import read_tensors
