@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmrec.errors import WeightsError
-from mmrec.weights import PACKAGES, verify
+from mmrec.weights import verify
+from mmrec.weights_packages import PACKAGES
 
 
 def resolve_weights(name: str) -> Path:
