@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data_prep.shards import EarlierState, PreparedData, Split
-from mmrec.build import ModelInputs, filled_source, pick_device
+from mmrec.build import filled_source, pick_device
 from mmrec.config import Config, load_trained_config
 from mmrec.data.ahead import TILE, load_ahead
 from mmrec.data.histories import IntArray
@@ -28,6 +28,7 @@ from mmrec.encoder_parts import rebuild_encoder
 from mmrec.errors import CheckpointMismatch
 from mmrec.kept_tiles import KeptTiles, in_tiles
 from mmrec.model import RecommenderModel
+from mmrec.model_inputs import ModelInputs
 from mmrec.network import make_model
 from mmrec.training.checkpoint import SCHEMA, load_model, read_tensors
 from mmrec.vectors import encode_media, modalities_of
