@@ -29,10 +29,11 @@ from data_prep.media import decode_image
 from data_prep.prepare import prepare
 from data_prep.shards import PreparedData
 from encoders.encoder import Inputs
-from encoders.text import train_vocabulary
+from encoders.text_transform import train_vocabulary
 from mmrec.data.fill import fill_cache
 from mmrec.data.items import ItemInputs
-from mmrec.encoder_parts import EncoderParts, rebuild_encoder
+from mmrec.encoder_builders import EncoderParts
+from mmrec.encoder_parts import rebuild_encoder
 
 CATALOGUE = """\
 name: generated

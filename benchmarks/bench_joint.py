@@ -16,10 +16,11 @@ from bench_cache import MINILM
 from measure import arguments, report, seconds_of
 from torch import Tensor
 
-from encoders.text import train_vocabulary
+from encoders.text_transform import train_vocabulary
 from encoders.tokens import Tokens
 from mmrec.config import Config, parse_config
-from mmrec.data.batch import Batch, ModalityInput
+from mmrec.data.batch import Batch
+from mmrec.data.media import ModalityInput
 from mmrec.encoder_parts import rebuild_encoder
 from mmrec.network import make_model
 from mmrec.training.optimiser import make_optimiser

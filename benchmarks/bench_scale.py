@@ -20,10 +20,13 @@ import torch
 from measure import arguments, peak_gb, report, seconds_of
 
 from encoders.tokens import Tokens
-from fusion.item import LatentFusion, Modality
+from fusion.item import LatentFusion
+from fusion.projection import Modality
 from mmrec.config import Config, parse_config
-from mmrec.data.batch import Batch, draw_candidates, draw_fresh
-from mmrec.encoder_parts import EncoderParts, rebuild_encoder
+from mmrec.data.batch import Batch
+from mmrec.data.draws import draw_candidates, draw_fresh
+from mmrec.encoder_builders import EncoderParts
+from mmrec.encoder_parts import rebuild_encoder
 from mmrec.network import make_model
 from mmrec.training.optimiser import make_optimiser
 from mmrec.training.step import TrainedModel, train_step

@@ -21,9 +21,10 @@ from measure import arguments, report, skip
 from data_prep.prepare import prepare
 from data_prep.shard_writer import write_histories
 from data_prep.shards import HistoryIndex, PreparedData
-from mmrec.data.batch import BatchStream, TargetRule, batch_loader
+from mmrec.data.batch import BatchStream, batch_loader
 from mmrec.data.histories import EpochPlan
 from mmrec.data.items import ItemInputs
+from mmrec.data.targets import TargetRule
 
 STATUS = Path("/proc/self/status")
 MB = 1e6

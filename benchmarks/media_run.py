@@ -21,7 +21,7 @@ from bench_cache import MINILM
 from PIL import Image
 
 from data_prep.prepare import prepare
-from encoders.text import train_vocabulary
+from encoders.text_transform import train_vocabulary
 from mmrec.config import parse_config
 from mmrec.training.train import train
 

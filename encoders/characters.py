@@ -1,6 +1,6 @@
 """A vocabulary of single characters, with bytes for those it does not hold: any text can be read.
 
-    texts -learn_characters-> tokenizer JSON, for `encoders.text.TextTransform`
+    texts -learn_characters-> tokenizer JSON, for `encoders.text_transform.TextTransform`
 
 Word pieces that are learnt from a catalogue know no sign that the catalogue lacks: of Chinese names
 one sign in six was new in the other half of the names, and read as "unknown" like all others. Here

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from fusion.item import Output
+from fusion.output import Output
 
 
 @contextmanager

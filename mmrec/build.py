@@ -5,100 +5,65 @@ Config + PreparedData ─► encoders, caches, model, stream, validation cases =
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from data_prep.shards import PreparedData, Split
-from encoders.encoder import Inputs
 from mmrec.config import Config
-from mmrec.data.batch import BatchStream, ItemSource, ModalityInput, TargetRule
+from mmrec.data.batch import BatchStream
 from mmrec.data.cache import StateCache
 from mmrec.data.corpus import corpus, never_cold
 from mmrec.data.fill import fill_cache
-from mmrec.data.histories import ChosenHistories, EpochPlan, HistorySource, IntArray
+from mmrec.data.histories import EpochPlan, IntArray
 from mmrec.data.item_labels import describe_labels
 from mmrec.data.items import Broken, ItemInputs
 from mmrec.data.labels import LabelSource, describe_heads
-from mmrec.data.live import live_states
+from mmrec.data.media import ItemSource
 from mmrec.data.queries import open_queries
-from mmrec.data.signals import SignalSource, describe_signals
+from mmrec.data.signal_spec import describe_signals
+from mmrec.data.signals import SignalSource
 from mmrec.data.stand_ins import StandIns
+from mmrec.data.targets import event_weights, target_rule
 from mmrec.data.thinning import open_split
 from mmrec.data.unlabelled import UnlabelledSource, find_unlabelled
+from mmrec.data.user_share import histories_of_share, in_share
 from mmrec.data.vocabulary import warn_of_unknown
 from mmrec.drift.warn import warn_of_drift
-from mmrec.encoder_parts import (
-    AttributeFields,
-    Document,
-    EncoderParts,
-    make_encoder,
-)
+from mmrec.encoder_builders import Document, EncoderParts
+from mmrec.encoder_parts import AttributeFields, make_encoder
 from mmrec.errors import ConfigError, MediaError
 from mmrec.evaluation.protocol import Cases, load_cases, training_popularity
 from mmrec.model import RecommenderModel
+from mmrec.model_inputs import LiveInputs, ModelInputs
 from mmrec.network import make_model
 from mmrec.training.take_over import StartRun, take_over
 from mmrec.training.transfer import Transfer
 from mmrec.training.validate import check_stop_on
 from mmrec.vectors import encode_content, modalities_of
 
+__all__ = [
+    "Assembly",
+    "LiveInputs",
+    "ModelInputs",
+    "SharedParts",
+    "SourceBuilder",
+    "assemble",
+    "attribute_fields",
+    "filled_source",
+    "in_share",
+    "pick_device",
+    "vector_width",
+]
+
 logger = logging.getLogger(__name__)
-
-
-class ModelInputs:
-    """What the model reads of items: states at the cut from caches, raw inputs where all trains."""
-
-    def __init__(self, caches: Mapping[str, StateCache], raw: ItemInputs | None) -> None:
-        self.caches, self.raw = dict(caches), raw
-
-    def collate(self, item_index: IntArray) -> dict[str, ModalityInput]:
-        """Every modality of the items."""
-        media: dict[str, ModalityInput] = {
-            name: cache.read(item_index) for name, cache in self.caches.items()
-        }
-        if self.raw is not None:
-            media.update(self.raw.collate(item_index))
-        return media
-
-
-class LiveInputs:
-    """The same for items of no prepared folder: cached modalities are encoded on the spot.
-
-    States are rounded as the cache rounds them, so that a new item scores as it would from there.
-    """
-
-    def __init__(
-        self, inputs: ItemInputs, model: RecommenderModel, dtypes: Mapping[str, Any]
-    ) -> None:
-        self.inputs, self.model, self.dtypes = inputs, model, dict(dtypes)
-
-    def collate(self, item_index: IntArray) -> dict[str, ModalityInput]:
-        """Every modality of the items."""
-        return self.at_cut(self.inputs.collate(item_index))
-
-    def at_cut(self, inputs: Mapping[str, Inputs]) -> dict[str, ModalityInput]:
-        """What `inputs.collate` gave, which may be called ahead and in another thread."""
-        device = self.model.counts.device
-        media: dict[str, ModalityInput] = {}
-        for name, raw in inputs.items():
-            if name not in self.model.cached:
-                media[name] = raw
-                continue
-            on_device = {key: value.to(device) for key, value in raw.items()}
-            media[name] = live_states(self.model.encoder(name), on_device, self.dtypes[name])
-        return media
-
-
 SourceBuilder = Callable[
     [Config, PreparedData, Mapping[str, EncoderParts], RecommenderModel, torch.device],
     tuple[ModelInputs, dict[str, str]],
@@ -197,7 +162,7 @@ def assemble(
     data = PreparedData.open(data_folder)
     data.verify_tables()
     split = open_split(data, config.data.split, config.data.event_share, config.data.new_users)
-    histories = _training_histories(data, split, config.data.user_share)
+    histories = histories_of_share(data, split, config.data.user_share)
     validation = None
     if split.targets("validation").height > 0:
         validation = load_cases(data, split, "validation")
@@ -374,30 +339,6 @@ def _for_ranks(
     )
 
 
-def in_share(user_ids: Sequence[str], share: float) -> npt.NDArray[np.bool_]:
-    """(U,) True for the users of a share; the same users in every run and on every machine."""
-    digests = [hashlib.sha256(f"user_share:{user_id}".encode()).digest() for user_id in user_ids]
-    places = np.array([int.from_bytes(each[:6], "big") for each in digests], np.int64)
-    return places < share * 2**48
-
-
-def _training_histories(data: PreparedData, split: Split, share: float) -> HistorySource:
-    """Histories of the share of users.
-
-    Raises:
-        ConfigError: no user with a training history falls in it.
-    """
-    if share == 1:
-        return split.train
-    rows = np.flatnonzero(in_share(data.user_ids, share)[split.train.user_index])
-    if not len(rows):
-        raise ConfigError(
-            f"data.user_share is {share:g}: none of the {len(split.train)} users with a training "
-            "history falls in it; give a larger share"
-        )
-    return ChosenHistories(split.train, rows.astype(np.int64))
-
-
 def filled_source(
     config: Config,
     data: PreparedData,
@@ -463,32 +404,3 @@ def vector_width(data: PreparedData, name: str) -> int:
         if vector is not None:
             return int(vector.shape[0])
     raise ConfigError(f"encoders.vector.{name}: no item has this vector")
-
-
-def event_weights(given: Mapping[str, float], data: PreparedData) -> npt.NDArray[np.float32] | None:
-    """(types + 1,) weight of each event type by its code, 1 for those without a type, the last.
-
-    Raises:
-        ConfigError: a name is no type of the log's.
-    """
-    if not given:
-        return None
-    types = list(data.manifest.get("event_types") or [])
-    for name in given:
-        if name not in types:
-            raise ConfigError(
-                f"training.event_weights names '{name}'; the log's event types are "
-                f"{', '.join(types) or 'none'}"
-            )
-    return np.array([*(given.get(name, 1.0) for name in types), 1.0], np.float32)
-
-
-def target_rule(data: PreparedData) -> TargetRule:
-    """Which events the catalogue lets be targets, in training too."""
-    spec = data.catalogue.interactions.targets
-    if spec.events is None:
-        return TargetRule(None, spec.min_value)
-    codes = {name: code for code, name in enumerate(data.manifest.get("event_types") or [])}
-    return TargetRule(
-        frozenset(codes[event] for event in spec.events if event in codes), spec.min_value
-    )

@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 
 from mmrec.config import Config, EncoderConfig
-from mmrec.encoder_parts import EncoderParts, describe_encoder, rebuild_encoder
+from mmrec.encoder_builders import EncoderParts
+from mmrec.encoder_parts import describe_encoder, rebuild_encoder
 from mmrec.errors import ConfigError
 from mmrec.network import make_model
 from mmrec.training.dry_run import SHARING_RANKS, held_bytes

@@ -10,18 +10,29 @@ run or a bundle needs neither the weights' folder nor a hub.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from encoders.encoder import Transform
 from mmrec.config import EncoderConfig
-from mmrec.errors import ConfigError, WeightsError
-from mmrec.weights import PACKAGES, verify
+from mmrec.encoder_builders import Document, EncoderParts, build_encoder
+from mmrec.encoder_weights import read_text, resolve_weights
+from mmrec.errors import ConfigError
 
-Document = dict[str, Any]
+__all__ = [
+    "ALLOWED_KINDS",
+    "AttributeFields",
+    "Document",
+    "EncoderParts",
+    "NO_FIELDS",
+    "Texts",
+    "describe_encoder",
+    "make_encoder",
+    "rebuild_encoder",
+    "resolve_weights",
+]
+
 Texts = Callable[[], Iterable[str]]
 
 
@@ -34,15 +45,6 @@ class AttributeFields:
 
 
 NO_FIELDS = AttributeFields({}, tuple)
-
-
-@dataclass(frozen=True)
-class EncoderParts:
-    """An encoder with the transform that prepares its inputs."""
-
-    transform: Transform
-    encoder: Any
-    document: Document
 
 
 def make_encoder(
@@ -71,7 +73,7 @@ def make_encoder(
     """
     document, folder = _checked(modality, config, texts, vector_width, attributes, learnt)
     try:
-        return _build(document, folder)
+        return build_encoder(document, folder)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"encoders.{modality}: {error}") from None
 
@@ -115,7 +117,7 @@ def _checked(
 
 def rebuild_encoder(document: Document) -> EncoderParts:
     """Builds an encoder from its document, with random weights for a checkpoint to fill."""
-    return _build(document, None)
+    return build_encoder(document, None)
 
 
 ALLOWED_KINDS: Mapping[str, tuple[str, ...]] = {
@@ -158,7 +160,7 @@ def _describe(
                 f"encoders.{modality}.weights is null: a spectrogram transformer needs weights; "
                 "name a folder or a hub's repository, such as one of AST"
             )
-        document["config"] = json.loads(_read(folder, "config.json"))
+        document["config"] = json.loads(read_text(folder, "config.json"))
         described = folder / "preprocessor_config.json"
         text = described.read_text(encoding="utf-8") if described.is_file() else "{}"
         document["described"] = json.loads(text)
@@ -168,10 +170,10 @@ def _describe(
                 f"encoders.{modality}.weights is null: a transformers text model needs weights; "
                 "name an installed one (mmrec weights list) or a folder"
             )
-        document["tokenizer"] = _read(folder, "tokenizer.json")
-        document["config"] = json.loads(_read(folder, "config.json"))
+        document["tokenizer"] = read_text(folder, "tokenizer.json")
+        document["config"] = json.loads(read_text(folder, "config.json"))
     elif modality in ("image", "video") and config.kind != "small":
-        described = json.loads(_read(folder, "config.json")) if folder else {}
+        described = json.loads(read_text(folder, "config.json")) if folder else {}
         library = described.get("library", config.kind)
         if library != config.kind:
             raise ConfigError(
@@ -196,7 +198,7 @@ def _learn_vocabulary(
     `known` is one that weights have learnt already, and stays.
     """
     from encoders.characters import learn_characters
-    from encoders.text import train_vocabulary
+    from encoders.text_transform import train_vocabulary
 
     size = int(options.pop("vocabulary_size", 4000))
     kind = options.pop("vocabulary", "pieces")
@@ -226,271 +228,3 @@ def _describe_fields(config: EncoderConfig, attributes: AttributeFields) -> list
     logs_of = {name for name, chosen in options.items() if chosen == "log"}
     fields = describe_fields(types, attributes.records(), logs=logs_of, **sizes)
     return AttributeTransform(fields).document()
-
-
-def _build(document: Document, folder: Path | None) -> EncoderParts:
-    kind, modality = document["kind"], document["modality"]
-    if kind == "vector":
-        return _build_vector(document)
-    if kind == "fields":
-        return _build_fields(document)
-    if modality == "text":
-        return (_build_small_text if kind == "small" else _build_transformers)(document, folder)
-    if modality == "video":
-        return _build_video(document, folder)
-    if modality == "audio":
-        return AUDIO_BUILDERS[kind](document, folder)
-    if "pictures" in document["options"]:
-        return _build_pictures(document, folder)
-    return (_build_small_image if kind == "small" else _build_tower)(document, folder)
-
-
-def _build_vector(document: Document) -> EncoderParts:
-    from encoders.vectors import VectorEncoder, VectorTransform
-
-    width = document["vector_width"]
-    return EncoderParts(VectorTransform(width), VectorEncoder(width), document)
-
-
-def _build_fields(document: Document) -> EncoderParts:
-    from encoders.attributes import AttributeEncoder, AttributeTransform
-
-    transform = AttributeTransform.from_document(document["fields"])
-    encoder = AttributeEncoder(len(transform.fields), transform.width)
-    return EncoderParts(transform, encoder, document)
-
-
-def _build_small_text(document: Document, _folder: Path | None) -> EncoderParts:
-    from encoders.text import SmallTextEncoder, TextTransform
-
-    options = dict(document["options"])
-    transform = TextTransform(document["tokenizer"], max_length=int(options.pop("max_length", 64)))
-    encoder = SmallTextEncoder(
-        vocabulary_size=transform.vocabulary_size,
-        max_length=transform.max_length,
-        num_tokens=document["num_tokens"],
-        **options,
-    )
-    return EncoderParts(transform, encoder, document)
-
-
-def _build_transformers(document: Document, folder: Path | None) -> EncoderParts:
-    from transformers import AutoConfig, AutoModel
-    from transformers.utils import logging as transformers_logging
-
-    from encoders.int8 import quantise
-    from encoders.text import TextEncoder, TextTransform
-
-    transformers_logging.disable_progress_bar()  # a bar a folder, among our own lines
-
-    options = dict(document["options"])
-    transform = TextTransform(
-        document["tokenizer"],
-        max_length=int(options.pop("max_length", 256)),
-        max_chunks=int(options.pop("max_chunks", 1)),
-    )
-    int8 = options.pop("int8", False)
-    if not isinstance(int8, bool):
-        raise ValueError(f"options.int8 is {int8!r}: allowed are true and false")
-    _refuse(options)
-    if folder is not None:
-        encoder = TextEncoder.from_folder(
-            folder,
-            num_tokens=document["num_tokens"],
-            max_length=transform.max_length,
-            max_chunks=transform.max_chunks,
-        )
-    else:
-        arguments = dict(document["config"])
-        config = AutoConfig.for_model(arguments.pop("model_type"), **arguments)
-        encoder = TextEncoder(
-            AutoModel.from_config(config),
-            num_tokens=document["num_tokens"],
-            max_length=transform.max_length,
-            max_chunks=transform.max_chunks,
-        )
-    if int8:
-        quantise(encoder.model)
-    return EncoderParts(transform, encoder, document)
-
-
-def _build_small_image(document: Document, _folder: Path | None) -> EncoderParts:
-    from encoders.image import SmallImageEncoder
-
-    encoder = SmallImageEncoder(grid_side=_grid_side(document["num_tokens"]), **document["options"])
-    return EncoderParts(encoder.transform, encoder, document)
-
-
-def _build_tower(document: Document, folder: Path | None) -> EncoderParts:
-    from safetensors.torch import load_file
-
-    from encoders.image import ImageTransform
-    from encoders.image_towers import BUILDERS
-
-    options, described = dict(document["options"]), dict(document["described"])
-    if "size" in options:
-        described["size"] = int(options.pop("size"))
-        described.setdefault("resize_side", described["size"])
-    _refuse(options)
-    encoder = BUILDERS[document["kind"]](
-        document["architecture"],
-        weights=load_file(folder / "model.safetensors") if folder else None,
-        transform=ImageTransform.from_config(described) if "size" in described else None,
-        grid_side=_grid_side(document["num_tokens"]),
-    )
-    return EncoderParts(encoder.transform, encoder, document)
-
-
-def _build_pictures(document: Document, folder: Path | None) -> EncoderParts:
-    from encoders.pictures import PicturesEncoder, PicturesTransform
-
-    options = dict(document["options"])
-    most = int(options.pop("pictures"))
-    side = max(math.isqrt(document["num_tokens"] // max(most, 1)), 1)
-    image = _image_of_several(document, options, folder, tokens=side * side)
-    encoder = PicturesEncoder(image.encoder, most=most, num_tokens=document["num_tokens"])
-    return EncoderParts(PicturesTransform(image.encoder.transform, most=most), encoder, document)
-
-
-def _image_of_several(
-    document: Document, options: dict[str, Any], folder: Path | None, *, tokens: int = 1
-) -> EncoderParts:
-    """The image encoder of one picture or frame among several, with its tokens unless told."""
-    of_one = int(options.pop("tokens_per_picture", tokens))
-    inner = {**document, "options": options, "num_tokens": of_one}
-    build = _build_small_image if document["kind"] == "small" else _build_tower
-    return build(inner, folder)
-
-
-def _build_video(document: Document, folder: Path | None) -> EncoderParts:
-    from encoders.video import VideoEncoder, VideoTransform
-
-    options: dict[str, Any] = dict(document["options"])
-    frames, rule = int(options.pop("frames", 8)), options.pop("rule", "uniform")
-    image = _image_of_several(document, options, folder)
-    encoder = VideoEncoder(image.encoder, most=frames, num_tokens=document["num_tokens"])
-    transform = VideoTransform(image.encoder.transform, num_frames=frames, rule=rule)
-    return EncoderParts(transform, encoder, document)
-
-
-def _build_musicnn(document: Document, folder: Path | None) -> EncoderParts:
-    from safetensors.torch import load_file
-
-    from encoders.musicnn import MusicEncoder, MusicTransform
-
-    options = dict(document["options"])
-    transform = MusicTransform(
-        max_seconds=float(options.pop("max_seconds", 60.0)), loudness=options.pop("loudness", None)
-    )
-    _refuse(options)
-    encoder = MusicEncoder(
-        max_patches=transform.max_patches,
-        num_tokens=document["num_tokens"],
-        weights=load_file(folder / "model.safetensors") if folder else None,
-    )
-    return EncoderParts(transform, encoder, document)
-
-
-AST_MEAN, AST_STD = -4.2677393, 4.5689974  # of AudioSet, where the folder does not say
-
-
-def _build_spectrogram(document: Document, folder: Path | None) -> EncoderParts:
-    from transformers import ASTConfig, ASTModel
-    from transformers.utils import logging as transformers_logging
-
-    from encoders.spectrogram import SpectrogramEncoder, SpectrogramTransform, WindowEncoder
-
-    transformers_logging.disable_progress_bar()
-    arguments = dict(document["config"])
-    if arguments.pop("model_type", None) != "audio-spectrogram-transformer":
-        raise ValueError(
-            f"model_type is '{document['config'].get('model_type')}': of audio models in "
-            "transformers' format audio-spectrogram-transformer is read"
-        )
-    config = ASTConfig(**arguments)
-    options, described = dict(document["options"]), document["described"]
-    transform = SpectrogramTransform(
-        num_frames=config.max_length,
-        num_mels=config.num_mel_bins,
-        max_seconds=float(options.pop("max_seconds", 3 * config.max_length / 100)),
-        mean=float(described.get("mean", AST_MEAN)),
-        std=float(described.get("std", AST_STD)),
-        loudness=options.pop("loudness", None),
-    )
-    of_one = int(options.pop("tokens_per_window", 6))
-    _refuse(options)
-    model = ASTModel.from_pretrained(folder) if folder is not None else ASTModel(config)
-    window = WindowEncoder(model.eval(), num_tokens=of_one)
-    encoder = SpectrogramEncoder(window, most=transform.most, num_tokens=document["num_tokens"])
-    return EncoderParts(transform, encoder, document)
-
-
-def _build_small_audio(document: Document, _folder: Path | None) -> EncoderParts:
-    from encoders.audio import AudioEncoder, AudioTransform
-
-    options = dict(document["options"])
-    for_transform = {
-        name: options.pop(name)
-        for name in ("max_seconds", "num_mels", "loudness")
-        if name in options
-    }
-    transform = AudioTransform(**for_transform)
-    encoder = AudioEncoder(
-        num_mels=transform.num_mels,
-        num_tokens=document["num_tokens"],
-        max_frames=transform.max_frames,
-        **options,
-    )
-    return EncoderParts(transform, encoder, document)
-
-
-AUDIO_BUILDERS: dict[str, Callable[[Document, Path | None], EncoderParts]] = {
-    "small": _build_small_audio,
-    "musicnn": _build_musicnn,
-    "transformers": _build_spectrogram,
-}
-
-
-def _grid_side(num_tokens: int) -> int:
-    side = math.isqrt(num_tokens)
-    if side * side != num_tokens:
-        raise ValueError(f"num_tokens is {num_tokens}: an image keeps a square number of tokens")
-    return side
-
-
-def _refuse(options: Mapping[str, Any]) -> None:
-    if options:
-        raise ValueError(f"options.{next(iter(options))} is not known to this kind of encoder")
-
-
-def resolve_weights(name: str) -> Path:
-    """Folder of weights by an installed name, a path, or the name of a repository on a hub.
-
-    Raises:
-        WeightsError: there is none.
-    """
-    if name in PACKAGES:
-        return verify(name)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-        try:
-            return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise WeightsError(f"weights {name}: not found on the hub: {reason}") from None
-    raise WeightsError(
-        f"weights {name}: neither an installed name ({', '.join(PACKAGES)}), nor a folder, nor "
-        "OWNER/NAME of a hub; see: mmrec weights list"
-    )
-
-
-def _read(folder: Path, name: str) -> str:
-    path = folder / name
-    if not path.is_file():
-        raise WeightsError(f"weights {folder}: there is no {name} in this folder")
-    return path.read_text(encoding="utf-8")

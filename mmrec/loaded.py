@@ -15,18 +15,20 @@ import torch
 from torch import Tensor
 
 from data_prep.shards import EarlierState, PreparedData, Split
-from mmrec.build import ModelInputs, filled_source, pick_device
+from mmrec.build import filled_source, pick_device
 from mmrec.config import Config, load_trained_config
 from mmrec.data.ahead import TILE, load_ahead
 from mmrec.data.histories import IntArray
 from mmrec.data.item_labels import label_sets_of
 from mmrec.data.labels import heads_of
-from mmrec.data.signals import spec_of
+from mmrec.data.signal_spec import spec_of
 from mmrec.data.thinning import open_split
-from mmrec.encoder_parts import EncoderParts, rebuild_encoder
+from mmrec.encoder_builders import EncoderParts
+from mmrec.encoder_parts import rebuild_encoder
 from mmrec.errors import CheckpointMismatch
 from mmrec.kept_tiles import KeptTiles, in_tiles
 from mmrec.model import RecommenderModel
+from mmrec.model_inputs import ModelInputs
 from mmrec.network import make_model
 from mmrec.training.checkpoint import SCHEMA, load_model, read_tensors
 from mmrec.vectors import encode_media, modalities_of

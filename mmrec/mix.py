@@ -23,7 +23,7 @@ from mmrec.build import Assembly, assemble
 from mmrec.config import Config, parse_config
 from mmrec.data.corpus import corpus
 from mmrec.data.mix import MixedStream
-from mmrec.encoder_parts import EncoderParts
+from mmrec.encoder_builders import EncoderParts
 from mmrec.errors import ConfigError
 from mmrec.mix_settings import check_told, keep_told
 from mmrec.mixed_model import MixedModel

@@ -14,7 +14,7 @@ from typing import Any
 
 from data_prep.shards import PreparedData
 from mmrec.config import Config, HeadConfig, LabelsConfig
-from mmrec.data.signals import signals_without
+from mmrec.data.signal_spec import signals_without
 from mmrec.errors import ConfigError
 
 

@@ -25,9 +25,9 @@ from fusion.heads import Head
 from fusion.history import Ask, HistoryEncoder, truncate
 from fusion.labels import LabelHead
 from fusion.signals import SignalEncoder, Signals
-from mmrec.data.batch import ModalityInput
 from mmrec.data.item_labels import LabelSet
 from mmrec.data.labels import HeadSpec
+from mmrec.data.media import ModalityInput
 from mmrec.data.signals import SignalReader
 from mmrec.loss_weights import LossWeights
 

@@ -12,14 +12,16 @@ from encoders.cut import StackedEncoder
 from encoders.int8 import is_quantised
 from fusion.heads import Head
 from fusion.history import HistoryEncoder
-from fusion.item import ConcatFusion, GatedFusion, LateFusion, LatentFusion, MeanFusion, Modality
+from fusion.item import ConcatFusion, GatedFusion, LateFusion, LatentFusion, MeanFusion
 from fusion.labels import LabelHead
+from fusion.projection import Modality
 from fusion.signals import SignalEncoder
 from mmrec.config import Config, EncoderConfig
 from mmrec.data.item_labels import LabelSet
 from mmrec.data.labels import HeadSpec
-from mmrec.data.signals import SignalReader, SignalSpec
-from mmrec.encoder_parts import EncoderParts
+from mmrec.data.signal_spec import SignalSpec
+from mmrec.data.signals import SignalReader
+from mmrec.encoder_builders import EncoderParts
 from mmrec.errors import ConfigError
 from mmrec.loss_weights import LossWeights
 from mmrec.model import IdPart, Popularity, RecommenderModel

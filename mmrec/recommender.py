@@ -34,6 +34,7 @@ from mmrec.retrieval.content import encode_new, encode_query, new_items
 from mmrec.retrieval.explain import Explanation, explain
 from mmrec.retrieval.explanation_words import Language, as_language
 from mmrec.retrieval.filters import Condition
+from mmrec.retrieval.given_history import HistoryEvent
 from mmrec.retrieval.item_labels import tell_labels
 from mmrec.retrieval.load import load_retriever
 from mmrec.retrieval.path import Path as ItemPath
@@ -50,7 +51,7 @@ from mmrec.retrieval.recommend import (
     most_similar_to,
     recommend_next,
 )
-from mmrec.retrieval.retriever import HistoryEvent, Retriever
+from mmrec.retrieval.retriever import Retriever
 from mmrec.retrieval.search import Query, Searcher, Taste, Way
 from mmrec.retrieval.second_stage import SecondStage, choose_second_stage, load_second_stage
 from mmrec.retrieval.wishes import NO_WISHES, MaxPer, Wishes

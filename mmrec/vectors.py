@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fusion.signals import Signals
-from mmrec.data.batch import ItemSource, ModalityInput, media_to
 from mmrec.data.histories import IntArray
+from mmrec.data.media import ItemSource, ModalityInput, media_to
 from mmrec.data.ragged import Ragged
 from mmrec.data.told import Told
 from mmrec.model import RecommenderModel

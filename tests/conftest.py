@@ -14,7 +14,13 @@ import pytest
 
 # a test file that is collected first may import one before pytest does, which names it as a plug-in
 pytest.register_assert_rewrite(
-    "index_kinds", "live_servers", "tiny_run", "several_ranks", "told_catalogue", "whole_way"
+    "compared_runs",
+    "index_kinds",
+    "live_servers",
+    "tiny_run",
+    "several_ranks",
+    "told_catalogue",
+    "whole_way",
 )
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"

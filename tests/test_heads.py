@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
+from made_tables import things, write_tables
 from sklearn.metrics import f1_score, log_loss, mean_absolute_error, roc_auc_score
 
 from data_prep.prepare import prepare
@@ -138,10 +138,7 @@ def test_figures_are_scikit_learns_and_a_rate_alone_has_no_auc() -> None:
 
 def write_shop(folder: Path) -> Path:
     """Users of two tastes; what suits them they buy and give five stars."""
-    folder.mkdir()
     random = np.random.default_rng(0)
-    items = [{"id": f"i{number}", "title": f"thing {number}"} for number in range(NUM_ITEMS)]
-    pl.DataFrame(items).write_csv(folder / "items.csv")
     log = []
     for user in range(NUM_USERS):
         for step, item in enumerate(random.permutation(NUM_ITEMS)[: 6 + user % 4]):
@@ -150,19 +147,17 @@ def write_shop(folder: Path) -> Path:
                 (f"u{user}", f"i{item}", step, "buy" if likes else "view", 5 if likes else 2)
             )
     names = ["user", "item", "at", "what", "stars"]
-    pl.DataFrame(log, names, orient="row").write_csv(folder / "log.csv")
-    catalogue = {
-        "name": "shop",
-        "kind": "shop",
-        "repeats": "forbid",
-        "items": {"table": "items.csv", "id": "id", "text": ["title"]},
-        "interactions": {
-            "table": "log.csv", "user": "user", "item": "item", "order": "at",
-            "event": "what", "value": "stars",
+    return write_tables(
+        folder,
+        items=things(NUM_ITEMS),
+        log=pl.DataFrame(log, names, orient="row"),
+        catalogue={
+            "name": "shop",
+            "kind": "shop",
+            "repeats": "forbid",
+            "interactions": {"order": "at", "event": "what", "value": "stars"},
         },
-    }  # fmt: skip
-    (folder / "catalogue.yaml").write_text(yaml.safe_dump(catalogue))
-    return folder / "catalogue.yaml"
+    )
 
 
 @pytest.fixture(scope="module")

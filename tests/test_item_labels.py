@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from made_tables import write_tables
 from several_ranks import final_of, finish, start
 from sklearn.metrics import f1_score
 
@@ -107,7 +108,6 @@ def test_figures_by_hand_and_of_scikit_learn() -> None:
 
 def write_shop(folder: Path) -> Path:
     """Items whose titles name their colour and tags among other words; users who take anything."""
-    folder.mkdir()
     random = np.random.default_rng(0)
     items = []
     for number in range(NUM_ITEMS):
@@ -122,26 +122,23 @@ def write_shop(folder: Path) -> Path:
         for user in range(NUM_USERS)
         for step, item in enumerate(random.permutation(NUM_ITEMS)[:8])
     ]
-    pl.DataFrame(log, ["user", "item", "at"], orient="row").write_csv(folder / "log.csv")
-    catalogue = {
-        "name": "shop",
-        "kind": "shop",
-        "items": {
-            "table": "items.csv",
-            "id": "id",
-            "text": ["title"],
-            "attributes": {
-                "colour": {"type": "category"},
-                "tags": {"type": "set"},
-                "price": {"type": "number"},
-            },
-        },
-        "interactions": {"table": "log.csv", "user": "user", "item": "item", "order": "at"},
-        "split": {"protocol": "leave_one_out", "cold_validation": 0.1, "cold_test": 0.25},
+    attributes = {
+        "colour": {"type": "category"},
+        "tags": {"type": "set"},
+        "price": {"type": "number"},
     }
-    (folder / "catalogue.yaml").write_text(yaml.safe_dump(catalogue))
-    pl.DataFrame(items).write_csv(folder / "items.csv")
-    return folder / "catalogue.yaml"
+    return write_tables(
+        folder,
+        items=pl.DataFrame(items),
+        log=pl.DataFrame(log, ["user", "item", "at"], orient="row"),
+        catalogue={
+            "name": "shop",
+            "kind": "shop",
+            "items": {"attributes": attributes},
+            "interactions": {"order": "at"},
+            "split": {"protocol": "leave_one_out", "cold_validation": 0.1, "cold_test": 0.25},
+        },
+    )
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from compared_runs import assert_same_run, train_until
 from test_heads import shop_config, write_shop
-from test_training import assert_same_run, train_until
 
 from data_prep.prepare import prepare
 from mmrec.errors import ConfigError

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-import yaml
+from made_tables import write_tables
 from tiny_run import tiny_config
 
 from data_prep.prepare import prepare
@@ -168,7 +168,6 @@ def test_a_start_from_a_run_that_met_them_is_told(
 
 def a_world(folder: Path, *, profile_matters: bool) -> Path:
     """Users who like a group of items, which their region names or does not."""
-    folder.mkdir()
     random = np.random.default_rng(0)
     liked = random.integers(NUM_GROUPS, size=NUM_USERS)
     other = random.integers(NUM_GROUPS, size=(NUM_USERS, LENGTH))
@@ -180,19 +179,19 @@ def a_world(folder: Path, *, profile_matters: bool) -> Path:
     names = [f"region {each}" for each in region]
     items = np.arange(NUM_GROUPS * GROUP_SIZE)
     titles = [f"item {each}" for each in items]
-    pl.DataFrame(log).write_csv(folder / "log.csv")
-    pl.DataFrame({"item": items, "title": titles}).write_csv(folder / "items.csv")
-    pl.DataFrame({"user": np.arange(NUM_USERS), "region": names}).write_csv(folder / "users.csv")
-    attributes = {"region": {"type": "category"}}
-    catalogue = {
-        "name": "regions",
-        "kind": "music",
-        "items": {"table": "items.csv", "id": "item", "text": ["title"]},
-        "users": {"table": "users.csv", "id": "user", "attributes": attributes},
-        "interactions": {"table": "log.csv", "user": "user", "item": "item", "order": "at"},
-    }
-    (folder / "catalogue.yaml").write_text(yaml.safe_dump(catalogue))
-    prepare(folder / "catalogue.yaml", folder, folder / "data", num_workers=1)
+    catalogue = write_tables(
+        folder,
+        items=pl.DataFrame({"id": items, "title": titles}),
+        log=pl.DataFrame(log),
+        users=pl.DataFrame({"user": np.arange(NUM_USERS), "region": names}),
+        catalogue={
+            "name": "regions",
+            "kind": "music",
+            "users": {"attributes": {"region": {"type": "category"}}},
+            "interactions": {"order": "at"},
+        },
+    )
+    prepare(catalogue, folder, folder / "data", num_workers=1)
     return folder / "data"
 
 

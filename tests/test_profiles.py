@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from made_tables import things, write_tables
 
 from data_prep.catalogue import Catalogue, load_catalogue
 from data_prep.interactions import read_interactions, read_users
@@ -42,16 +43,12 @@ OTHER: dict[str, Any] = {"age": 71, "gender": "F", "occupation": "poet", "zip": 
 def write_data(folder: Path, changed: str | None = None) -> Path:
     """A prepared log with profiles, of which one attribute may be another for everybody."""
     source = folder / "source"
-    source.mkdir(parents=True)
-    items = [{"id": f"i{number}", "title": f"thing {number}"} for number in range(NUM_ITEMS)]
-    pl.DataFrame(items).write_csv(source / "items.csv")
     random = np.random.default_rng(0)
     log = [
         (f"u{user}", f"i{item}", step)
         for user in range(NUM_USERS)
         for step, item in enumerate(random.permutation(NUM_ITEMS)[: 5 + user % 4])
     ]
-    pl.DataFrame(log, ["user", "item", "at"], orient="row").write_csv(source / "log.csv")
     users = []
     for user in range(NUM_USERS - 1):
         profile = {
@@ -63,17 +60,20 @@ def write_data(folder: Path, changed: str | None = None) -> Path:
         if changed is not None and user % 4 == 0:
             profile[changed] = OTHER[changed]
         users.append({"user": f"u{user}", **profile})
-    pl.DataFrame(users).write_csv(source / "users.csv")
-    catalogue = {
-        "name": "profiles",
-        "kind": "video",
-        "repeats": "forbid",
-        "items": {"table": "items.csv", "id": "id", "text": ["title"]},
-        "users": {"table": "users.csv", "id": "user", "attributes": ATTRIBUTES},
-        "interactions": {"table": "log.csv", "user": "user", "item": "item", "order": "at"},
-    }
-    (source / "catalogue.yaml").write_text(yaml.safe_dump(catalogue))
-    prepare(source / "catalogue.yaml", source, folder / "data", num_workers=1)
+    catalogue = write_tables(
+        source,
+        items=things(NUM_ITEMS),
+        log=pl.DataFrame(log, ["user", "item", "at"], orient="row"),
+        users=pl.DataFrame(users),
+        catalogue={
+            "name": "profiles",
+            "kind": "video",
+            "repeats": "forbid",
+            "users": {"attributes": ATTRIBUTES},
+            "interactions": {"order": "at"},
+        },
+    )
+    prepare(catalogue, source, folder / "data", num_workers=1)
     return folder / "data"
 
 

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from made_tables import things, write_tables
 from torch import Tensor
 
 from data_prep.prepare import prepare
@@ -218,9 +219,6 @@ def test_a_users_vector_does_not_depend_on_who_else_is_asked() -> None:
 
 def write_shop(source: Path) -> Path:
     """A shop whose log and users say everything there is to say."""
-    source.mkdir()
-    items = [{"id": f"i{number}", "title": f"thing {number}"} for number in range(NUM_ITEMS)]
-    pl.DataFrame(items).write_csv(source / "items.csv")
     random = np.random.default_rng(0)
     log = []
     for user in range(NUM_USERS):
@@ -229,35 +227,25 @@ def write_shop(source: Path) -> Path:
             row = (f"u{user}", f"i{item}", when, "buy" if step % 2 else "view", 1 + step % 5)
             log.append((*row, ["phone", "desktop", ""][int(random.integers(3))]))
     names = ["user", "item", "at", "what", "stars", "device"]
-    pl.DataFrame(log, names, orient="row").write_csv(source / "log.csv")
     users = [
         {"user": f"u{user}", "region": ["north", "south", ""][user % 3], "age": 20 + user}
         for user in range(NUM_USERS)
     ]
-    pl.DataFrame(users).write_csv(source / "users.csv")
-    catalogue = {
-        "name": "shop",
-        "kind": "shop",
-        "repeats": "forbid",
-        "items": {"table": "items.csv", "id": "id", "text": ["title"]},
-        "users": {
-            "table": "users.csv",
-            "id": "user",
-            "attributes": {"region": {"type": "category"}, "age": {"type": "number"}},
+    attributes = {"region": {"type": "category"}, "age": {"type": "number"}}
+    told = {"time": "at", "event": "what", "value": "stars", "context": ["device"]}
+    return write_tables(
+        source,
+        items=things(NUM_ITEMS),
+        log=pl.DataFrame(log, names, orient="row"),
+        users=pl.DataFrame(users),
+        catalogue={
+            "name": "shop",
+            "kind": "shop",
+            "repeats": "forbid",
+            "users": {"attributes": attributes},
+            "interactions": told,
         },
-        "interactions": {
-            "table": "log.csv",
-            "user": "user",
-            "item": "item",
-            "time": "at",
-            "event": "what",
-            "value": "stars",
-            "context": ["device"],
-        },
-    }
-    path = source / "catalogue.yaml"
-    path.write_text(yaml.safe_dump(catalogue))
-    return path
+    )
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,8 @@ from torch import Tensor, nn
 from benchmarks.runs import ROOT, install_weights
 from encoders.adapters import adapt
 from mmrec.config import EncoderConfig
-from mmrec.encoder_parts import EncoderParts, make_encoder
+from mmrec.encoder_builders import EncoderParts
+from mmrec.encoder_parts import make_encoder
 from mmrec.evaluation.report_document import write_aside
 from mmrec.evaluation.report_plots import STYLE
 

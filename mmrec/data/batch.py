@@ -9,9 +9,9 @@ Legend: B histories · P targets of all histories · M fresh items · N items in
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from encoders.tokens import Tokens
 from fusion.signals import Signals
+from mmrec.data.draws import draw_candidates, draw_fresh, hide_some
 from mmrec.data.histories import EpochPlan, HistorySource, IntArray, Samples
 from mmrec.data.labels import HeadLabels, LabelSource, not_met
+from mmrec.data.media import ItemSource, ModalityInput, media_to
 from mmrec.data.queries import Queries, QuerySource
+from mmrec.data.targets import TargetRule
 from mmrec.data.told import columns_of, join_columns, unknown_events
 
 if TYPE_CHECKING:
@@ -33,16 +35,20 @@ if TYPE_CHECKING:
     from mmrec.data.signals import SignalSource
     from mmrec.data.unlabelled import Unlabelled, UnlabelledSource
 
-ModalityInput = Tokens | dict[str, Tensor]
-"""One modality of M items: cached states, or what a transform's collate gives."""
-
-
-class ItemSource(Protocol):
-    """Media (or cached states) of items by item index."""
-
-    def collate(self, item_index: IntArray) -> dict[str, ModalityInput]:
-        """Every modality of the items, in their order; missing media are masked."""
-        ...
+__all__ = [
+    "Batch",
+    "BatchStream",
+    "ItemSource",
+    "ModalityInput",
+    "TargetRule",
+    "available_cores",
+    "batch_loader",
+    "draw_candidates",
+    "draw_fresh",
+    "hide_some",
+    "media_to",
+    "share_of",
+]
 
 
 @dataclass(frozen=True)
@@ -131,104 +137,6 @@ class Batch:
             shown=self.shown.to(device),
             item_labels={name: each.to(device) for name, each in self.item_labels.items()},
         )
-
-
-def media_to(media: Mapping[str, ModalityInput], device: torch.device) -> dict[str, ModalityInput]:
-    """Moves every modality to a device."""
-    return {
-        name: each.to(device)
-        if isinstance(each, Tokens)
-        else {key: value.to(device) for key, value in each.items()}
-        for name, each in media.items()
-    }
-
-
-def draw_fresh(
-    targets: IntArray, *, num_items: int, size: int | None, random: np.random.Generator
-) -> tuple[IntArray, npt.NDArray[np.float32]]:
-    """Chooses the items that a step encodes with gradient.
-
-    Half are drawn uniformly from the batch's distinct targets, the rest uniformly from all items
-    that were not drawn. So pi = a + (1 - a) b with a the share of the targets drawn (0 for other
-    items) and b the share of the others drawn. M is the same in every step: new shapes cost memory.
-
-    Args:
-        targets: rows of the batch's targets.
-        num_items: N.
-        size: M; None or at least N means every item, with pi = 1.
-        random: drawn from (seed, epoch, batch).
-
-    Returns:
-        M ascending rows and their 1 / pi.
-    """
-    if size is None or size >= num_items:
-        return np.arange(num_items), np.ones(num_items, np.float32)
-    distinct = np.unique(targets)
-    from_targets = min(size - size // 2, distinct.shape[0])
-    from_all = size - from_targets
-    drawn = random.choice(distinct, from_targets, replace=False)
-    others = np.ones(num_items, np.bool_)
-    others[drawn] = False
-    uniform = random.choice(np.flatnonzero(others), from_all, replace=False)
-    fresh = np.sort(np.concatenate([drawn, uniform]))
-    share = np.zeros(num_items)
-    share[distinct] = from_targets / max(distinct.shape[0], 1)
-    share = share[fresh]
-    probability = share + (1 - share) * from_all / (num_items - from_targets)
-    return fresh, (1 / probability).astype(np.float32)
-
-
-def draw_candidates(
-    targets: IntArray,
-    fresh: IntArray,
-    counts: IntArray,
-    *,
-    size: int,
-    random: np.random.Generator,
-) -> tuple[IntArray, npt.NDArray[np.float32]]:
-    """Chooses the items that the loss compares: a uniform sample, the batch's targets, fresh items.
-
-    The probability of being one is that of at least one of three draws: pi = 1 - (1 - a)(1 - b)
-    (1 - c) with a = size / N, b = 1 - (1 - share of all events)^P of being one of P targets, and
-    c the share of the items that are fresh. Fresh items lean towards targets, which b covers.
-
-    Args:
-        targets: (P,) rows of the batch's targets.
-        fresh: rows of the items encoded with gradient.
-        counts: (N,) training events of each item.
-        size: of the uniform sample; N or more means every item, with pi = 1.
-        random: drawn from (seed, epoch, batch).
-
-    Returns:
-        Ascending rows, and log pi of each.
-    """
-    num_items = counts.shape[0]
-    if size >= num_items:
-        return np.arange(num_items), np.zeros(num_items, np.float32)
-    uniform = random.choice(num_items, size, replace=False)
-    rows = np.unique(np.concatenate([uniform, targets, fresh]))
-    share = counts[rows] / max(int(counts.sum()), 1)
-    missed = (1 - size / num_items) * (1 - share) ** len(targets) * (1 - len(fresh) / num_items)
-    return rows, np.log1p(-missed).astype(np.float32)
-
-
-def hide_some(
-    allowed: npt.NDArray[np.bool_], share: float, random: np.random.Generator
-) -> npt.NDArray[np.bool_]:
-    """Chooses the events of a history that are hidden: each by chance, and one in any case.
-
-    Args:
-        allowed: (L,) bool, events that may be.
-        share: chance of each.
-        random: drawn from (seed, epoch, batch).
-
-    Returns:
-        (L,) bool. Where chance hides none it is the last that may be, as in use.
-    """
-    hidden = allowed & (random.random(allowed.shape[0]) < share)
-    if not hidden.any():
-        hidden[np.flatnonzero(allowed)[-1:]] = True
-    return hidden
 
 
 class BatchStream(IterableDataset[Batch]):
@@ -470,27 +378,6 @@ def share_of(num: int, *, rank: int, world: int) -> tuple[int, int]:
     small, larger = divmod(num, world)
     start = rank * small + min(rank, larger)
     return start, start + small + (rank < larger)
-
-
-@dataclass(frozen=True)
-class TargetRule:
-    """Which events may be targets; the others are history only.
-
-    events: codes of the event types that may; None: all.
-    min_value: least value; an event without a value is no target then. None: no bound.
-    """
-
-    events: frozenset[int] | None = None
-    min_value: float | None = None
-
-    def allowed(self, event: Any, value: Any, start: int, stop: int) -> npt.NDArray[np.bool_]:
-        """(stop - start,) bool for the events start..stop of a history's arrays."""
-        passed = np.ones(stop - start, np.bool_)
-        if self.events is not None and event is not None:
-            passed &= np.isin(event[start:stop], list(self.events))
-        if self.min_value is not None and value is not None:
-            passed &= value[start:stop] >= self.min_value  # False for an unknown value, NaN
-        return passed
 
 
 def available_cores() -> int:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from encoders.tokens import Tokens
-from mmrec.data.batch import ItemSource, ModalityInput
 from mmrec.data.histories import IntArray
+from mmrec.data.media import ItemSource, ModalityInput
 
 
 class StandIns:

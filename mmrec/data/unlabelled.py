@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from data_prep.shards import PreparedData, Split
-from mmrec.data.batch import ItemSource, ModalityInput, media_to, share_of
+from mmrec.data.batch import share_of
 from mmrec.data.corpus import never_cold
+from mmrec.data.media import ItemSource, ModalityInput, media_to
 from mmrec.data.ragged import IntArray
 from mmrec.errors import ConfigError
 

@@ -17,7 +17,7 @@ from mmrec.data.corpus import never_cold
 
 if TYPE_CHECKING:
     from data_prep.shards import PreparedData
-    from encoders.text import TextTransform
+    from encoders.text_transform import TextTransform
 
 logger = logging.getLogger(__name__)
 

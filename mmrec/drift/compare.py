@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.shards import PreparedData
-from encoders.text import TextTransform
+from encoders.text_transform import TextTransform
 from mmrec.build import vector_width
 from mmrec.config import Config
 from mmrec.data.items import VECTOR_PREFIX

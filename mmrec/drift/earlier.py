@@ -13,7 +13,8 @@ from data_prep.shards import PreparedData
 from mmrec.build import attribute_fields, pick_device, vector_width
 from mmrec.config import Config
 from mmrec.data.corpus import corpus
-from mmrec.encoder_parts import EncoderParts, make_encoder
+from mmrec.encoder_builders import EncoderParts
+from mmrec.encoder_parts import make_encoder
 from mmrec.errors import UserError
 from mmrec.loaded import load_run
 from mmrec.retrieval.bundle import BUNDLE_FILE

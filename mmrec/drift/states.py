@@ -14,7 +14,7 @@ from mmrec.drift.lines import Line, enough
 from mmrec.drift.sides import IntArray
 from mmrec.drift.state_gaps import classifier_gap, kernel_gap
 from mmrec.drift.two_samples import FloatArray
-from mmrec.encoder_parts import EncoderParts
+from mmrec.encoder_builders import EncoderParts
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from encoders.text import TextTransform
+from encoders.text_transform import TextTransform
 from mmrec.data.vocabulary import MANY, new_shares, unknown_shares
 from mmrec.drift.buckets import number_gap
 from mmrec.drift.lines import Line, enough

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data_prep.errors import DataError
 from data_prep.shards import PreparedData
-from encoders.text import TextTransform
+from encoders.text_transform import TextTransform
 from mmrec.config import Config
 from mmrec.drift.features import attribute_lines, event_lines, media_lines
 from mmrec.drift.lines import Line, large

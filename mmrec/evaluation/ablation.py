@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmrec.build import Assembly, ModelInputs, assemble
-from mmrec.data.batch import media_to
+from mmrec.build import Assembly, assemble
+from mmrec.data.media import media_to
 from mmrec.data.ragged import IntArray
 from mmrec.errors import CheckpointMismatch, WeightsError
 from mmrec.evaluation.evaluate import Metrics, slice_metrics
 from mmrec.evaluation.protocol import Cases
 from mmrec.evaluation.ranking import VectorScorer, rank_cases
 from mmrec.loaded import LoadedRun
+from mmrec.model_inputs import ModelInputs
 from mmrec.training.start import start_content
 from mmrec.training.validate import case_vectors
 

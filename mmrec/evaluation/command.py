@@ -17,7 +17,6 @@ import numpy as np
 import polars as pl
 import torch
 
-from mmrec.build import ModelInputs
 from mmrec.data.histories import IntArray
 from mmrec.errors import UserError
 from mmrec.evaluation.ablation import before_training, knock_out, untrained
@@ -56,6 +55,7 @@ from mmrec.evaluation.strips import even_strips, extreme_strips
 from mmrec.evaluation.sweep import Sweep, at_costs, sweep_models
 from mmrec.evaluation.tail import tail_curve
 from mmrec.loaded import LoadedRun, load_run, open_source
+from mmrec.model_inputs import ModelInputs
 from mmrec.ranking.evaluate import evaluate_ranker
 from mmrec.training.validate import case_vectors
 from mmrec.vectors import item_vectors

@@ -16,9 +16,10 @@ import numpy as np
 import polars as pl
 
 from data_prep.shards import PreparedData, Split
-from mmrec.build import in_share, target_rule
 from mmrec.data.ragged import IntArray
+from mmrec.data.targets import target_rule
 from mmrec.data.thinning import ThinnedSplit
+from mmrec.data.user_share import in_share
 from mmrec.evaluation.metrics import FloatArray, bootstrap_interval, case_metrics
 from mmrec.evaluation.protocol import TARGETS_SCHEMA, Cases, cases_of, is_cold_item
 from mmrec.evaluation.ranking import VectorScorer, rank_cases

@@ -9,11 +9,11 @@ import torch
 
 from encoders.encoder import Inputs
 from encoders.tokens import Tokens
-from mmrec.build import ModelInputs
 from mmrec.data.histories import IntArray
 from mmrec.encoder_parts import make_encoder, rebuild_encoder
 from mmrec.evaluation.baselines import Content, join_content
 from mmrec.loaded import LoadedRun
+from mmrec.model_inputs import ModelInputs
 
 
 def initial_content(loaded: LoadedRun, source: ModelInputs | None) -> Content | None:

@@ -17,8 +17,8 @@ import numpy as np
 import polars as pl
 
 from data_prep.shards import PreparedData
-from mmrec.build import target_rule
 from mmrec.data.new_users import KnownUsersSplit
+from mmrec.data.targets import target_rule
 from mmrec.evaluation.baselines import Content, fit_baselines
 from mmrec.evaluation.evaluate import rank_metrics
 from mmrec.evaluation.metrics import FloatArray, bootstrap_interval, case_metrics

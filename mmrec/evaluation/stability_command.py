@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from encoders.tokens import Tokens
-from mmrec.build import LiveInputs
 from mmrec.config import Config
-from mmrec.data.batch import media_to
 from mmrec.data.items import ItemInputs, Media, PreparedMedia
+from mmrec.data.media import media_to
 from mmrec.data.ragged import IntArray
 from mmrec.errors import UserError
 from mmrec.evaluation.evaluate import slice_metrics
@@ -46,6 +45,7 @@ from mmrec.evaluation.stability import (
     Stability,
 )
 from mmrec.loaded import LoadedRun, load_run
+from mmrec.model_inputs import LiveInputs
 from mmrec.retrieval.load import retriever_of
 from mmrec.training.validate import case_vectors
 

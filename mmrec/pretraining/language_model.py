@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from encoders.text import TextEncoder, TextTransform
+from encoders.text import TextEncoder
+from encoders.text_transform import TextTransform
 from mmrec.errors import WeightsError
 from mmrec.pretraining.tasks import MaskedLanguage, NextPiece, Task
 

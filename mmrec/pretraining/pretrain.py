@@ -26,10 +26,10 @@ import torch
 from torch import nn
 
 from data_prep.shards import PreparedData
-from encoders.text import TextTransform
+from encoders.text_transform import TextTransform
 from mmrec.build import pick_device
 from mmrec.config import Config
-from mmrec.encoder_parts import resolve_weights
+from mmrec.encoder_weights import resolve_weights
 from mmrec.errors import ConfigError, NonFiniteLoss, UserError
 from mmrec.pretraining.language_model import (
     load_language_model,

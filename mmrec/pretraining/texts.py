@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from data_prep.shards import PreparedData
-from encoders.text import TextTransform
+from encoders.text_transform import TextTransform
 from mmrec.data.corpus import never_cold
 from mmrec.errors import ConfigError
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fusion.item import LatentFusion
-from mmrec.data.batch import media_to
+from mmrec.data.media import media_to
 from mmrec.loaded import LoadedRun, open_source
 from mmrec.retrieval.ranker_inputs import Latents
 

@@ -24,10 +24,11 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mmrec.build import in_share, target_rule
 from mmrec.data.labels import LabelSource, describe_heads, not_met
 from mmrec.data.ragged import IntArray
+from mmrec.data.targets import target_rule
 from mmrec.data.thinning import ThinnedSplit
+from mmrec.data.user_share import in_share
 from mmrec.evaluation.heads import told_windows, window_labels
 from mmrec.evaluation.protocol import Cases, Which, cases_of, is_cold_item
 from mmrec.evaluation.ranking import Ranking, VectorScorer, rank_cases

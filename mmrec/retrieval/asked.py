@@ -10,7 +10,9 @@ from typing import Any
 
 from mmrec.errors import UserError
 from mmrec.request import Request
-from mmrec.retrieval.retriever import Asked, HistoryEvent, Retriever
+from mmrec.retrieval.given_history import HistoryEvent
+from mmrec.retrieval.known import Asked
+from mmrec.retrieval.retriever import Retriever
 
 
 def one_asked(

@@ -42,7 +42,7 @@ from mmrec.config import Config, change, dump_config, load_trained_config
 from mmrec.data.item_labels import label_sets_of
 from mmrec.data.labels import heads_of
 from mmrec.data.ragged import IntArray
-from mmrec.data.signals import SignalSpec, spec_of
+from mmrec.data.signal_spec import SignalSpec, spec_of
 from mmrec.data.told import columns_of
 from mmrec.encoder_parts import rebuild_encoder
 from mmrec.errors import CheckpointMismatch
@@ -51,8 +51,9 @@ from mmrec.network import make_model
 from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.available import Available
 from mmrec.retrieval.folders import check_files, file_record
+from mmrec.retrieval.known import Items
 from mmrec.retrieval.parts import StoredParts, write_parts
-from mmrec.retrieval.retriever import Items, Retriever
+from mmrec.retrieval.retriever import Retriever
 from mmrec.retrieval.second_stage import copy_second_stage
 from mmrec.retrieval.texts import StoredTexts, write_texts
 from mmrec.training.checkpoint import load_model

@@ -34,8 +34,9 @@ from mmrec.data.ragged import IntArray
 from mmrec.errors import MediaError, UserError
 from mmrec.request import Request
 from mmrec.retrieval.content import NewContent, encode_new, new_items
+from mmrec.retrieval.known import Asked
 from mmrec.retrieval.load import load_retriever
-from mmrec.retrieval.retriever import Asked, Retriever
+from mmrec.retrieval.retriever import Retriever
 from mmrec.vectors import score_vectors
 
 SCHEMA = pa.schema(

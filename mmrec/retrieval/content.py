@@ -22,11 +22,11 @@ from torch import Tensor
 from data_prep.media import decode_image, normalise
 from data_prep.sound import Sound
 from encoders.tokens import Tokens
-from mmrec.build import LiveInputs
 from mmrec.data.ahead import TILE, load_ahead
-from mmrec.data.batch import ModalityInput
 from mmrec.data.items import Broken, ItemInputs, Media, NewItems
+from mmrec.data.media import ModalityInput
 from mmrec.errors import UserError
+from mmrec.model_inputs import LiveInputs
 from mmrec.retrieval.retriever import Retriever
 from mmrec.vectors import encode_media
 

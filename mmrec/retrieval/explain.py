@@ -27,8 +27,9 @@ from mmrec.data.told import request_behind, times_before
 from mmrec.errors import CheckpointMismatch
 from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.explanation_words import Language, in_words
+from mmrec.retrieval.known import Asked
 from mmrec.retrieval.parts import content_without
-from mmrec.retrieval.retriever import Asked, Retriever
+from mmrec.retrieval.retriever import Retriever
 
 logger = logging.getLogger(__name__)
 

@@ -52,7 +52,7 @@ from mmrec.retrieval.indexes.rows import FloatArray
 from mmrec.retrieval.load import load_retriever, vectors_made_of
 from mmrec.retrieval.retriever import Retriever
 from mmrec.retrieval.user_tower import check_formats, write_user_tower
-from mmrec.weights import PACKAGES
+from mmrec.weights_packages import PACKAGES
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,9 @@ from mmrec.loaded import LoadedRun, load_run, open_source, run_made_of
 from mmrec.retrieval.attributes import ItemAttributes
 from mmrec.retrieval.available import Available
 from mmrec.retrieval.bundle import BUNDLE_FILE, load_bundle
+from mmrec.retrieval.known import Items
 from mmrec.retrieval.parts import EncodedParts
-from mmrec.retrieval.retriever import MODEL_FILES, Items, Retriever
+from mmrec.retrieval.retriever import MODEL_FILES, Retriever
 from mmrec.retrieval.texts import PreparedTexts
 
 

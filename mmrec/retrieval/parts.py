@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from encoders.tokens import Tokens
 from mmrec.data.ahead import TILE, load_ahead
-from mmrec.data.batch import ItemSource, media_to
+from mmrec.data.media import ItemSource, media_to
 from mmrec.data.ragged import IntArray
 from mmrec.errors import UserError
 from mmrec.kept_tiles import KeptTiles, in_tiles

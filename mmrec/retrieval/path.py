@@ -23,7 +23,8 @@ from torch import Tensor
 from mmrec.data.ragged import IntArray
 from mmrec.data.told import join_columns, unknown_events
 from mmrec.errors import UserError
-from mmrec.retrieval.retriever import Asked, Retriever
+from mmrec.retrieval.known import Asked
+from mmrec.retrieval.retriever import Retriever
 
 Rule = Callable[[tuple[str, ...], str], bool]
 """Whether an item id may come behind the ids of a path so far, such as a course behind others."""

@@ -23,7 +23,8 @@ from mmrec.data.ragged import IntArray
 from mmrec.errors import UserError
 
 if TYPE_CHECKING:
-    from mmrec.retrieval.retriever import Retriever, Users
+    from mmrec.retrieval.known import Users
+    from mmrec.retrieval.retriever import Retriever
 
 logger = logging.getLogger(__name__)
 

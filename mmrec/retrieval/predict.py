@@ -10,7 +10,8 @@ import torch
 
 from data_prep.shards import History
 from mmrec.data.labels import user_offsets
-from mmrec.retrieval.retriever import Asked, Retriever
+from mmrec.retrieval.known import Asked
+from mmrec.retrieval.retriever import Retriever
 
 
 @torch.no_grad()

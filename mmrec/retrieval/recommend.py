@@ -18,6 +18,7 @@ from torch import Tensor
 from mmrec.data.ragged import IntArray
 from mmrec.errors import UserError
 from mmrec.retrieval.explain import explain
+from mmrec.retrieval.known import Asked
 from mmrec.retrieval.lists import (
     Basis,
     Recommendation,
@@ -29,7 +30,7 @@ from mmrec.retrieval.lists import (
 from mmrec.retrieval.parts import content_by
 from mmrec.retrieval.popular import popularity
 from mmrec.retrieval.rerank import POOL
-from mmrec.retrieval.retriever import Asked, Retriever
+from mmrec.retrieval.retriever import Retriever
 from mmrec.retrieval.second_stage import RankedItems, SecondStage
 from mmrec.retrieval.wishes import NO_WISHES, Wishes
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mmrec.errors import UserError
+from mmrec.retrieval.known import Asked, BoolArray
 from mmrec.retrieval.lexical import LexicalIndex, read_words
 from mmrec.retrieval.lists import (
     FoundBy,
@@ -33,7 +34,7 @@ from mmrec.retrieval.lists import (
 )
 from mmrec.retrieval.query_encoder import QueryEncoder
 from mmrec.retrieval.recommend import basis_of, recommend_next
-from mmrec.retrieval.retriever import Asked, BoolArray, Retriever
+from mmrec.retrieval.retriever import Retriever
 from mmrec.retrieval.wishes import NO_WISHES, Wishes
 
 logger = logging.getLogger(__name__)

@@ -28,9 +28,10 @@ from mmrec.data.ragged import IntArray, Ragged
 from mmrec.data.told import Told
 from mmrec.errors import CheckpointMismatch, UserError
 from mmrec.model import RecommenderModel
+from mmrec.retrieval.known import Asked
 from mmrec.retrieval.predict import expected_beside
 from mmrec.retrieval.ranker_inputs import NUM_FEATURES, RankerInputs
-from mmrec.retrieval.retriever import Asked, Retriever
+from mmrec.retrieval.retriever import Retriever
 
 RANKER_FOLDER = "ranker"
 SCHEMA = 1

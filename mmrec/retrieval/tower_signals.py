@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from data_prep.shards import UNKNOWN_TIME
 from encoders.attributes import FieldSpec
 from fusion.signals import Facts
-from mmrec.data.signals import DAY_S, FIRST_THURSDAY, MAX_MEMBERS, NUM_CLOCK, SignalSpec
+from mmrec.data.signal_spec import NUM_CLOCK, SignalSpec
+from mmrec.data.signals import DAY_S, FIRST_THURSDAY, MAX_MEMBERS
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from torch.export import Dim, ExportedProgram
 
 from data_prep.shards import UNKNOWN_TIME
 from fusion.rectangle import Rectangle
-from mmrec.data.signals import MAX_MEMBERS, SignalSpec
+from mmrec.data.signal_spec import SignalSpec
+from mmrec.data.signals import MAX_MEMBERS
 from mmrec.errors import UserError
 from mmrec.model import RecommenderModel
 from mmrec.retrieval.retriever import Retriever

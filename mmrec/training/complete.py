@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fusion.completion import EXPECTED_SHARE
-from mmrec.data.batch import media_to
+from mmrec.data.media import media_to
 
 if TYPE_CHECKING:
     from mmrec.build import Assembly

@@ -26,15 +26,16 @@ from torch import Tensor
 
 from data_prep.shards import PreparedData
 from encoders.tokens import Tokens, masked
-from mmrec.build import Assembly, ModelInputs, assemble
+from mmrec.build import Assembly, assemble
 from mmrec.config import Config
 from mmrec.data.batch import batch_loader
 from mmrec.data.cache import CacheSpec, StateCache
 from mmrec.data.histories import IntArray
 from mmrec.data.items import ItemInputs
-from mmrec.encoder_parts import EncoderParts
+from mmrec.encoder_builders import EncoderParts
 from mmrec.errors import UserError
 from mmrec.model import RecommenderModel
+from mmrec.model_inputs import ModelInputs
 from mmrec.training.distributed import ALONE
 from mmrec.training.final import peak_memory
 from mmrec.training.optimiser import make_optimiser

@@ -20,7 +20,8 @@ from encoders.tokens import Tokens
 from fusion.item import drop_modalities
 from fusion.modes import dropout_off, mean_held
 from mmrec.config import TrainingConfig
-from mmrec.data.batch import Batch, ModalityInput
+from mmrec.data.batch import Batch
+from mmrec.data.media import ModalityInput
 from mmrec.model import RecommenderModel
 from mmrec.training.distributed import GatherContents, gathering
 from mmrec.training.one_modality import OneModality, encode_one_modality

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusion.item import TokenProjection
+from fusion.projection import TokenProjection
 from mmrec.build import Assembly
 from mmrec.data.ragged import IntArray
 from mmrec.training.transfer import Transfer, centre
@@ -24,8 +24,8 @@ def start_content(assemblies: Sequence[Assembly]) -> None:
 
     A run that starts from another's weights has both already; one that starts from another
     catalogue's has what it took, and centres contents on its own items. See
-    `fusion.item.TokenProjection` and `fusion.item.Output`. Items of training alone are read, at
-    most 16,384 of a catalogue, chosen by the run's seed.
+    `fusion.projection.TokenProjection` and `fusion.output.Output`. Items of training alone are
+    read, at most 16,384 of a catalogue, chosen by the run's seed.
 
     Args:
         assemblies: of the run's catalogues, which share the layers that are told; usually one.

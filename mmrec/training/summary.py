@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrec.build import in_share
+from mmrec.data.user_share import in_share
 from mmrec.evaluation.ablation import before_training, untrained
 from mmrec.evaluation.baselines import fit_baselines
 from mmrec.evaluation.evaluate import evaluate_scorers

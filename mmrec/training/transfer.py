@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from mmrec.config import Config, EncoderConfig, load_trained_config
-from mmrec.encoder_parts import EncoderParts, rebuild_encoder
+from mmrec.encoder_builders import EncoderParts
+from mmrec.encoder_parts import rebuild_encoder
 from mmrec.errors import CheckpointMismatch, ConfigError
 from mmrec.model import RecommenderModel
 from mmrec.training.checkpoint import read_tensors
@@ -162,7 +163,7 @@ def centre(out: Any, hidden: Tensor) -> None:
     """Centres contents on those of this catalogue, in the space that was taken.
 
     Args:
-        out: the fusion's last layer, `fusion.item.Output`.
+        out: the fusion's last layer, `fusion.output.Output`.
         hidden: (n, width) of items of training.
     """
     out.mean.copy_(out.projection(hidden).mean(0))

@@ -1,0 +1,35 @@
+"""Settings of evaluation: baselines, popularity in use, groups, and users who are held out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mmrec.config.section import Section
+
+
+class EvaluationConfig(Section):
+    """What `evaluate` runs, how new items' offset is chosen, how much popularity counts in use."""
+
+    baselines: tuple[
+        Literal["random", "popularity", "item_knn", "ease", "markov", "content_knn"], ...
+    ] = ("random", "popularity", "item_knn", "ease", "markov", "content_knn")
+    warm_cost: float = Field(0.05, ge=0, lt=1)
+    """Share of warm NDCG@10 that the offset of items without events may cost on validation."""
+    expected_popularity: bool = True
+    """New items get a share of the popularity that their content lets expect, beside the offset;
+    which share, validation says. False: the offset alone."""
+    popularity_share: float = Field(1.0, ge=0, le=1)
+    """Share of the learned popularity term that scores keep: 1 as trained, less for more of the
+    tail in the lists, at a cost in the head that report.html shows. The loss always has all of it;
+    validation, from which epoch and offset are chosen, has the share. A trained run can be given
+    another on the line of evaluate, recommend, score and export."""
+    groups: tuple[str, ...] = ()
+    """Categories and sets by which the report tells accuracy apart: users.gender, items.genres. The
+    worst group of each stands in the scorecard. A trained run can be given others on the line of
+    evaluate."""
+    first_events: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 3, 5), min_length=1)
+    """How many events are known of users whom data.new_users held out when they are asked; their
+    targets lie behind the largest number. A trained run can be given others on the line of
+    evaluate."""
