@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from data_prep.catalogue import AttributeSpec
 from mmrec.recommender import Recommender
 from mmrec.retrieval.attributes import ItemAttributes
-from mmrec.serving import service as service_module
+from mmrec.serving import versions
 from mmrec.serving.app import build_app
 from mmrec.serving.database import Database
 from mmrec.serving.live import Live
@@ -48,7 +48,7 @@ def workers(
         priced = replace(plain.items, read_attributes=lambda: known)
         return Live(replace(plain, items=priced, catalogue=catalogue), version)
 
-    monkeypatch.setattr(service_module, "load_live", load)
+    monkeypatch.setattr(versions, "load_live", load)
     with ExitStack() as stack:
         here, there = (
             stack.enter_context(

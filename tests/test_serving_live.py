@@ -24,8 +24,7 @@ from mmrec.cli import main
 from mmrec.errors import MmrecError
 from mmrec.recommender import Recommender
 from mmrec.retrieval.export import export_run
-from mmrec.serving import answering
-from mmrec.serving import service as service_module
+from mmrec.serving import answering, versions
 from mmrec.serving.auth import add_key
 from mmrec.serving.client import Client, ServiceError
 from mmrec.serving.schemas import GivenEvent, HistoryItem
@@ -229,7 +228,7 @@ def test_a_version_that_fails_in_place_is_rolled_back(
     def fails(retriever: Any) -> None:
         raise CheckFailed("it does not answer")
 
-    monkeypatch.setattr(service_module, "check", fails)
+    monkeypatch.setattr(versions, "check", fails)
     settings = ServiceSettings(path=models / "one", models=models, database=url)
     with serving(settings) as (address, service), Client(address) as client:
         before = client.recommend("u2")

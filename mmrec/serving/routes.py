@@ -239,8 +239,7 @@ async def change_model(asked: schemas.ModelRequest, service: TheService) -> Resp
     It is loaded beside the one that answers, and checked. No request is dropped; where the check
     fails (409) all stays as it is.
     """
-    live = await service.swap(asked.version)
-    await service.keep(lambda: service.database.add_version(live.version, live.model_hash))
+    live = await service.versions.change(asked.version)
     return sent(schemas.ModelAnswer(version=live.version, model=live.model_hash))
 
 
@@ -257,7 +256,8 @@ async def healthz() -> Response:
 async def readyz(service: TheService) -> Response:
     """Whether requests should be sent here: 503 where nothing can be listed."""
     live = service.live
-    reasons = [f"{name}: {why}" for name, why in service.refused.items()] if live is None else []
+    refused = service.versions.refused
+    reasons = [] if live is not None else [f"{name}: {why}" for name, why in refused.items()]
     reasons += ["the database does not answer"] if service.database_fails else []
     nothing = live is None and service.database_fails
     state = schemas.State(
