@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from data_prep.catalogue import AttributeSpec
 from mmrec.recommender import Recommender
 from mmrec.retrieval.attributes import ItemAttributes
-from mmrec.serving import service as service_module
+from mmrec.serving import versions
 from mmrec.serving.app import build_app
 from mmrec.serving.database import Database
 from mmrec.serving.live import Live
@@ -48,7 +48,7 @@ def workers(
         priced = replace(plain.items, read_attributes=lambda: known)
         return Live(replace(plain, items=priced, catalogue=catalogue), version)
 
-    monkeypatch.setattr(service_module, "load_live", load)
+    monkeypatch.setattr(versions, "load_live", load)
     with ExitStack() as stack:
         here, there = (
             stack.enter_context(
@@ -88,6 +88,29 @@ def test_a_new_price_counts_in_the_next_list_of_every_worker(
     assert "i9" not in [each[0] for each in service.database.popular()]
     there.put("/v1/items/i9", json={"listed": True})
     assert listed(here, field="price", minimum=7, maximum=7) == {"i9"}
+
+
+@pytest.mark.parametrize(
+    ("route", "query"),
+    [("/v1/search", {"text": "the sea"}), ("/v1/recommend", {"query": "the sea", "mix": 0.3})],
+    ids=["search", "recommend"],
+)
+def test_a_new_price_counts_in_what_a_query_finds(
+    route: str, query: dict[str, Any], workers: tuple[TestClient, TestClient]
+) -> None:
+    here, there = workers
+    wishes = {"where": [{"field": "price", "maximum": 35}]}
+    body = {**query, "history": ["i2"], "k": 20, "wishes": wishes}
+
+    def found(client: TestClient) -> set[str]:
+        answer = client.post(route, json=body)
+        assert answer.status_code == 200, answer.text
+        return {each["item_id"] for each in answer.json()["items"]} - {"i2"}
+
+    assert found(here) == found(there) == {"i0", "i1", "i3"}
+    here.put("/v1/items/i9", json={"attributes": {"price": 5}})
+    there.put("/v1/items/i1", json={"attributes": {"price": None}})
+    assert found(here) == found(there) == {"i0", "i3", "i9"}
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from data_prep.prepare import prepare
 from mmrec.cli import main
 from mmrec.config import parse_config
 from mmrec.data.ragged import Ragged
+from mmrec.data.told import unknown_events
 from mmrec.errors import CheckpointMismatch, ConfigError, UserError
 from mmrec.evaluation.protocol import Cases, load_cases
 from mmrec.evaluation.ranking import VectorScorer, rank_cases
@@ -35,7 +36,8 @@ from mmrec.ranking.train import train_ranker
 from mmrec.recommender import RankedRecommendation, Recommendation, Recommender
 from mmrec.retrieval.export import export_run
 from mmrec.retrieval.ranker_inputs import RankerInputs
-from mmrec.retrieval.second_stage import calibrated, make_ranker
+from mmrec.retrieval.ranker_outputs import calibrated
+from mmrec.retrieval.second_stage import Shortlist, alike_in_length, make_ranker
 from mmrec.retrieval.wishes import Wishes
 from mmrec.training.train import train
 
@@ -177,6 +179,48 @@ def diversity_of(recommender: Recommender, found: Sequence[Recommendation]) -> f
     assert content is not None
     cosines = content @ content.T
     return 1 - float(cosines[np.triu_indices(len(found), 1)].mean())
+
+
+@pytest.mark.parametrize("kind", ["media", "shop"])
+def test_users_ranked_together_are_as_each_alone(
+    kind: str, ranked: Recommender, request: pytest.FixtureRequest
+) -> None:
+    """Whatever is beside them: longer histories, none at all, more candidates, other heads."""
+    if kind == "shop":
+        ranked = Recommender.load(request.getfixturevalue("shop_run"))
+    retriever, stage = ranked.retriever, ranked.second_stage
+    assert stage is not None
+    users = [retriever.stored_user(row) for row in range(8)]
+    users[3] = replace(users[3], history=users[3].history[:0], events=unknown_events(0))
+    rng = np.random.default_rng(0)
+    shortlists = []
+    for asked, length in zip(users, (9, 3, 1, 6, 9, 2, 7, 4), strict=True):
+        user = retriever.user_vectors([asked])[0]
+        items = rng.permutation(len(retriever.items.item_ids))[:length]
+        scores = torch.from_numpy(np.sort(rng.normal(size=length))[::-1].astype(np.float32))
+        shortlists.append(Shortlist(asked, user, items, scores))
+    together = stage.rank_together(shortlists)
+    for shortlist, found in zip(shortlists, together, strict=True):
+        [alone] = stage.rank_together([shortlist])
+        np.testing.assert_array_equal(found.items, alone.items)
+        np.testing.assert_array_equal(found.retrieval_rank, alone.retrieval_rank)
+        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)
+        assert found.heads.keys() == alone.heads.keys()
+        for name, values in found.heads.items():
+            assert values.shape == (len(shortlist.items),)
+            np.testing.assert_allclose(values, alone.heads[name], atol=1e-5)
+    if kind == "shop":
+        assert all(each.heads for each in together)
+
+
+def test_no_list_is_padded_to_more_than_twice_its_length() -> None:
+    lengths = [100, 1000, 150, 3, 200, 201, 5, 0]
+    groups = alike_in_length(lengths)
+    assert sorted(place for group in groups for place in group) == list(range(len(lengths)))
+    assert [[lengths[place] for place in group] for group in groups] == [
+        [0], [3, 5], [100, 150, 200], [201], [1000]
+    ]  # fmt: skip
+    assert alike_in_length([7]) == [[0]] and alike_in_length([]) == []
 
 
 def test_use_is_what_training_saw(ranked: Recommender, ranked_run: Path) -> None:

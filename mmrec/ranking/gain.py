@@ -22,7 +22,7 @@ from mmrec.evaluation.protocol import CASE_SLICES, Cases
 from mmrec.evaluation.ranking import Ranking, expected_rank
 from mmrec.ranking.lists import Frozen
 from mmrec.retrieval.ranker_inputs import RankerInputs
-from mmrec.retrieval.second_stage import tell
+from mmrec.retrieval.ranker_outputs import tell
 
 METRIC = "ndcg@10"
 TILE = 32

@@ -16,7 +16,7 @@ from mmrec.evaluation.heads import binary_figures, value_figures
 from mmrec.ranking.calibrate import calibrate, refusal
 from mmrec.ranking.lists import Frozen, Lists
 from mmrec.retrieval.ranker_inputs import RankerInputs
-from mmrec.retrieval.second_stage import head_values, tell
+from mmrec.retrieval.ranker_outputs import head_values, tell
 
 TILE = 32
 

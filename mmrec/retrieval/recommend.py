@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,21 +24,22 @@ from mmrec.retrieval.lists import (
     Basis,
     Recommendation,
     Scored,
-    allowed_scores,
     check_k,
     make_list,
 )
 from mmrec.retrieval.parts import content_by
 from mmrec.retrieval.popular import popularity
-from mmrec.retrieval.rerank import POOL
+from mmrec.retrieval.ranked_lists import Pool, RankedRecommendation, make_pool, ranked_list
 from mmrec.retrieval.retriever import Retriever
-from mmrec.retrieval.second_stage import RankedItems, SecondStage
+from mmrec.retrieval.second_stage import RankedItems, SecondStage, Shortlist
 from mmrec.retrieval.wishes import NO_WISHES, Wishes
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 __all__ = [
     "Basis",
+    "ListRequest",
     "RankedRecommendation",
     "Recommendation",
     "basis_of",
@@ -45,21 +47,30 @@ __all__ = [
     "most_similar",
     "most_similar_to",
     "recommend_next",
+    "recommend_together",
 ]
 
 
 @dataclass(frozen=True)
-class RankedRecommendation(Recommendation):
-    """One item of a list that the second stage has ordered.
+class ListRequest:
+    """Whose list is wanted, and what like.
 
     Attributes:
-        retrieval_rank: its place by retrieval alone.
-        heads: what the ranker's heads tell: values, and probabilities where these are calibrated;
-            empty for an item below those that were ranked.
+        asked: the user.
+        k: how many.
+        at: Unix seconds at which items must be available; None: now.
+        wishes: what the list is asked to be like.
+        ranked: ordered by the second stage; not where popularity alone is known.
+        user: (D,) his vector, where those of several users were computed together; None: it is
+            computed here.
     """
 
-    retrieval_rank: int = 0
-    heads: Mapping[str, float] = field(default_factory=dict)
+    asked: Asked
+    k: int
+    at: float | None = None
+    wishes: Wishes = NO_WISHES
+    ranked: bool = False
+    user: Tensor | None = None
 
 
 def recommend_next(
@@ -93,8 +104,70 @@ def recommend_next(
         UserError: k is below 1, a half-life is not above 0 or of a catalogue without instants, or
             a wish names no attribute of the catalogue.
     """
-    check_k(k)
-    now = time.time() if at is None else at
+    request = ListRequest(asked, k, at, wishes, second_stage is not None, user)
+    [found] = recommend_together(retriever, [request], second_stage)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def recommend_together(
+    retriever: Retriever,
+    requests: Sequence[ListRequest],
+    second_stage: SecondStage | None = None,
+) -> list[list[Recommendation] | Exception]:
+    """As `recommend_next`, of several users, whose candidates the second stage ranks together.
+
+    Args:
+        retriever: the model and its candidates.
+        requests: whose lists are wanted.
+        second_stage: of those that are to be ranked.
+
+    Returns:
+        A list for each request in their order, or what `recommend_next` would have raised.
+    """
+    begun = [_attempt(_begin, retriever, each, second_stage) for each in requests]
+    shortlists = {
+        place: Shortlist(request.asked, each.user, pool.rows[: pool.num], pool.scores[: pool.num])
+        for place, (request, each) in enumerate(zip(requests, begun, strict=True))
+        if isinstance(each, _Begun) and each.user is not None and (pool := each.pool) and pool.num
+    }
+    ranked: dict[int, RankedItems | Exception] = {}
+    if second_stage is not None and shortlists:
+        ranked = dict(zip(shortlists, _rank(second_stage, [*shortlists.values()]), strict=True))
+    found: list[list[Recommendation] | Exception] = []
+    for place, (request, each) in enumerate(zip(requests, begun, strict=True)):
+        order = ranked.get(place)
+        if isinstance(each, Exception):
+            found.append(each)
+        elif isinstance(order, Exception):
+            found.append(order)
+        else:
+            found.append(_attempt(_finish, retriever, request, each, order))
+    return found
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A list as retrieval leaves it.
+
+    Attributes:
+        now: Unix seconds that count.
+        scored: its candidates.
+        user: (D,); None where popularity alone is known.
+        pool: what the second stage has a part in; None: it has none.
+    """
+
+    now: float
+    scored: Scored
+    user: Tensor | None
+    pool: Pool | None
+
+
+def _begin(retriever: Retriever, request: ListRequest, second_stage: SecondStage | None) -> _Begun:
+    asked, wishes, user = request.asked, request.wishes, request.user
+    check_k(request.k)
+    now = time.time() if request.at is None else request.at
     rows = _all_with_a_vector(retriever) if wishes.unmet else retriever.items.candidates
     basis = basis_of(retriever, asked)
     if basis != "popularity":
@@ -113,17 +186,50 @@ def recommend_next(
         seen[asked.seen] = True
         scores = scores.masked_fill(torch.from_numpy(seen[rows]).to(scores.device), -torch.inf)
     scored = Scored(rows, scores, basis)
-    if second_stage is not None and basis != "popularity":
-        found = _ranked(second_stage, asked, scored, k, now, wishes)
+    pool = None
+    if request.ranked and second_stage is not None and basis != "popularity":
+        num = second_stage.num_candidates
+        pool = make_pool(retriever, scored, request.k, num, now=now, wishes=wishes)
+    return _Begun(now, scored, user, pool)
+
+
+def _rank(stage: SecondStage, shortlists: Sequence[Shortlist]) -> list[RankedItems | Exception]:
+    """Ranks them together; where that fails each by itself, so that only what is at fault does."""
+    try:
+        return [*stage.rank_together(shortlists)]
+    except Exception as error:
+        if len(shortlists) == 1:
+            return [error]
+        logger.exception("candidates could not be ranked together")
+        return [found for each in shortlists for found in _rank(stage, [each])]
+
+
+def _finish(
+    retriever: Retriever, request: ListRequest, begun: _Begun, ranked: RankedItems | None
+) -> list[Recommendation]:
+    now, k, wishes = begun.now, request.k, request.wishes
+    if begun.pool is None:
+        found = make_list(retriever, begun.scored, k, now=now, wishes=wishes)
+    elif ranked is None:  # nothing is left that may be listed
+        found = []
     else:
-        found = make_list(retriever, scored, k, now=now, wishes=wishes)
+        found = ranked_list(retriever, begun.pool, ranked, k, now=now, wishes=wishes)
     if wishes.num_similar:
         found = [replace(each, similar=_beside(retriever, each, now, wishes)) for each in found]
     if wishes.why is not None:
         listed = np.array([retriever.items.rows[each.item_id] for each in found], np.int64)
-        reasons = explain(retriever, asked, listed, basis=basis, language=wishes.why)
+        basis = begun.scored.basis
+        reasons = explain(retriever, request.asked, listed, basis=basis, language=wishes.why)
         found = [replace(each, why=why) for each, why in zip(found, reasons, strict=True)]
     return found
+
+
+def _attempt(work: Callable[..., T], *given: Any) -> T | Exception:
+    """A result, or the error in its place: of several users one may ask for what is refused."""
+    try:
+        return work(*given)
+    except Exception as error:
+        return error
 
 
 def most_popular(
@@ -146,57 +252,6 @@ def most_popular(
     scores = torch.from_numpy(popularity(retriever, now, wishes.trend)[rows])
     scored = Scored(rows, scores.float().to(retriever.device), "popularity")
     return make_list(retriever, scored, k, now=now, wishes=wishes)
-
-
-def _ranked(
-    second_stage: SecondStage, asked: Asked, scored: Scored, k: int, now: float, wishes: Wishes
-) -> list[Recommendation]:
-    """A list whose scores are those of both stages.
-
-    Candidates below those that are ranked keep their order behind them, so that a list is full
-    where limits or wishes take much of the ranked ones.
-    """
-    retriever = second_stage.retriever
-    values, order = allowed_scores(retriever, scored, now, wishes).sort(
-        descending=True, stable=True
-    )
-    num_left = int(torch.isfinite(values).sum())
-    if not num_left:
-        return []
-    rows = scored.rows[order[:num_left].cpu().numpy()]
-    values = values[:num_left]
-    wanted = k * POOL if wishes.diversity or wishes.max_per or wishes.prefer else k
-    num = min(max(wanted, second_stage.num_candidates), num_left)
-    ranked = second_stage.rank(asked, rows[:num], values[:num])
-    scores = torch.from_numpy(ranked.scores).to(values)
-    rest = values[num:]
-    if len(rest):
-        rest = rest - (rest[0] - scores[-1]).clamp(min=0)
-    both = Scored(
-        np.concatenate([ranked.items, rows[num:]]), torch.cat([scores, rest]), scored.basis
-    )
-    places = {int(row): place for place, row in enumerate(both.rows)}
-    # age has taken its part before the ranker saw the scores
-    found = make_list(retriever, both, k, now=now, wishes=replace(wishes, half_life_hours=None))
-    return [
-        _as_ranked(entry, ranked, places[retriever.items.rows[entry.item_id]]) for entry in found
-    ]
-
-
-def _as_ranked(entry: Recommendation, ranked: RankedItems, place: int) -> RankedRecommendation:
-    """What the second stage says of an entry beside its score; below those ranked, its place."""
-    is_ranked = place < len(ranked.items)
-    heads = ranked.heads if is_ranked else {}
-    return RankedRecommendation(
-        entry.rank,
-        entry.item_id,
-        entry.score,
-        entry.title,
-        entry.basis,
-        entry.probability,
-        retrieval_rank=int(ranked.retrieval_rank[place]) if is_ranked else place + 1,
-        heads={name: float(values[place]) for name, values in heads.items()},
-    )
 
 
 def _all_with_a_vector(retriever: Retriever) -> IntArray:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fusion.ranker import Ranker
-from mmrec.data.ragged import IntArray, Ragged
-from mmrec.data.told import Told
+from mmrec.data.ragged import IntArray
 from mmrec.errors import CheckpointMismatch, UserError
 from mmrec.model import RecommenderModel
 from mmrec.retrieval.known import Asked
 from mmrec.retrieval.predict import expected_beside
 from mmrec.retrieval.ranker_inputs import NUM_FEATURES, RankerInputs
+from mmrec.retrieval.ranker_outputs import calibrated, head_values, tell
 from mmrec.retrieval.retriever import Retriever
 
 RANKER_FOLDER = "ranker"
 SCHEMA = 1
-# Pairs of a candidate's token and an event that attention lays out at once, of all heads.
-MAX_PAIRS = 2**22
 
 
 @dataclass(frozen=True)
@@ -77,42 +75,61 @@ class SecondStage:
         )
         return replace(self, retriever=retriever, inputs=inputs)
 
-    @torch.no_grad()
-    def rank(self, asked: Asked, items: IntArray, scores: Tensor) -> RankedItems:
-        """Candidates of a user, best first; ties keep the order of retrieval.
+    def rank_together(self, shortlists: Sequence[Shortlist]) -> list[RankedItems]:
+        """Candidates of several users, each user's best first; ties keep the order of retrieval.
 
-        Args:
-            asked: the user.
-            items: (C,) item_index, in the order of retrieval.
-            scores: (C,) of retrieval, in units of cosine.
+        What is said of a candidate depends on its user alone, not on who else is asked about.
         """
+        ranked: dict[int, RankedItems] = {}
+        for places in alike_in_length([len(each.items) for each in shortlists]):
+            found = self._rank([shortlists[each] for each in places])
+            ranked.update(zip(places, found, strict=True))
+        return [ranked[place] for place in range(len(shortlists))]
+
+    @torch.no_grad()
+    def _rank(self, shortlists: Sequence[Shortlist]) -> list[RankedItems]:
+        """The same of lists that are padded to the longest."""
         retriever, model = self.retriever, self.retriever.model
-        user = retriever.user_vectors([asked])
-        histories, told, embedding = retriever.as_told([asked])
+        asked = [each.asked for each in shortlists]
+        users = torch.stack([each.user for each in shortlists])
+        histories, told, embedding = retriever.as_told(asked)
+        shape = len(shortlists), max(len(each.items) for each in shortlists)
+        items, scores = np.full(shape, -1, np.int64), users.new_zeros(shape)
+        for row, each in enumerate(shortlists):
+            items[row, : len(each.items)] = each.items
+            scores[row, : len(each.items)] = each.scores
         found = tell(
-            self.ranker,
-            self.inputs,
-            user,
-            histories,
-            told,
-            items[None],
-            scores[None],
-            embedding=embedding,
-        )[0]
-        final = scores + found[:, 0] * model.temperature.detach()
-        values, order = final.sort(descending=True, stable=True)
-        place = order.cpu().numpy()
-        heads = {}
-        of_items = retriever.vectors.embedding[torch.from_numpy(items).to(user.device)]
+            self.ranker, self.inputs, users, histories, told, items, scores, embedding=embedding
+        )
+        final = scores + found[..., 0] * model.temperature.detach()
+        said = self._heads(asked, users, items, found)
+        return [
+            _in_order(each, final[row], {name: values[row] for name, values in said.items()})
+            for row, each in enumerate(shortlists)
+        ]
+
+    def _heads(
+        self, asked: Sequence[Asked], users: Tensor, items: IntArray, found: Tensor
+    ) -> dict[str, Tensor]:
+        """(B, C) by head, values or calibrated probabilities; of padding anything."""
+        retriever, said = self.retriever, dict[str, Tensor]()
+        rows = np.maximum(items, 0)
+        of_items = retriever.vectors.embedding[torch.from_numpy(rows).to(users.device)]
         for column, name in enumerate(self.ranker.heads, start=1):
-            expected = torch.from_numpy(expected_beside(retriever, asked, items.tolist(), name))
-            value = head_values(
-                model, name, found[None, :, column], user, of_items[None], expected[None].to(user)
-            )[0]
-            said = self._as_it_may_be_said(name, value)
-            if said is not None:
-                heads[name] = said[order].cpu().numpy()
-        return RankedItems(items[place], values.cpu().numpy(), place + 1, heads)
+            expected = np.stack(
+                [
+                    expected_beside(retriever, each, of_user.tolist(), name)
+                    for each, of_user in zip(asked, rows, strict=True)
+                ]
+            )
+            values = head_values(
+                retriever.model, name, found[..., column], users, of_items,
+                torch.from_numpy(expected).to(users),
+            )  # fmt: skip
+            shown = self._as_it_may_be_said(name, values)
+            if shown is not None:
+                said[name] = shown
+        return said
 
     def _as_it_may_be_said(self, name: str, values: Tensor) -> Tensor | None:
         """A value, a calibrated probability, or nothing where there is no calibration."""
@@ -140,6 +157,23 @@ class SecondStage:
 
 
 @dataclass(frozen=True)
+class Shortlist:
+    """Candidates of a user as retrieval leaves them.
+
+    Attributes:
+        asked: the user.
+        user: (D,) his vector, that retrieval asked with.
+        items: (C,) item_index, in the order of retrieval.
+        scores: (C,) of retrieval, in units of cosine.
+    """
+
+    asked: Asked
+    user: Tensor
+    items: IntArray
+    scores: Tensor
+
+
+@dataclass(frozen=True)
 class RankedItems:
     """Candidates of a user, best first.
 
@@ -156,74 +190,27 @@ class RankedItems:
     heads: Mapping[str, np.ndarray[tuple[int], np.dtype[np.float32]]]
 
 
-def calibrated(logits: Tensor, slope: float, intercept: float) -> Tensor:
-    """Platt scaling: sigmoid(slope z + intercept)."""
-    return torch.sigmoid(slope * logits + intercept)
+def alike_in_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Places of lists that may be padded to the longest of them, which is at most twice as long.
 
-
-def head_values(
-    model: RecommenderModel,
-    name: str,
-    added: Tensor,
-    users: Tensor,
-    items: Tensor,
-    expected: Tensor,
-) -> Tensor:
-    """Logits or values of a head: what the retriever's says, and what the ranker adds.
-
-    Args:
-        model: the retriever's.
-        name: of the head.
-        added: (B, C) of the ranker, in units of the head's spread.
-        users: (B, D).
-        items: (B, C, D) embeddings.
-        expected: (B, C) beside the head's base.
-
-    Returns:
-        (B, C).
+    Else one list of a thousand would make all that are asked for beside it as slow.
     """
-    head: Any = model.heads[name]
-    B, C, D = items.shape
-    pairs = users[:, None].expand(B, C, D).reshape(-1, D), items.reshape(-1, D)
-    told: Tensor = head(*pairs, expected.reshape(-1))
-    return told.view(B, C) + head.spread * added
+    groups: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda each: lengths[each]):
+        if groups and lengths[place] <= 2 * lengths[groups[-1][0]]:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups
 
 
-@torch.no_grad()
-def tell(
-    ranker: Ranker,
-    inputs: RankerInputs,
-    users: Tensor,
-    histories: Ragged,
-    told: Told | None,
-    items: IntArray,
-    scores: Tensor,
-    *,
-    embedding: Tensor | None = None,
-) -> Tensor:
-    """What a ranker says of B users' candidates, in tiles of them.
-
-    Args:
-        ranker: in eval mode.
-        inputs: of its retriever.
-        users: (B, D) that retrieval asks with.
-        histories: B rows.
-        told: as in `RankerInputs.past`.
-        items: (B, C) item_index, -1 for none.
-        scores: (B, C) of retrieval.
-        embedding: as in `RankerInputs.past`.
-
-    Returns:
-        (B, C, 1 + heads).
-    """
-    past = inputs.past(users, histories, told, embedding=embedding)
-    pairs = inputs.num_tokens * (1 + past.mask.shape[1]) * len(users)
-    tile = max(1, MAX_PAIRS // pairs)
-    parts = []
-    for start in range(0, items.shape[1], tile):
-        own = slice(start, start + tile)
-        parts.append(ranker(inputs.candidates(items[:, own], scores[:, own]), past))
-    return torch.cat(parts, dim=1)
+def _in_order(shortlist: Shortlist, scores: Tensor, heads: Mapping[str, Tensor]) -> RankedItems:
+    """A user's candidates, best first; behind them scores and heads are padding."""
+    num = len(shortlist.items)
+    values, order = scores[:num].sort(descending=True, stable=True)
+    place = order.cpu().numpy()
+    said = {name: each[:num][order].cpu().numpy() for name, each in heads.items()}
+    return RankedItems(shortlist.items[place], values.cpu().numpy(), place + 1, said)
 
 
 def make_ranker(

@@ -9,26 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
-from data_prep.errors import DataError
 from mmrec.errors import MmrecError
 from mmrec.retrieval.lists import Recommendation
 from mmrec.retrieval.retriever import Asked
 from mmrec.retrieval.wishes import NO_WISHES
-from mmrec.serving.answering import (
-    Answer,
-    Answering,
-    Encoded,
-    ListQuestion,
-    ModelChanged,
-    Question,
-    encode_items,
-    popular_items,
-)
+from mmrec.serving.answering import Answering, encode_items
 from mmrec.serving.asked_drift import AskedDrift
 from mmrec.serving.auth import Keys, read_keys
 from mmrec.serving.batching import Batcher
@@ -37,9 +25,10 @@ from mmrec.serving.faults import Fault
 from mmrec.serving.given_items import Upload, check_names, stored_item
 from mmrec.serving.live import Live
 from mmrec.serving.monitoring import Monitoring
+from mmrec.serving.questions import Answer, Encoded, ListQuestion, ModelChanged, Question
 from mmrec.serving.settings import ServiceSettings
 from mmrec.serving.showing import Showing
-from mmrec.serving.swap import check, load_live, version_folder
+from mmrec.serving.versions import Versions
 
 logger = logging.getLogger(__name__)
 ENCODING_PATHS = frozenset(
@@ -48,7 +37,6 @@ ENCODING_PATHS = frozenset(
 """Routes that take media."""
 EVENTS_PATH = "/v1/events"
 LOOK_S = 1.0
-RETRY_S = 10.0
 _TRIES = 3
 T = TypeVar("T")
 
@@ -77,10 +65,7 @@ class Service:
         self.drift = AskedDrift()
         self.answering.on_list = self._saw_list
         self.database_fails = False
-        self.refused: dict[str, str] = {}
-        """Why a version does not answer, by version."""
         self._not_learnt: str | None = None
-        self._swapping = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
         self.lists = Batcher[Question, Answer](
             self.answering.answer,
@@ -106,6 +91,14 @@ class Service:
         )
         self.showing = Showing(settings, self.database)
         self.lists.on_batch = self.monitoring.batched
+        self.versions = Versions(
+            settings,
+            self.database,
+            answering=self.answering,
+            lists=self.lists,
+            keep=self.keep,
+            monitoring=self.monitoring,
+        )
 
     @property
     def live(self) -> Live | None:
@@ -124,14 +117,7 @@ class Service:
         try:
             self.database.prepare()
             self.showing.log.prepare()
-            version = self.database.version() or self.settings.path.name
-            try:
-                self._put(self._load(self._folder_of(version), version))
-            except (MmrecError, DataError, OSError) as error:
-                if not self.database.popular():
-                    raise
-                self._refuse(version, error)
-                self.monitoring.serves(None, None)
+            self.versions.load()
         except DATABASE_ERRORS as error:
             self._database_is_there(False)
             raise DatabaseAway(
@@ -141,7 +127,7 @@ class Service:
 
     async def start(self) -> None:
         """Begins to watch the database for versions."""
-        if self.live is None and not self.refused:
+        if self.live is None and not self.versions.refused:
             await asyncio.to_thread(self.load)
         self._watch = asyncio.create_task(self._keep_watch())
 
@@ -246,60 +232,6 @@ class Service:
             )
         return item, Encoded(live.model_hash, new.content[0], new.modalities[0])
 
-    async def swap(self, version: str) -> Live:
-        """Puts a version in place, if it passes its check; else all stays as it is.
-
-        Raises:
-            ConfigError: there is no such version.
-            Fault: 409, it fails its check.
-        """
-        folder = self._folder_of(version)
-        async with self._swapping:
-            before = self.live
-            try:
-                live = await asyncio.to_thread(self._load, folder, version)
-                await self.lists.in_turn(lambda: self._put(live))
-                try:
-                    await self.lists.in_turn(lambda: check(live.retriever))
-                except Exception:
-                    await self.lists.in_turn(lambda: self._put(before))
-                    raise
-            except DATABASE_ERRORS:
-                raise
-            except Exception as error:  # whatever it is, the one before goes on answering
-                logger.error("version %s does not answer: %s", version, error)
-                raise Fault(
-                    409, "check_failed", f"version '{version}' does not pass: {error}"
-                ) from None
-            self.refused.pop(version, None)
-            return live
-
-    def _folder_of(self, version: str) -> Path:
-        settings = self.settings
-        if version == settings.path.name:
-            return settings.path
-        return version_folder(settings.models, version)
-
-    def _load(self, folder: Path, version: str) -> Live:
-        return load_live(folder, self.settings.data, version, self.database)
-
-    def _put(self, live: Live | None) -> None:
-        """Puts a model in place; between two batches, in the thread that owns it."""
-        self.answering.live = live
-        if live is None:
-            self.monitoring.serves(None, None)
-            return
-        self.monitoring.serves(live.version, live.model_hash)
-        try:
-            self.database.keep_popular(popular_items(live.retriever))
-        except DATABASE_ERRORS as error:  # of no use before the model fails
-            logger.warning("what is popular could not be kept: %s", type(error).__name__)
-        logger.info("version %s answers", live.version)
-
-    def _refuse(self, version: str, error: Exception) -> None:
-        self.refused[version] = " ".join(str(error).split())[:200]
-        logger.error("version %s does not answer: %s", version, error)
-
     def _write(self, jobs: list[Sequence[Event]]) -> list[int | Exception]:
         """Events of many requests in one transaction; of each how many were not there yet."""
         events = {event.event_id: event for job in jobs for event in job}
@@ -333,7 +265,7 @@ class Service:
     def _saw_list(
         self, live: Live, asked: Asked, question: ListQuestion, found: list[Recommendation]
     ) -> None:
-        plain = question.wishes == NO_WISHES and question.taste is None
+        plain = question.wishes == NO_WISHES and question.taste is None and question.wanted is None
         self.drift.saw(live.model_hash, asked, found, plain=plain)
 
     async def _learn_users(self) -> None:
@@ -352,7 +284,6 @@ class Service:
 
     async def _keep_watch(self) -> None:
         """Follows the version that the database names, and sets the alarms."""
-        tried_at = time.monotonic()
         while True:
             await asyncio.sleep(LOOK_S)
             try:
@@ -367,15 +298,7 @@ class Service:
             full = max(each.depth / each.max_waiting for each in (self.lists, self.encoding))
             await self._learn_users()
             self.monitoring.look(full, self.database_fails, self.drift.figures())
-            serves = None if self.live is None else self.live.version
-            is_new = wanted is not None and wanted != serves and wanted not in self.refused
-            again = self.live is None and time.monotonic() - tried_at > RETRY_S
-            if is_new or again:
-                tried_at = time.monotonic()
-                try:
-                    await self.swap(wanted or self.settings.path.name)
-                except (Fault, MmrecError, *DATABASE_ERRORS) as error:
-                    self._refuse(wanted or self.settings.path.name, error)
+            await self.versions.follow(wanted)
 
 
 def _one_by_one(jobs: list[Callable[[], Any]]) -> list[Any]:
