@@ -34,6 +34,7 @@ from mmrec.retrieval.content import encode_new, encode_query, new_items
 from mmrec.retrieval.explain import Explanation, explain
 from mmrec.retrieval.explanation_words import Language, as_language
 from mmrec.retrieval.filters import Condition
+from mmrec.retrieval.intent import Intent
 from mmrec.retrieval.item_labels import tell_labels
 from mmrec.retrieval.load import load_retriever
 from mmrec.retrieval.path import Path as ItemPath
@@ -189,13 +190,11 @@ class Recommender:
         if unmet:
             wishes = replace(wishes, unmet=True)
         if query is not None:
-            if ranked or calibrated:
-                raise UserError(
-                    "a query and the second stage are both asked for, allowed is one of them: "
-                    "what a query finds is ordered by words, meaning and taste"
-                )
-            whose = Taste(asked, mix, hide_seen=True)
-            return self.searcher.search(Query(query), k, taste=whose, at=time, wishes=wishes)
+            intent = Intent(Query(query), mix)
+            intent.refuse_second_stage(ranked=ranked, calibrated=calibrated)
+            if intent.counts:
+                whose = intent.taste(asked)
+                return self.searcher.search(intent.query, k, taste=whose, at=time, wishes=wishes)
         stage = choose_second_stage(
             self.retriever,
             None if ranked is False else self.second_stage,

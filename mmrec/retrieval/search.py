@@ -125,8 +125,17 @@ class Taste:
     hide_seen: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mix <= 1:
-            raise UserError(f"mix is {self.mix}: give a weight of the user's taste from 0 to 1")
+        check_mix(self.mix)
+
+
+def check_mix(mix: float) -> None:
+    """Refuses a weight that is none.
+
+    Raises:
+        UserError: it is not from 0 to 1.
+    """
+    if not 0 <= mix <= 1:
+        raise UserError(f"mix is {mix}: give a weight of the user's taste from 0 to 1")
 
 
 class Searcher:
