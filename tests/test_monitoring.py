@@ -126,7 +126,7 @@ def test_a_slow_or_failing_model_is_told_once_and_cleared_once(
     alarm: str, delay_s: float, fails: bool, tiny_run: Path, url: str,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    now, whole = [1000.0], answering.recommend_next
+    now, whole = [1000.0], answering.recommend_together
     caplog.set_level(logging.WARNING, "mmrec.serving.monitoring")
 
     def broken(*given: Any, **named: Any) -> Any:
@@ -144,11 +144,11 @@ def test_a_slow_or_failing_model_is_told_once_and_cleared_once(
 
         assert await ask(30) == [200] * 30
         assert look(5) == 0 and told(caplog) == []
-        monkeypatch.setattr(answering, "recommend_next", broken)
+        monkeypatch.setattr(answering, "recommend_together", broken)
         await ask(25)
         assert look(2) == 0  # two looks may be chance
         assert look(10) == 1 and told(caplog) == [f"alarm {alarm} is on"]
-        monkeypatch.setattr(answering, "recommend_next", whole)
+        monkeypatch.setattr(answering, "recommend_together", whole)
         now[0] += 61
         await ask(30)
         assert look(10) == 0

@@ -91,6 +91,29 @@ def test_a_new_price_counts_in_the_next_list_of_every_worker(
 
 
 @pytest.mark.parametrize(
+    ("route", "query"),
+    [("/v1/search", {"text": "the sea"}), ("/v1/recommend", {"query": "the sea", "mix": 0.3})],
+    ids=["search", "recommend"],
+)
+def test_a_new_price_counts_in_what_a_query_finds(
+    route: str, query: dict[str, Any], workers: tuple[TestClient, TestClient]
+) -> None:
+    here, there = workers
+    wishes = {"where": [{"field": "price", "maximum": 35}]}
+    body = {**query, "history": ["i2"], "k": 20, "wishes": wishes}
+
+    def found(client: TestClient) -> set[str]:
+        answer = client.post(route, json=body)
+        assert answer.status_code == 200, answer.text
+        return {each["item_id"] for each in answer.json()["items"]} - {"i2"}
+
+    assert found(here) == found(there) == {"i0", "i1", "i3"}
+    here.put("/v1/items/i9", json={"attributes": {"price": 5}})
+    there.put("/v1/items/i1", json={"attributes": {"price": None}})
+    assert found(here) == found(there) == {"i0", "i3", "i9"}
+
+
+@pytest.mark.parametrize(
     ("told", "message"),
     [
         ({}, "give listed, attributes, or both"),

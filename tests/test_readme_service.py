@@ -54,13 +54,16 @@ def test_the_commands_work_as_printed(tmp_path: Path) -> None:
         assert server.wait(20) in (0, -15, 143)
     assert found.returncode == 0, found.stderr
     answers = [json.loads(line) for line in found.stdout.splitlines() if line.startswith("{")]
-    lists, events, score, added, similar, removed, search, by_picture, embed, ready = answers
+    lists, events, score, added, similar, removed, search, wanted, by_picture, embed, ready = (
+        answers
+    )
     assert len(lists["items"]) == 5 and lists["basis"] == "history"
     assert events == {"accepted": 1, "known": 0}
     assert {each["user_id"] for each in score["users"]} == {"u000042", "u000007"}
     assert added["created"] and removed["changed"]
     assert len(similar["items"]) == len(search["items"]) == len(by_picture["items"]) == 3
-    assert all(each["found_by"] for each in search["items"])
+    assert all(each["found_by"] for each in (*search["items"], *wanted["items"]))
+    assert len(wanted["items"]) == 3 and wanted["basis"] == "search"
     assert {each["found_by"] for each in by_picture["items"]} == {"meaning"}
     assert embed["items"][0]["item_id"] == "i00003" and ready["status"] == "ok"
-    assert 'mmrec_requests_total{route="/v1/recommend",status="200"} 1.0' in found.stdout
+    assert 'mmrec_requests_total{route="/v1/recommend",status="200"} 2.0' in found.stdout

@@ -18,10 +18,12 @@ from mmrec.errors import CheckpointMismatch
 from mmrec.ranking.settings import RankerConfig
 from mmrec.ranking.train import train_ranker
 from mmrec.recommender import RankedRecommendation, Recommender, Wishes
+from mmrec.request import Request
 from mmrec.retrieval.ranker_inputs import RankerInputs
 from mmrec.retrieval.recommend import recommend_next
 from mmrec.retrieval.second_stage import SecondStage
 from mmrec.serving.app import build_app
+from mmrec.serving.questions import ListQuestion, Task
 from mmrec.serving.service import Service
 from mmrec.serving.settings import ServiceSettings
 from mmrec.training.train import train
@@ -101,6 +103,78 @@ def test_a_ranked_list_is_that_of_the_library(
     answer = client.post("/v1/recommend", json={**asked, "wishes": said})
     assert answer.status_code == 200, answer.text
     is_list_of(answer.json(), recommender.recommend(**asked, wishes=wishes))
+
+
+def test_users_who_ask_together_are_ranked_together_and_each_as_if_alone(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lists of several lengths, with histories of several lengths, a stage and none, and errors."""
+    answering = client.app.state.service.answering  # type: ignore[attr-defined]
+    batches: list[int] = []
+    rank = SecondStage.rank_together
+
+    def counted(stage: SecondStage, shortlists: Any) -> Any:
+        batches.append(len(shortlists))
+        return rank(stage, shortlists)
+
+    monkeypatch.setattr(SecondStage, "rank_together", counted)
+
+    def asks(**asked: Any) -> ListQuestion:
+        given: dict[str, Any] = {"user_id": None, "history": None, "k": 4, "wishes": Wishes()}
+        return ListQuestion(**given | asked, attributes=None, request=Request(), at=None)
+
+    questions: list[Any] = [
+        asks(user_id="u3"),
+        asks(user_id="u5", k=12),
+        asks(history=["i1"], k=1),
+        asks(history=["i1", "i7", "i2", "i9", "i4"], wishes=Wishes(diversity=0.5)),
+        asks(user_id="u1", ranked=False),
+        asks(history=["nothing"]),
+        asks(user_id="u2", calibrated=True),
+        Task(lambda live: live.version),
+        asks(user_id="u4", wishes=Wishes(without=tuple(f"i{n}" for n in range(100)))),
+        asks(),
+        asks(user_id="u6", wishes=Wishes(probabilities=True)),
+    ]
+    together = answering.answer(questions)
+    assert batches == [5]
+    for question, found in zip(questions, together, strict=True):
+        [alone] = answering.answer([question])
+        if isinstance(alone, Exception):
+            assert type(found) is type(alone) and str(found) == str(alone)
+            continue
+        assert found.model_hash == alone.model_hash and not found.degraded
+        if isinstance(question, Task):
+            assert found.value == alone.value
+            continue
+        for one, other in zip(found.value, alone.value, strict=True):
+            assert (one.item_id, type(one)) == (other.item_id, type(other))
+            assert one.score == pytest.approx(other.score, abs=1e-5)
+    assert [isinstance(each, Exception) for each in together] == [
+        False, False, False, False, False, True, True, False, False, False, False
+    ]  # fmt: skip
+
+
+def test_one_whom_the_second_stage_fails_takes_no_other_list_with_him(
+    ranked_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank = SecondStage.rank_together
+
+    def fails(stage: SecondStage, shortlists: Any) -> Any:
+        if any(each.asked.user_id == "u3" for each in shortlists):
+            raise RuntimeError("out of memory")
+        return rank(stage, shortlists)
+
+    used_unasked(ranked_run, True)
+    with asking(ranked_run, tmp_path) as client:
+        monkeypatch.setattr(SecondStage, "rank_together", fails)
+        answering = client.app.state.service.answering  # type: ignore[attr-defined]
+        questions = [
+            ListQuestion(f"u{n}", None, None, Request(), 4, None, Wishes()) for n in (1, 3, 5)
+        ]
+        found = answering.answer(questions)
+    assert [each.degraded for each in found] == [[], ["model"], []]
+    assert all(isinstance(each, RankedRecommendation) for each in found[0].value + found[2].value)
 
 
 def test_the_second_stage_moves_lists(client: TestClient) -> None:

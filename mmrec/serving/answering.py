@@ -1,6 +1,6 @@
 """Questions answered together, on what the database says at that moment.
 
-    questions ─ what is new in the database ─ users' vectors, all at once ─ a list each ─► answers
+    questions ─ what is new in the database ─ users' vectors, and ranks, all at once ─► answers
 
 Where the model is not there, or fails, lists hold what is popular, and say so.
 """
@@ -9,109 +9,36 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from mmrec.errors import UserError
-from mmrec.request import Request
 from mmrec.retrieval.content import NewContent, encode_new
 from mmrec.retrieval.lists import Recommendation
-from mmrec.retrieval.recommend import basis_of, recommend_next
-from mmrec.retrieval.retriever import Asked, HistoryEvent, Retriever
+from mmrec.retrieval.recommend import ListRequest, basis_of, recommend_together
+from mmrec.retrieval.retriever import Asked, Retriever
 from mmrec.retrieval.second_stage import choose_second_stage
-from mmrec.retrieval.wishes import Wishes
 from mmrec.serving.database import DATABASE_ERRORS, Database, Event, ItemChange, StoredItem
 from mmrec.serving.faults import Fault
 from mmrec.serving.given_items import GivenMedia
 from mmrec.serving.live import Live
+from mmrec.serving.questions import (
+    Answer,
+    ListQuestion,
+    ModelChanged,
+    Question,
+    Task,
+    Wanted,
+    asked_of,
+    content_of,
+)
 
 logger = logging.getLogger(__name__)
 NUM_POPULAR = 1000
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A vector and the space it lives in.
-
-    Attributes:
-        model_hash: of the model that made it.
-        content: (D,) unit.
-        modalities: that it is made of.
-    """
-
-    model_hash: str
-    content: Tensor
-    modalities: Sequence[str]
-
-
-@dataclass(frozen=True)
-class ListQuestion:
-    """Whoever wants a list.
-
-    Attributes:
-        user_id: of the log, or of events since, or of somebody nothing is known of.
-        history: in place of a user.
-        attributes: of a user who is not stored.
-        request: when and where.
-        k: how many.
-        at: Unix seconds at which items must be available; None: now.
-        wishes: what the list is to be like.
-        taste: what the user says he likes.
-        ranked: ordered by the second stage; None: where it was better than chance.
-        calibrated: with its calibrated probabilities.
-    """
-
-    user_id: str | None
-    history: Sequence[HistoryEvent] | None
-    attributes: Mapping[str, Any] | None
-    request: Request
-    k: int
-    at: float | None
-    wishes: Wishes
-    taste: Encoded | None = None
-    ranked: bool | None = None
-    calibrated: bool = False
-
-
-@dataclass(frozen=True)
-class Task:
-    """Anything else that is asked of the model.
-
-    Attributes:
-        run: gives the answer, in the thread that owns the model.
-        user_ids: of users whose events it has to know.
-    """
-
-    run: Callable[[Live], Any]
-    user_ids: tuple[str, ...] = ()
-
-
-Question = ListQuestion | Task
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a question is answered.
-
-    Attributes:
-        value: a list of recommendations, or what the question's own function gave.
-        model_hash: of the model; None where none answered.
-        degraded: what was out of order: model, database.
-    """
-
-    value: Any
-    model_hash: str | None
-    degraded: list[str] = field(default_factory=list)
-
-
 OnList = Callable[[Live, Asked, ListQuestion, list[Recommendation]], None]
-
-
-class ModelChanged(Exception):
-    """A vector was made by a model that no longer answers: make it anew."""
 
 
 class Answering:
@@ -144,13 +71,14 @@ class Answering:
         asked = _all_asked(live, questions)
         users = _user_vectors(live.retriever, asked)
         answers: list[Answer | Exception] = []
+        lists = _lists(live, questions, asked, users)
         for place, question in enumerate(questions):
-            told = asked.get(place)
             try:
-                if isinstance(told, Exception):
-                    raise told
-                value = _value(live, question, told, users.get(place))
-                if isinstance(question, ListQuestion) and told is not None:
+                value = question.run(live) if isinstance(question, Task) else lists[place]
+                if isinstance(value, Exception):
+                    raise value
+                told = asked.get(place)
+                if isinstance(question, ListQuestion) and isinstance(told, Asked):
                     self.on_list(live, told, question, value)
                 answers.append(Answer(value, live.model_hash, degraded))
             except (UserError, Fault, ModelChanged) as error:
@@ -176,7 +104,8 @@ class Answering:
         met = {each.item_id for each in events.get(question.user_id or "", ())}
         met |= {str(e[0]) if isinstance(e, tuple) else str(e) for e in question.history or ()}
         hidden = met | set(question.wishes.without)
-        if question.wishes.where or question.calibrated or not popular:
+        must = question.wishes.where or question.calibrated or question.wanted
+        if must or not popular:
             return Fault(503, "model", "the model is not there: try again", retry_after_s=10.0)
         shown = [each for each in popular if each[0] not in hidden][: question.k]
         found = [
@@ -186,18 +115,52 @@ class Answering:
         return Answer(found, None, ["model", *degraded])
 
 
-def _value(live: Live, question: Question, asked: Asked | None, user: Tensor | None) -> Any:
-    """The answer to one question."""
-    if isinstance(question, Task):
-        return question.run(live)
-    assert asked is not None
-    retriever = live.retriever
-    stage = choose_second_stage(
-        retriever, live.second_stage, ranked=question.ranked, calibrated=question.calibrated
-    )
-    return recommend_next(
-        retriever, asked, question.k, at=question.at, wishes=question.wishes, second_stage=stage,
-        user=user,
+def _lists(
+    live: Live,
+    questions: Sequence[Question],
+    asked: Mapping[int, Asked | Exception],
+    users: Mapping[int, Tensor],
+) -> dict[int, list[Recommendation] | Exception]:
+    """The lists that are asked for, or errors in their place; ranked together where they are."""
+    found: dict[int, list[Recommendation] | Exception] = {}
+    requests: dict[int, ListRequest] = {}
+    stage = None
+    for place, told in asked.items():
+        question = questions[place]
+        assert isinstance(question, ListQuestion)
+        try:
+            if isinstance(told, Exception):
+                raise told
+            if question.wanted is not None:
+                found[place] = _found(live, question, question.wanted, told)
+                continue
+            chosen = choose_second_stage(
+                live.retriever, live.second_stage, ranked=question.ranked,
+                calibrated=question.calibrated,
+            )  # fmt: skip
+            stage = stage or chosen
+            requests[place] = ListRequest(
+                told, question.k, question.at, question.wishes, chosen is not None,
+                users.get(place),
+            )  # fmt: skip
+        except Exception as error:
+            found[place] = error
+    try:
+        made = recommend_together(live.retriever, [*requests.values()], stage)
+    except Exception as error:  # a defect: what is popular is listed all the same
+        made = [error] * len(requests)
+    return found | dict(zip(requests, made, strict=True))
+
+
+def _found(
+    live: Live, question: ListQuestion, wanted: Wanted, asked: Asked
+) -> list[Recommendation]:
+    """What a query finds, in an order that a user likes."""
+    intent = wanted.intent
+    content = None if wanted.content is None else content_of(live, wanted.content)
+    return live.search(
+        intent.query, question.k, taste=intent.taste(asked), at=question.at,
+        wishes=question.wishes, content=content,
     )  # fmt: skip
 
 
@@ -264,41 +227,6 @@ def _encode_stored(retriever: Retriever, database: Database, number: int) -> Ite
     return ItemChange(
         number, item.item_id, "added", item.texts, item.attributes, new.modalities[0], content
     )
-
-
-def asked_of(live: Live, question: ListQuestion) -> Asked:
-    """Whoever asks, as the model is asked about him.
-
-    Raises:
-        ItemNotFound: a history was given and none of its items is known.
-        UserError: a name is none of the catalogue's.
-        ModelChanged: the taste was encoded by another model.
-    """
-    retriever, request = live.retriever, question.request
-    row = None if question.user_id is None else retriever.users.index_of(question.user_id)
-    if row is not None:
-        asked = retriever.stored_user(row, request)
-    else:
-        asked = retriever.given_user(
-            question.history or (),
-            question.user_id or "",
-            request=request,
-            attributes=question.attributes,
-        )
-    if question.taste is None:
-        return asked
-    return replace(asked, taste=content_of(live, question.taste))
-
-
-def content_of(live: Live, encoded: Encoded) -> Tensor:
-    """A vector that is in the space of the model that answers.
-
-    Raises:
-        ModelChanged: it is not.
-    """
-    if encoded.model_hash != live.model_hash:
-        raise ModelChanged
-    return encoded.content
 
 
 def _all_asked(live: Live, questions: Sequence[Question]) -> dict[int, Asked | Exception]:

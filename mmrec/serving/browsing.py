@@ -14,11 +14,11 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict
 
 from mmrec.serving import schemas
-from mmrec.serving.answering import Task
 from mmrec.serving.faults import Fault
 from mmrec.serving.live import Live
 from mmrec.serving.page.page import unless_known
 from mmrec.serving.pictures import CONTENT_TYPES, Pictures
+from mmrec.serving.questions import Task
 from mmrec.serving.routes import TheService, needs, sent
 from mmrec.serving.service import Service
 

@@ -98,6 +98,8 @@ class Client:
         *,
         history: History | None = None,
         k: int = 10,
+        query: str | None = None,
+        mix: float = 0.5,
         **asked: Any,
     ) -> ListAnswer:
         """The next items of a user or behind a history.
@@ -106,13 +108,17 @@ class Client:
             user_id: of the log, or of events since.
             history: in place of a user, oldest first.
             k: how many.
+            query: what the user looks for now.
+            mix: with a query, weight of what he likes: 0 is the query alone, 1 his list as if
+                there were no query.
             asked: other fields of `RecommendRequest`: taste, attributes, time, context, wishes,
                 ranked, calibrated, keep.
 
         Raises:
             ServiceError: the service refuses it or cannot be reached.
         """
-        body = {"user_id": user_id, "history": history, "k": k, **asked}
+        body = {"user_id": user_id, "history": history, "k": k, "query": query, "mix": mix,
+                **asked}  # fmt: skip
         return self._post("/v1/recommend", body, ListAnswer)
 
     def similar(

@@ -107,7 +107,9 @@ def _invalid(errors: Any) -> Fault:
     first = errors[0]
     if first["type"] == "json_invalid":
         return Fault(400, "malformed", f"the body is no JSON: {first['ctx']['error']}")
-    places = [str(each) for each in first["loc"] if each not in ("body", "query", *UNION_TAGS)]
+    loc = first["loc"]
+    loc = loc[1:] if loc[0] in ("body", "query") else loc  # where it is; a field may be named so
+    places = [str(each) for each in loc if each not in UNION_TAGS]
     field = ".".join(places)[:100] or None
     shown = ""
     if isinstance(first["input"], str | int | float | bool):

@@ -191,7 +191,7 @@ class Live:
             rows = torch.from_numpy(self.retriever.items.candidates).to(self._source.device)
             self._candidates = GrowingRows(self._side.rows[rows])
             self.retriever = self._view()
-        if added or is_other:
+        if added or is_other or is_patched:
             self.searcher.follow(self.retriever)
 
     def use_events(self, events: Mapping[str, Sequence[Event]]) -> None:

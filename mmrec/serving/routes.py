@@ -14,19 +14,29 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
 
 from mmrec.request import Request as AskedAt
-from mmrec.retrieval.content import encode_queries
 from mmrec.retrieval.explain import Explanation
+from mmrec.retrieval.intent import Intent
 from mmrec.retrieval.lists import Recommendation
 from mmrec.retrieval.recommend import RankedRecommendation, most_similar, most_similar_to
+from mmrec.retrieval.search import Query
 from mmrec.retrieval.wishes import NO_WISHES
 from mmrec.serving import schemas
-from mmrec.serving.answering import Answer, Encoded, ListQuestion, Task, asked_of, content_of
 from mmrec.serving.asked import history_of, wishes_of
 from mmrec.serving.auth import Role
 from mmrec.serving.database import Event, place_id
 from mmrec.serving.faults import Fault
 from mmrec.serving.live import Live
 from mmrec.serving.patches import typed_patch
+from mmrec.serving.questions import (
+    Answer,
+    Encoded,
+    ListQuestion,
+    Task,
+    Wanted,
+    asked_of,
+    content_of,
+)
+from mmrec.serving.reading import read_query, read_text
 from mmrec.serving.service import Service
 from mmrec.serving.tables import SHOWN
 from mmrec.terminal import plain
@@ -67,7 +77,8 @@ reading = APIRouter(
 async def recommend(asked: schemas.RecommendRequest, service: TheService) -> Response:
     """The next items of a user, or of a history that comes with the request.
 
-    A user of whom nothing is known is shown what is popular; `basis` says so.
+    A user of whom nothing is known is shown what is popular; `basis` says so. With a `query` the
+    list holds what it finds, and `mix` says how much the user's taste counts beside it.
     """
     if asked.user_id is not None and (asked.history is not None or asked.attributes is not None):
         other = "history" if asked.history is not None else "attributes"
@@ -77,20 +88,29 @@ async def recommend(asked: schemas.RecommendRequest, service: TheService) -> Res
     if asked.keep and asked.user_id is None:
         raise Fault(422, "invalid", "keep: what is shown to nobody is not kept", field="keep")
     wishes = wishes_of(asked.wishes)
+    intent = None if asked.query is None else Intent(Query(asked.query), asked.mix)
+    if intent is not None:
+        intent.refuse_second_stage(ranked=asked.ranked, calibrated=asked.calibrated)
     k = service.showing.num_ranked(asked)
     history = None if asked.history is None else history_of(asked.history)
 
-    def question(taste: Encoded | None = None) -> ListQuestion:
+    def read(live: Live) -> tuple[Encoded | None, Wanted | None]:
+        taste = None if asked.taste is None else read_text(live, asked.taste)
+        if intent is None or not intent.counts:
+            return taste, None
+        return taste, Wanted(intent, read_query(live, intent.query))
+
+    def question(was_read: tuple[Encoded | None, Wanted | None] = (None, None)) -> ListQuestion:
+        taste, wanted = was_read
         return ListQuestion(
             asked.user_id, history, asked.attributes, AskedAt(asked.time, asked.context), k,
-            asked.time, wishes, taste, asked.ranked, asked.calibrated,
+            asked.time, wishes, taste, asked.ranked, asked.calibrated, wanted,
         )  # fmt: skip
 
-    if asked.taste is None:
+    if asked.taste is None and (intent is None or not intent.counts):
         answer = await service.ask(question())
     else:
-        taste = asked.taste
-        answer = await service.ask_encoded(lambda live: _encode_text(live, taste), question)
+        answer = await service.ask_encoded(read, question)
     answer, request_id = await service.showing.show(asked, answer, service.live)
     list_id = None
     if asked.keep and asked.user_id is not None:
@@ -156,7 +176,7 @@ async def embed(asked: schemas.EmbedRequest, service: TheService) -> Response:
         answer = await service.ask(Task(question))
     else:
         answer = await service.ask_encoded(
-            lambda live: [_encode_text(live, each) for each in asked.texts],
+            lambda live: [read_text(live, each) for each in asked.texts],
             lambda texts: Task(lambda live: question(live, texts)),
         )
     return sent(answer.value.model_copy(update={"degraded": answer.degraded}))
@@ -289,13 +309,8 @@ async def _nearest(service: Service, asked: schemas.SimilarRequest, text: str) -
             )
         )
 
-    answer = await service.ask_encoded(lambda live: _encode_text(live, text), question)
+    answer = await service.ask_encoded(lambda live: read_text(live, text), question)
     return listed(service, answer)
-
-
-def _encode_text(live: Live, text: str) -> Encoded:
-    content = encode_queries(live.retriever, "text", [text])[0]
-    return Encoded(live.model_hash, content, ["text"])
 
 
 def _shown(list_id: str, user_id: str, answer: Answer) -> list[Event]:

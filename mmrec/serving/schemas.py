@@ -105,6 +105,7 @@ class RecommendRequest(_ListRequest):
                 {"user_id": "42", "k": 5},
                 {"history": ["2571", {"item_id": "260", "time": 978300760}], "k": 5},
                 {"user_id": "42", "k": 5, "ranked": False},
+                {"user_id": "42", "query": "a ship", "mix": 0.3, "k": 5},
             ]
         }
     )
@@ -114,6 +115,20 @@ class RecommendRequest(_ListRequest):
     taste: Text | None = Field(None, description="What the user says he likes.")
     attributes: dict[Id, Value] | None = Field(None, max_length=100)
     context: dict[Id, Id] = Field({}, max_length=100, description="Device, place.")
+    query: Text | None = Field(
+        None,
+        description="What the user looks for now: the list holds what its words and its meaning "
+        "find, without what he has met, in an order that he likes. Refused with `ranked`, "
+        "`calibrated`, and with `why` and `num_similar` of the wishes, unless mix is 1.",
+    )
+    mix: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="With query, weight of what he likes: 0 is the query alone, 1 his list as if "
+        "there were no query.",
+    )
     ranked: bool | None = Field(
         None,
         description="Order by the second stage (true) or by retrieval alone (false); unasked, by "

@@ -18,11 +18,12 @@ from mmrec.request import Request as AskedAt
 from mmrec.retrieval.lists import Recommendation
 from mmrec.retrieval.search import Query, Taste
 from mmrec.serving import schemas
-from mmrec.serving.answering import Encoded, ListQuestion, Task, asked_of, content_of
 from mmrec.serving.asked import history_of, wishes_of
 from mmrec.serving.faults import Fault
 from mmrec.serving.headers import check_header
 from mmrec.serving.live import Live
+from mmrec.serving.questions import Encoded, ListQuestion, Task, asked_of, content_of
+from mmrec.serving.reading import read_query
 from mmrec.serving.routes import TheService, listed, needs
 from mmrec.serving.service import Service
 from mmrec.serving.upload_routes import OPAQUE, Form, form_document, read_form
@@ -92,10 +93,7 @@ async def _search(service: Service, asked: Asked, query: Query) -> Response:
     def encode(live: Live) -> _Read:
         for kind in FILES:
             _check_file(service, query, kind)
-        if asked.by != "dense":
-            live.read_words()
-        content = live.searcher.content(query, asked.by)
-        return _Read(None if content is None else Encoded(live.model_hash, content, []))
+        return _Read(read_query(live, query, asked.by))
 
     def question(read: _Read) -> Task:
         def answer(live: Live) -> list[Recommendation]:

@@ -16,15 +16,7 @@ from mmrec.errors import MmrecError
 from mmrec.retrieval.lists import Recommendation
 from mmrec.retrieval.retriever import Asked
 from mmrec.retrieval.wishes import NO_WISHES
-from mmrec.serving.answering import (
-    Answer,
-    Answering,
-    Encoded,
-    ListQuestion,
-    ModelChanged,
-    Question,
-    encode_items,
-)
+from mmrec.serving.answering import Answering, encode_items
 from mmrec.serving.asked_drift import AskedDrift
 from mmrec.serving.auth import Keys, read_keys
 from mmrec.serving.batching import Batcher
@@ -33,6 +25,7 @@ from mmrec.serving.faults import Fault
 from mmrec.serving.given_items import Upload, check_names, stored_item
 from mmrec.serving.live import Live
 from mmrec.serving.monitoring import Monitoring
+from mmrec.serving.questions import Answer, Encoded, ListQuestion, ModelChanged, Question
 from mmrec.serving.settings import ServiceSettings
 from mmrec.serving.showing import Showing
 from mmrec.serving.versions import Versions
@@ -272,7 +265,7 @@ class Service:
     def _saw_list(
         self, live: Live, asked: Asked, question: ListQuestion, found: list[Recommendation]
     ) -> None:
-        plain = question.wishes == NO_WISHES and question.taste is None
+        plain = question.wishes == NO_WISHES and question.taste is None and question.wanted is None
         self.drift.saw(live.model_hash, asked, found, plain=plain)
 
     async def _learn_users(self) -> None:

@@ -16,12 +16,12 @@ from dataclasses import replace
 import numpy as np
 
 from mmrec.retrieval.lists import Recommendation
-from mmrec.serving.answering import Answer
 from mmrec.serving.batching import Batcher
 from mmrec.serving.database import DATABASE_ERRORS, Database
 from mmrec.serving.explore import explore
 from mmrec.serving.faults import Fault
 from mmrec.serving.live import Live
+from mmrec.serving.questions import Answer
 from mmrec.serving.schemas import AskedWishes, RecommendRequest
 from mmrec.serving.settings import ServiceSettings
 from mmrec.serving.shown import ShownList, ShownLog
@@ -121,8 +121,11 @@ class Showing:
     def _explores(self, asked: RecommendRequest) -> bool:
         """Whether places of this list may show other items than its own.
 
-        A list that is balanced as a whole, or that says something of each item, is left as it is.
+        A list that is balanced as a whole, that says something of each item, or that a query asks
+        for, is left as it is.
         """
+        if asked.query is not None and asked.mix < 1:
+            return False
         given: AskedWishes = asked.wishes
         as_a_whole = given.diversity or given.max_per or given.num_similar or given.why
         return self._settings.explore > 0 and asked.user_id is not None and not as_a_whole

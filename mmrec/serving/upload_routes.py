@@ -22,12 +22,13 @@ from mmrec.retrieval.content import NewContent
 from mmrec.retrieval.recommend import most_similar
 from mmrec.retrieval.wishes import NO_WISHES
 from mmrec.serving import schemas
-from mmrec.serving.answering import Encoded, ListQuestion, Task, asked_of, content_bytes, content_of
+from mmrec.serving.answering import content_bytes
 from mmrec.serving.asked import history_of
 from mmrec.serving.database import StoredItem
 from mmrec.serving.faults import Fault
 from mmrec.serving.given_items import Upload
 from mmrec.serving.live import Live
+from mmrec.serving.questions import Encoded, ListQuestion, Task, asked_of, content_of
 from mmrec.serving.routes import TheService, listed, needs, sent
 from mmrec.serving.service import Service
 from mmrec.serving.settings import Limits
