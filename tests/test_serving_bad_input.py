@@ -90,21 +90,29 @@ MEDIA: dict[str, tuple[str, bytes, str, int, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ["/v1/items", "/v1/score", "/v1/embed/media"])
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/items", "/v1/score", "/v1/embed/media", "/v1/similar/media", "/v1/search/media"],
+)
 @pytest.mark.parametrize("case", MEDIA.values(), ids=MEDIA)
 def test_media_that_cannot_be_used(
     case: tuple[str, bytes, str, int, str], path: str, client: TestClient
 ) -> None:
     column, data, kind, status, says = case
     form = {"/v1/items": {"item_id": "bad"}, "/v1/score": {"user_id": "u1"}}.get(path, {})
+    if path == "/v1/search/media":  # its files have names of their own
+        names = {"poster": "image", "sound": "audio"}
+        column, says = names.get(column, column), "image" if says == "poster" else says
     file = ("../../../etc/passwd\x00.png", data, kind or "application/octet-stream")
     refuses(client.post(path, data=form, files={column: file}), status, says)
 
 
 BOUNDARY = {"content-type": "multipart/form-data; boundary=x"}
 BODIES: dict[str, tuple[str, bytes, dict[str, str], int, str]] = {
-    "deep": ("/v1/recommend", b"[" * 10_000 + b"]" * 10_000, JSON, 400, "body"),
-    "deep-object": ("/v1/recommend", b'{"a":' * 5_000 + b"1" + b"}" * 5_000, JSON, 400, "body"),
+    "deep": ("/v1/recommend", b"[" * 10_000 + b"]" * 10_000, JSON, 400,
+             "nested"),
+    "deep-object": ("/v1/recommend", b'{"a":' * 5_000 + b"1" + b"}" * 5_000, JSON, 400,
+                    "nested"),
     "no-json": ("/v1/recommend", b"{", JSON, 400, "JSON"),
     "no-utf-8": ("/v1/recommend", b'{"user_id": "\xff"}', JSON, 400, "body"),
     "nan": ("/v1/recommend", b'{"time": NaN}', JSON, 422, "time"),
@@ -169,6 +177,8 @@ def test_fields_of_a_form(client: TestClient) -> None:
     refuses(client.post("/v1/score", data={"title": "x"}, files=poster), 422, "user_id")
     form = {"title": "x", "history": '["i1"'}
     refuses(client.post("/v1/score", data=form, files=poster), 422, "history")
+    form = {"title": "x", "history": "[]"}
+    refuses(client.post("/v1/score", data=form, files=poster), 422, "history: is empty")
     form = {"title": "x", "user_id": "nobody"}
     refuses(client.post("/v1/score", data=form, files=poster), 404, "nobody")
     refuses(client.post("/v1/similar/media", data={"k": "0"}, files=poster), 422, "k is 0")
@@ -180,6 +190,9 @@ def test_other_routes_and_methods(client: TestClient) -> None:
     by_picture = client.post("/v1/similar", json={"item_id": "no such item"})
     refuses(by_picture, 404, "no such item")
     assert "/" not in by_picture.json()["error"]["message"]
+    by_path = client.delete("/v1/items/a%00b")
+    refuses(by_path, 422, "item_id")
+    assert by_path.json()["error"]["field"] == "item_id"
     refuses(client.get("/etc/passwd"), 404, "")
     refuses(client.get("/v1/../../etc/passwd"), 404, "")
 

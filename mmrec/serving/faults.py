@@ -24,6 +24,8 @@ from mmrec.serving.database import DATABASE_ERRORS
 logger = logging.getLogger(__name__)
 MAX_MESSAGE = 500
 UNION_TAGS = ("as_id", "as_event")
+UNREADABLE = "There was an error parsing the body"
+"""What FastAPI says of a body whose JSON its parser gives up on."""
 _CODES = {400: "malformed", 404: "not_found", 405: "wrong_method", 415: "wrong_type"}
 
 
@@ -92,7 +94,13 @@ def install(app: FastAPI) -> None:
 
     async def of_http(request: Request, error: HTTPException) -> JSONResponse:
         code = _CODES.get(error.status_code, "refused")
-        answer = Fault(error.status_code, code, str(error.detail)).response()
+        message = str(error.detail)
+        if message == UNREADABLE:
+            message = (
+                "the body cannot be read as JSON: it is nested too deeply, has a number of too "
+                "many digits, or is not UTF-8"
+            )
+        answer = Fault(error.status_code, code, message).response()
         answer.headers.update(error.headers or {})  # of 405: what is allowed
         return answer
 
@@ -107,9 +115,8 @@ def _invalid(errors: Any) -> Fault:
     first = errors[0]
     if first["type"] == "json_invalid":
         return Fault(400, "malformed", f"the body is no JSON: {first['ctx']['error']}")
-    loc = first["loc"]
-    loc = loc[1:] if loc[0] in ("body", "query") else loc  # where it is; a field may be named so
-    places = [str(each) for each in loc if each not in UNION_TAGS]
+    # the first says where, body, query or path; a field may have the same name
+    places = [str(each) for each in first["loc"][1:] if each not in UNION_TAGS]
     field = ".".join(places)[:100] or None
     shown = ""
     if isinstance(first["input"], str | int | float | bool):

@@ -210,6 +210,8 @@ async def score(request: Request, service: TheService) -> Response:
         except ValidationError as error:
             message = f"history: {error.errors()[0]['msg']}"
             raise Fault(422, "invalid", message, field="history") from None
+        if not len(history):
+            raise Fault(422, "invalid", "history: is empty, give an item or more", field="history")
     if (history is None) == (not form.user_ids):
         raise Fault(422, "invalid", "give one of user_id and history", field="user_id")
     upload = form.upload("new", without=("history",))
