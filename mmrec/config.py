@@ -17,9 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from data_prep.catalogue import explain_validation_error
 from mmrec.errors import ConfigError
 
-# What can still be changed once a run is trained: all else lies in its weights and figures.
-IN_USE = ("evaluation.popularity_share", "evaluation.groups", "evaluation.first_events")
-
 
 class Section(BaseModel):
     """A frozen group of settings that refuses keys it does not know."""
@@ -86,6 +83,11 @@ class EncoderConfig(Section):
     """Of low-rank matrices; width of a bottleneck; number of prompt tokens."""
     num_tokens: int = Field(16, ge=1)
     """Tokens an item keeps of this modality."""
+    cache_dtype: Literal["float32", "float16"] = "float32"
+    """Of cached states. `float32`: an item's content agrees to 1e-5 between export, `/v1/embed` and
+    `score`, whatever items are encoded beside it. `float16`: half the disk, and a state between two
+    steps may round either way: contents agree to 1e-5 with most pretrained encoders, to 2e-4 with
+    fresh ones. Where a state exceeds 3e4, bfloat16 takes its place."""
     learning_rate: float | None = Field(None, gt=0)
     """Rate of this encoder where it trains; null: 1e-5 where it starts from weights, which a larger
     one destroys, 2e-4 for what another method than `full` adds to them, else
@@ -592,13 +594,26 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing, is no mapping, or a setting is wrong.
     """
-    document = _read_document(path)
+    return resolve(read_document(path), overrides, str(path))
+
+
+def resolve(document: dict[str, Any], overrides: Sequence[str], source: str) -> Config:
+    """Applies `section.field=value` overrides to settings, in place, and checks the result.
+
+    Raises:
+        ConfigError: a setting or an override is wrong.
+    """
     for override in overrides:
         _apply(document, override)
-    return parse_config(document, str(path))
+    return parse_config(document, source)
 
 
-def _read_document(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, Any]:
+    """The settings of a YAML as they are written.
+
+    Raises:
+        ConfigError: the file is missing, or is no mapping.
+    """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -608,30 +623,6 @@ def _read_document(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: holds {type(document).__name__}, not a mapping of sections")
     return document
-
-
-def load_trained_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads the settings of a trained run or a bundle, with changes to how it is used.
-
-    Raises:
-        ConfigError: an override names a setting that training has settled, or is wrong; or the file
-            was cut, which may leave YAML as valid as before.
-    """
-    for override in overrides:
-        key = override.partition("=")[0]
-        if key not in IN_USE:
-            raise ConfigError(
-                f"override {override!r}: a trained run's settings stay as they are, apart from "
-                f"{', '.join(IN_USE)}; train another run to change {key}"
-            )
-    document = _read_document(path)
-    for name in Config.model_fields:
-        if name not in document:
-            raise ConfigError(
-                f"{path}: there is no section {name}, and a trained run's settings are complete; "
-                "copy the run again"
-            )
-    return load_config(path, overrides)
 
 
 def _apply(document: dict[str, Any], override: str) -> None:
