@@ -248,7 +248,8 @@ def assemble(
         source, dtypes = (make_source or filled_source)(config, data, parts, model, device)
     queries = None
     if config.training.query_weight:
-        dtype: Any = dtypes.get("text", "float16") if "text" in model.cached else None
+        own = config.encoders["text"].cache_dtype
+        dtype: Any = dtypes.get("text", own) if "text" in model.cached else None
         queries = open_queries(
             data.items.text,
             parts["text"].transform,
@@ -353,7 +354,12 @@ def filled_source(
     for name in sorted(model.cached):
         inputs = ItemInputs(data, {name: parts[name].transform})
         cache, report = fill_cache(
-            data.path / "cache", inputs, parts[name].encoder, name, device=device
+            data.path / "cache",
+            inputs,
+            parts[name].encoder,
+            name,
+            dtype=config.encoders[name].cache_dtype,
+            device=device,
         )
         logger.info("%s", report.line())
         caches[name] = cache

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data_prep.shards import EarlierState, PreparedData, Split
 from mmrec.build import filled_source, pick_device
-from mmrec.config import Config, load_trained_config
+from mmrec.config import Config
 from mmrec.data.ahead import TILE, load_ahead
 from mmrec.data.histories import IntArray
 from mmrec.data.item_labels import label_sets_of
@@ -30,6 +30,7 @@ from mmrec.kept_tiles import KeptTiles, in_tiles
 from mmrec.model import RecommenderModel
 from mmrec.model_inputs import ModelInputs
 from mmrec.network import make_model
+from mmrec.run_config import load_trained_config
 from mmrec.training.checkpoint import SCHEMA, load_model, read_tensors
 from mmrec.vectors import encode_media, modalities_of
 

@@ -108,7 +108,7 @@ def print_forecast(found: Forecast) -> None:
         [
             {
                 "cache": name,
-                "states": f"{each.tokens} x {each.width}",
+                "states": f"{each.tokens} x {each.width} {each.dtype}",
                 "an item": f"{each.bytes_an_item / 1e3:.1f} kB",
                 "all items": f"{each.size_bytes / 1e6:.1f} MB",
                 "to fill": spoken_seconds(each.fill_seconds),

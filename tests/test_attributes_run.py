@@ -149,7 +149,7 @@ def test_stored_and_new_item_of_the_same_fields_have_one_content(run: Path, tabl
     new = recommender.embed_items(recommender.new_items(table, table.parent))
     loaded = load_run(run)
     assert loaded.content is not None and loaded.item_ids[3] == "i3"
-    np.testing.assert_allclose(new.content[0], loaded.content[3], atol=2e-3)  # fp16 at the cut
+    np.testing.assert_allclose(new.content[0], loaded.content[3], atol=1e-5)
 
 
 def test_bundle_needs_nothing_else(run: Path, table: Path, tmp_path: Path) -> None:

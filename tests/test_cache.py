@@ -118,7 +118,8 @@ def some_media(num_items: int = 50) -> FakeMedia:
 def run(tmp_path: Path, media: FakeMedia, **changes: Any) -> tuple[StateCache, Any, int]:
     encoder = FakeEncoder(changes.get("scale", 1.0))
     inputs = make_inputs(media, changes.get("version", "1"))
-    cache, report = fill_cache(tmp_path, inputs, encoder, "image", batch_size=8)
+    dtype = changes.get("dtype", "float32")
+    cache, report = fill_cache(tmp_path, inputs, encoder, "image", dtype=dtype, batch_size=8)
     return cache, report, encoder.num_items
 
 
@@ -126,20 +127,27 @@ def every(cache: StateCache) -> np.ndarray[Any, Any]:
     return np.arange(cache.num_items)
 
 
-def test_states_are_those_of_a_bare_loop_rounded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_states_are_those_of_a_bare_loop_rounded(dtype: Any, tmp_path: Path) -> None:
     media = some_media()
-    cache, report, _ = run(tmp_path, media)
+    cache, report, _ = run(tmp_path, media, dtype=dtype)
     encoder, transform = FakeEncoder().eval(), FakeTransform()
     with torch.no_grad():
         live = encoder.below(transform.collate([transform(v) for v in media.values if v]))
     states = cache.read(every(cache))
     assert states.values.dtype == torch.float32 and states.values.shape == (50, T, W)
-    assert torch.equal(states.values, live.values.half().float())
-    assert torch.equal(states.values, round_states(live, "float16").values)
+    rounded = live.values.half().float() if dtype == "float16" else live.values
+    assert torch.equal(states.values, rounded)
+    assert torch.equal(states.values, round_states(live, dtype).values)
     assert torch.equal(states.mask, live.mask)
     expected = encoder.pooled(encoder.above(states))
     assert torch.equal(cache.pooled(every(cache)), expected)
     assert (report.computed, report.kept, report.missing, report.broken) == (50, 0, 0, ())
+    values = cache.folder / "values.bin"
+    assert values.stat().st_size == 50 * T * W * (2 if dtype == "float16" else 4)
+    assert json.loads((cache.folder / "manifest.json").read_text())["dtype"] == dtype
+    size = sum(each.stat().st_size for each in cache.folder.glob("*.bin"))
+    assert size == 50 * cache.spec.row_bytes
 
 
 def test_read_takes_any_order_and_repeats(tmp_path: Path) -> None:
@@ -239,12 +247,15 @@ def test_missing_and_broken_are_named_and_never_zeros_as_real(tmp_path: Path) ->
 def test_large_states_are_kept_in_bf16(tmp_path: Path) -> None:
     media = some_media()
     media.values[30] = [5e4]
-    cache, report, _ = run(tmp_path, media)
+    cache, report, _ = run(tmp_path, media, dtype="float16")
     assert cache.spec.dtype == "bfloat16" and report.computed == 50
     states = cache.read(every(cache)).values
     assert torch.equal(states, states.bfloat16().float()) and float(states.max()) > 3e4
-    again, report, encoded = run(tmp_path, media)
+    again, report, encoded = run(tmp_path, media, dtype="float16")
     assert (again.spec.dtype, encoded) == ("bfloat16", 0)
+    exact, _, _ = run(tmp_path, media)
+    assert exact.spec.dtype == "float32"
+    assert float(exact.read(np.array([30])).values.max()) == pytest.approx(6.5e4, rel=1e-6)
 
 
 def test_rounding_stays_finite() -> None:

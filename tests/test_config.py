@@ -13,10 +13,10 @@ from mmrec.config import (
     change,
     dump_config,
     load_config,
-    load_trained_config,
     parse_config,
 )
 from mmrec.errors import ConfigError, UserError
+from mmrec.run_config import load_trained_config
 
 ID_RUN: dict[str, Any] = {"model": {"item": "id"}}
 TEXT_RUN: dict[str, Any] = {"encoders": {"text": {"kind": "small"}}}

@@ -47,8 +47,7 @@ def test_a_new_item_gets_the_content_it_would_have_in_the_catalogue(
     live = LiveInputs(inputs, loaded.model, loaded.state["cache_dtypes"])
     content = encode_content(loaded.model, live, np.arange(len(loaded.item_ids)))
     assert loaded.content is not None
-    # a state of fp16 at the cut may round the other way
-    torch.testing.assert_close(content, loaded.content, atol=5e-4, rtol=0)
+    torch.testing.assert_close(content, loaded.content, atol=1e-5, rtol=0)
 
 
 def test_no_dropout_below_the_cut_while_what_lies_above_trains(tiny_data: Path) -> None:

@@ -8,7 +8,7 @@ from mmrec.config.data import CatalogueConfig, DataConfig
 from mmrec.config.dotted import change, dotted_settings, setting
 from mmrec.config.encoders import EncoderConfig
 from mmrec.config.evaluation import EvaluationConfig
-from mmrec.config.files import IN_USE, dump_config, load_config, load_trained_config
+from mmrec.config.files import dump_config, load_config, read_document, resolve
 from mmrec.config.model import (
     FusionConfig,
     HeadConfig,
@@ -30,7 +30,6 @@ __all__ = [
     "FusionConfig",
     "HeadConfig",
     "HistoryConfig",
-    "IN_USE",
     "LabelsConfig",
     "ModelConfig",
     "Section",
@@ -40,7 +39,8 @@ __all__ = [
     "dotted_settings",
     "dump_config",
     "load_config",
-    "load_trained_config",
     "parse_config",
+    "read_document",
+    "resolve",
     "setting",
 ]

@@ -12,9 +12,6 @@ from mmrec.config.dotted import set_dotted
 from mmrec.config.run import Config, parse_config
 from mmrec.errors import ConfigError
 
-# What can still be changed once a run is trained: all else lies in its weights and figures.
-IN_USE = ("evaluation.popularity_share", "evaluation.groups", "evaluation.first_events")
-
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a run's YAML and applies `section.field=value` overrides.
@@ -22,13 +19,26 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing, is no mapping, or a setting is wrong.
     """
-    document = _read_document(path)
+    return resolve(read_document(path), overrides, str(path))
+
+
+def resolve(document: dict[str, Any], overrides: Sequence[str], source: str) -> Config:
+    """Applies `section.field=value` overrides to settings, in place, and checks the result.
+
+    Raises:
+        ConfigError: a setting or an override is wrong.
+    """
     for override in overrides:
         _apply(document, override)
-    return parse_config(document, str(path))
+    return parse_config(document, source)
 
 
-def _read_document(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, Any]:
+    """The settings of a YAML as they are written.
+
+    Raises:
+        ConfigError: the file is missing, or is no mapping.
+    """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -38,30 +48,6 @@ def _read_document(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: holds {type(document).__name__}, not a mapping of sections")
     return document
-
-
-def load_trained_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads the settings of a trained run or a bundle, with changes to how it is used.
-
-    Raises:
-        ConfigError: an override names a setting that training has settled, or is wrong; or the file
-            was cut, which may leave YAML as valid as before.
-    """
-    for override in overrides:
-        key = override.partition("=")[0]
-        if key not in IN_USE:
-            raise ConfigError(
-                f"override {override!r}: a trained run's settings stay as they are, apart from "
-                f"{', '.join(IN_USE)}; train another run to change {key}"
-            )
-    document = _read_document(path)
-    for name in Config.model_fields:
-        if name not in document:
-            raise ConfigError(
-                f"{path}: there is no section {name}, and a trained run's settings are complete; "
-                "copy the run again"
-            )
-    return load_config(path, overrides)
 
 
 def _apply(document: dict[str, Any], override: str) -> None:

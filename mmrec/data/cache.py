@@ -1,7 +1,7 @@
 """The state cache on disk: what encoders give at the cut, a row an item, memory-mapped.
 
     ROOT/MODALITY-FINGERPRINT/
-        values.bin (N, T, W) fp16 or bf16    mask.bin (N, T) bool    pooled.bin (N, P) fp32
+        values.bin (N, T, W) of its dtype    mask.bin (N, T) bool    pooled.bin (N, P) fp32
         keys.bin (N, 32) sha256              status.bin (N,)         manifest.json
 
 Every row carries a key: the sha256 of its medium, its transform, its weights, the cut and the
@@ -36,7 +36,13 @@ from mmrec.errors import UserError
 SCHEMA = 1
 MANIFEST_FILE = "manifest.json"
 
-StateDtype = Literal["float16", "bfloat16"]
+StateDtype = Literal["float32", "float16", "bfloat16"]
+
+_KINDS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# bf16 is no numpy dtype: its bits are kept as int16
+_STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.int16}
+
+Layout = dict[str, tuple[DTypeLike, tuple[int, ...]]]
 
 
 class Status(IntEnum):
@@ -58,6 +64,7 @@ class CacheSpec:
         num_tokens: T.
         state_width: W, width of a state at the cut.
         pooled_width: P, width of the encoder's own pooled vector; 0: none is kept.
+        dtype: of the states on disk.
         cut: blocks above it; "0" is a whole encoder frozen.
     """
 
@@ -106,6 +113,27 @@ class CacheSpec:
         """sha256 of all fields."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
+    @property
+    def layout(self) -> Layout:
+        """Numpy dtype and shape of a row of each file; the status is last, see `_allocate`."""
+        T, W, P = self.num_tokens, self.state_width, self.pooled_width
+        return {
+            "values": (_STORED[self.dtype], (T, W)),
+            "mask": (np.bool_, (T,)),
+            **({"pooled": (np.float32, (P,))} if P else {}),
+            "keys": (np.uint8, (32,)),
+            "status": (np.uint8, ()),
+        }
+
+    @property
+    def row_bytes(self) -> int:
+        """What an item takes on disk."""
+        return sum(_size_bytes(*each) for each in self.layout.values())
+
+
+def _size_bytes(dtype: DTypeLike, shape: tuple[int, ...]) -> int:
+    return np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
+
 
 def row_key(fingerprint: str, digest: str | None) -> bytes:
     """The 32 bytes that name what a row holds.
@@ -120,11 +148,14 @@ def row_key(fingerprint: str, digest: str | None) -> bytes:
 def round_states(states: Tokens, dtype: StateDtype) -> Tokens:
     """States as they leave a cache: rounded to its dtype, returned in fp32.
 
-    States computed live pass through here too, so that training, export and service agree. What
-    exceeds the dtype's range becomes its largest finite value: a new item may be larger than
+    States computed live pass through here too, so that training, export and service agree. They do
+    so to 1e-5 with float32, which rounds nothing. A state that lies between two steps of a coarser
+    dtype may be rounded the other way in a batch of other items, whose last bits differ.
+
+    What exceeds the dtype's range becomes its largest finite value: a new item may be larger than
     every item the dtype was chosen for.
     """
-    kind = torch.float16 if dtype == "float16" else torch.bfloat16
+    kind = _KINDS[dtype]
     largest = torch.finfo(kind).max
     return Tokens(states.values.float().clamp(-largest, largest).to(kind).float(), states.mask)
 
@@ -140,16 +171,7 @@ class StateCache:
         self.folder = folder
         self.spec = spec
         self.num_items = num_items
-        T, W, P = spec.num_tokens, spec.state_width, spec.pooled_width
-        # bf16 is no numpy dtype: its bits are kept as int16. Status is last: see _allocate.
-        values = np.float16 if spec.dtype == "float16" else np.int16
-        self._layout: dict[str, tuple[DTypeLike, tuple[int, ...]]] = {
-            "values": (values, (T, W)),
-            "mask": (np.bool_, (T,)),
-            **({"pooled": (np.float32, (P,))} if P else {}),
-            "keys": (np.uint8, (32,)),
-            "status": (np.uint8, ()),
-        }
+        self._layout = spec.layout
         self._maps: dict[str, NDArray[Any]] = {}
 
     @classmethod
@@ -249,11 +271,9 @@ class StateCache:
             states: Tokens (R, T, W), already rounded.
             pooled: (R, P); None where none is kept.
         """
-        values = states.values.cpu()
-        if self.spec.dtype == "float16":
-            self._map("values", "r+")[rows] = values.half().numpy()
-        else:
-            self._map("values", "r+")[rows] = values.bfloat16().view(torch.int16).numpy()
+        values = states.values.cpu().to(_KINDS[self.spec.dtype])
+        bits = values.view(torch.int16) if self.spec.dtype == "bfloat16" else values
+        self._map("values", "r+")[rows] = bits.numpy()
         self._map("mask", "r+")[rows] = states.mask.cpu().numpy()
         if pooled is not None:
             self._map("pooled", "r+")[rows] = pooled.cpu().numpy()
@@ -335,8 +355,7 @@ class StateCache:
         return path.stat().st_size // self._row_bytes(name) if path.exists() else 0
 
     def _row_bytes(self, name: str) -> int:
-        dtype, shape = self._layout[name]
-        return np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
+        return _size_bytes(*self._layout[name])
 
     def _read_manifest(self) -> dict[str, Any]:
         try:

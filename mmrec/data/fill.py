@@ -3,8 +3,8 @@
     stale rows ─ aligned batches ─ threads: load, transform, collate ─► below ─ round ─► cache
                                                                        └► above ─ pooled ─┘
 
-Encoders run in fp32 and eval mode. Where a state exceeds what fp16 keeps well, the whole cache is
-made again in bf16.
+Encoders run in fp32 and eval mode. Where states are to be kept in fp16 and one exceeds what that
+keeps well, the whole cache is made again in bf16.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -85,18 +85,20 @@ def fill_cache(
     encoder: CachedEncoder,
     modality: str,
     *,
+    dtype: Literal["float32", "float16"] = "float32",
     batch_size: int = 32,
     num_threads: int = 2,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[StateCache, FillReport]:
-    """The filled cache of an encoder's states: fp16, or bf16 where a state exceeds 3e4.
+    """The filled cache of an encoder's states.
 
     Args:
         root: folder that holds the caches of a prepared folder.
         inputs: its items, with the encoder's transform under `modality`.
         encoder: in fp32, on `device`.
         modality: the data's name of it, as `vector.clip`.
+        dtype: of the states on disk; in place of fp16 it is bf16 where a state exceeds 3e4.
         batch_size: items encoded together.
         num_threads: threads that load and transform.
         device: where the encoder is.
@@ -106,9 +108,10 @@ def fill_cache(
         UserError: the folder cannot be written, or another process is filling it.
         ShardError: a shard does not hold what its index says.
     """
-    dtypes: tuple[StateDtype, ...] = ("float16", "bfloat16")
-    for dtype in dtypes:
-        spec = CacheSpec.of(encoder, inputs.transforms[modality], modality=modality, dtype=dtype)
+    dtypes: dict[str, tuple[StateDtype, ...]]
+    dtypes = {"float32": ("float32",), "float16": ("float16", "bfloat16")}
+    for kept in dtypes[dtype]:
+        spec = CacheSpec.of(encoder, inputs.transforms[modality], modality=modality, dtype=kept)
         cache = StateCache.open_or_create(root, spec, len(inputs))
         if cache.too_large:
             continue
@@ -126,7 +129,7 @@ def fill_cache(
             cache.too_large = True
             continue
         return cache, report
-    raise AssertionError("bf16 holds any fp32 value")
+    raise AssertionError("bf16 holds what fp32 does")
 
 
 def fill(

@@ -15,11 +15,12 @@ from typing import Any
 import polars as pl
 from polars.exceptions import PolarsError
 
-from mmrec.config import dotted_settings, load_config
+from mmrec.config import dotted_settings
 from mmrec.errors import CheckpointMismatch, UserError
 from mmrec.evaluation.evaluate import RANK_COLUMNS, SCHEMA
 from mmrec.evaluation.protocol import Which
 from mmrec.evaluation.report_plots import OURS
+from mmrec.run_config import load_run_config
 
 BETWEEN = "vs"
 
@@ -108,7 +109,7 @@ def read_run(run: Path, which: Which) -> EvaluatedRun:
         raise UserError(f"{run}: no model {OURS!r} among its figures; {again}")
     report = run / "report.json"
     costs = _read_json(report, again).get("costs") if report.is_file() else None
-    settings = dotted_settings(load_config(run / "config.yaml"))
+    settings = dotted_settings(load_run_config(run / "config.yaml"))
     settings["data_hash"] = metrics["data_hash"]
     return EvaluatedRun(run, metrics, own, settings, costs)
 

@@ -38,7 +38,7 @@ from data_prep.shards import History
 from encoders.adapters import MERGEABLE, merge
 from encoders.cut import StackedEncoder
 from mmrec.build import pick_device
-from mmrec.config import Config, change, dump_config, load_trained_config
+from mmrec.config import Config, change, dump_config
 from mmrec.data.item_labels import label_sets_of
 from mmrec.data.labels import heads_of
 from mmrec.data.ragged import IntArray
@@ -56,6 +56,7 @@ from mmrec.retrieval.parts import StoredParts, write_parts
 from mmrec.retrieval.retriever import Retriever
 from mmrec.retrieval.second_stage import copy_second_stage
 from mmrec.retrieval.texts import StoredTexts, write_texts
+from mmrec.run_config import load_trained_config
 from mmrec.training.checkpoint import load_model
 
 BUNDLE_FILE = "bundle.json"

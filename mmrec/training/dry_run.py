@@ -61,6 +61,7 @@ class CacheForecast:
     Attributes:
         tokens: states an item.
         width: of a state.
+        dtype: that states are kept in.
         bytes_an_item: on disk.
         size_bytes: of all items.
         fill_seconds: to make it where nothing of it is there yet.
@@ -68,6 +69,7 @@ class CacheForecast:
 
     tokens: int
     width: int
+    dtype: str
     bytes_an_item: int
     size_bytes: int
     fill_seconds: float
@@ -147,7 +149,10 @@ def forecast(config: Config, data_folder: Path, *, num_steps: int = 3) -> Foreca
     ) -> tuple[ModelInputs, dict[str, str]]:
         specs = {
             name: CacheSpec.of(
-                parts[name].encoder, parts[name].transform, modality=name, dtype="float16"
+                parts[name].encoder,
+                parts[name].transform,
+                modality=name,
+                dtype=config.encoders[name].cache_dtype,
             )
             for name in sorted(model.cached)
         }
@@ -265,10 +270,14 @@ def _too_large(held: int | None, available: int, assembly: Assembly) -> str:
 
 
 def _forecast_cache(spec: CacheSpec, num_items: int, fill_seconds: float) -> CacheForecast:
-    T, W, P = spec.num_tokens, spec.state_width, spec.pooled_width
-    # values of two bytes, mask, pooled vector, key and status: see mmrec.data.cache
-    size = 2 * T * W + T + 4 * P + 32 + 1
-    return CacheForecast(T, W, size, num_items * size, fill_seconds)
+    return CacheForecast(
+        tokens=spec.num_tokens,
+        width=spec.state_width,
+        dtype=spec.dtype,
+        bytes_an_item=spec.row_bytes,
+        size_bytes=num_items * spec.row_bytes,
+        fill_seconds=fill_seconds,
+    )
 
 
 def _probe(

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mmrec.build import Assembly
-from mmrec.config import Config, dump_config, load_config
+from mmrec.config import Config, dump_config
 from mmrec.errors import CheckpointMismatch
+from mmrec.run_config import load_run_config
 from mmrec.training.checkpoint import SCHEMA, TrainState
 from mmrec.training.trackers import flatten, open_trackers
 
@@ -88,7 +89,7 @@ def check_run(run: Path, config: Config, resume: bool) -> None:
             f"{run}: holds a run already; add --resume to go on with it, or name a new folder"
         )
     # values, not text: a newer version may know more settings
-    if _whoever_trains(load_config(path)) != _whoever_trains(config):
+    if _whoever_trains(load_run_config(path)) != _whoever_trains(config):
         raise CheckpointMismatch(
             f"{path}: differs from the settings given; resume with the run's own config.yaml"
         )

@@ -13,11 +13,11 @@ import torch
 
 from data_prep.shards import PreparedData, Split
 from encoders.cut import StackedEncoder
-from mmrec.config import load_trained_config
 from mmrec.data.new_users import KnownUsersSplit
 from mmrec.data.signal_spec import SignalSpec, spec_of
 from mmrec.errors import CheckpointMismatch
 from mmrec.model import RecommenderModel
+from mmrec.run_config import load_trained_config
 from mmrec.training.checkpoint import read_tensors
 
 logger = logging.getLogger(__name__)

@@ -30,6 +30,7 @@ from mmrec.config import Config
 from mmrec.data.batch import batch_loader
 from mmrec.errors import CheckpointMismatch
 from mmrec.mix import Mix, assemble_mix, banks_of, check_mix
+from mmrec.run_config import go_on_with
 from mmrec.training import budget
 from mmrec.training.checkpoint import (
     SCHEMA,
@@ -106,6 +107,8 @@ def train(
     torch.use_deterministic_algorithms(config.training.deterministic)
     # no result here reads memory it has not written; filling it costs a tenth of a step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if resume:  # before ranks meet: the first of them writes the file that this reads
+        config = go_on_with(config, run)
     check_trackers(config.training.trackers)
     with join_ranks() as ranks:
         with ranks.in_turn():  # the first fills the caches and opens the run

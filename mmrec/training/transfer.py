@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmrec.config import Config, EncoderConfig, load_trained_config
+from mmrec.config import Config, EncoderConfig
 from mmrec.encoder_builders import EncoderParts
 from mmrec.encoder_parts import rebuild_encoder
 from mmrec.errors import CheckpointMismatch, ConfigError
 from mmrec.model import RecommenderModel
+from mmrec.run_config import load_trained_config
 from mmrec.training.checkpoint import read_tensors
 
 logger = logging.getLogger(__name__)
