@@ -142,3 +142,27 @@ def test_what_was_known_before_stays_as_it_is() -> None:
     assert [found.words["colour"].of(row) for row in range(3)] == [[], [], []]
     np.testing.assert_array_equal(known.numbers["price"], [1, 2, np.nan])
     assert known.words["tags"].of(2) == []
+
+
+@pytest.mark.parametrize("text", ["abc", "nan", "inf", "-inf", "1e999"])
+def test_a_number_that_is_none_is_named(text: str, workers: tuple[TestClient, TestClient]) -> None:
+    here, _ = workers
+    form = {"item_id": "odd", "title": "red", "price": text}
+    answer = here.post("/v1/items", files={name: (None, each) for name, each in form.items()})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["field"]) == (422, "price")
+    assert error["message"] == f"price is {text!r}: not a number"
+
+
+def test_a_value_of_no_type_is_one_wrong_field(workers: tuple[TestClient, TestClient]) -> None:
+    here, _ = workers
+    for body, field in (
+        (b'{"attributes": {"price": NaN}}', "attributes.price"),
+        (b'{"attributes": {"query": NaN}}', "attributes.query"),
+    ):
+        answer = here.put(
+            "/v1/items/i1", content=body, headers={"content-type": "application/json"}
+        )
+        error = answer.json()["error"]
+        assert (answer.status_code, error["field"]) == (422, field)
+        assert "more field" not in error["message"] and "constrained" not in error["message"]

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -24,6 +26,9 @@ from mmrec.serving.database import DATABASE_ERRORS
 logger = logging.getLogger(__name__)
 MAX_MESSAGE = 500
 UNION_TAGS = ("as_id", "as_event")
+UNION_BRANCH = re.compile(r"constrained-\w+|list\[.*\]|function-.*")
+"""What pydantic says of the types that a value may have, behind the field's name."""
+NOT_ALLOWED = "has a character that is not allowed, such as a control character"
 UNREADABLE = "There was an error parsing the body"
 """What FastAPI says of a body whose JSON its parser gives up on."""
 _CODES = {400: "malformed", 404: "not_found", 405: "wrong_method", 415: "wrong_type"}
@@ -115,12 +120,20 @@ def _invalid(errors: Any) -> Fault:
     first = errors[0]
     if first["type"] == "json_invalid":
         return Fault(400, "malformed", f"the body is no JSON: {first['ctx']['error']}")
-    # the first says where, body, query or path; a field may have the same name
-    places = [str(each) for each in first["loc"][1:] if each not in UNION_TAGS]
-    field = ".".join(places)[:100] or None
+    field = _field(first["loc"])
     shown = ""
     if isinstance(first["input"], str | int | float | bool):
         shown = f", given {str(first['input'])[:60]!r}"
-    more = f" ({len(errors) - 1} more fields are wrong)" if len(errors) > 1 else ""
-    message = f"{field or 'body'}: {first['msg']}{shown}{more}"
-    return Fault(422, "invalid", message, field=field)
+    number = len({_field(each["loc"]) for each in errors}) - 1
+    more = f" ({number} more field{'s are' if number > 1 else ' is'} wrong)" if number else ""
+    what = first["msg"] if first["type"] != "string_pattern_mismatch" else NOT_ALLOWED
+    return Fault(422, "invalid", f"{field or 'body'}: {what}{shown}{more}", field=field)
+
+
+def _field(loc: Sequence[Any]) -> str | None:
+    """The field that an error is about: its place without what tells one type from another."""
+    # the first says where, body, query or path; a field may have the same name
+    places = [str(each) for each in loc[1:] if each not in UNION_TAGS]
+    if len(places) > 1 and UNION_BRANCH.fullmatch(places[-1]):
+        places.pop()
+    return ".".join(places)[:100] or None

@@ -79,14 +79,7 @@ def stored_item(
     """
     items = catalogue.items
     texts = {name: upload.fields[name] for name in items.text if upload.fields.get(name)}
-    row = {name: upload.fields.get(name) or None for name in items.attributes}
-    try:
-        attributes = convert_attributes(row, items.attributes)
-        numbers = [each for each in attributes.values() if isinstance(each, float)]
-        if not all(map(math.isfinite, numbers)):
-            raise ValueError("a number is not finite")
-    except (ValueError, OverflowError) as error:
-        raise Fault(422, "invalid", f"an attribute cannot be read: {error}") from None
+    attributes = _attributes(upload.fields, catalogue)
     media = []
     for kind in KINDS:
         for number, column in enumerate(getattr(items, kind)):
@@ -102,6 +95,22 @@ def stored_item(
         upload.item_id, texts, attributes, media, vectors,
         _digest(texts, attributes, vectors, media),
     )  # fmt: skip
+
+
+def _attributes(fields: Mapping[str, str], catalogue: Catalogue) -> dict[str, Any]:
+    attributes: dict[str, Any] = {}
+    for name, spec in catalogue.items.attributes.items():
+        text = fields.get(name) or None
+        try:
+            attributes |= convert_attributes({name: text}, {name: spec})
+        except (ValueError, OverflowError):  # of infinity, which is no integer either
+            attributes[name] = math.nan
+        value = attributes.get(name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise Fault(
+                422, "invalid", f"{name[:60]} is {str(text)[:60]!r}: not a number", field=name[:60]
+            )
+    return attributes
 
 
 class GivenMedia:
