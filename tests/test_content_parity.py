@@ -296,6 +296,9 @@ def test_score_is_the_product_of_exported_vectors(
     both = pl.read_parquet(out).join(products, on=["user_id", "item_id"])
     assert len(both) == len(whole) * len(user_ids)
     apart = (both["score"] - both["product"]).abs()
+    if run.name != "float16":
+        assert apart.max() < TOLERANCE
+        return
     assert apart.max() < 4 * ONE_STEP
     same = same_states(recommender, loaded, source, [whole])
     equal = [f"i{row}" for row in whole if same[row]]

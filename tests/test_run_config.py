@@ -47,7 +47,10 @@ def forget(run: Path) -> None:
 def earlier(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with caches of float16, as one that began before there was a choice left it."""
     run = tmp_path_factory.mktemp("earlier") / "run"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the tests have, which compare bits
     train(settings("float16"), tiny_data, run)
+    torch.set_num_threads(threads)
     forget(run)
     return run
 

@@ -30,7 +30,9 @@ from mmrec.training.train import train
 
 pytest_plugins = ["tiny_run"]
 pytestmark = pytest.mark.usefixtures("restored_torch")
-SMALL = RankerConfig(candidates=6, num_blocks=1, num_heads=2, max_epochs=1, batch_size=16)
+SMALL = RankerConfig(
+    candidates=6, num_blocks=1, num_heads=2, max_epochs=3, batch_size=16, learning_rate=0.03
+)  # enough to move lists, whatever that is worth
 
 
 @pytest.fixture(scope="module")
