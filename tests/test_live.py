@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -183,3 +185,17 @@ def test_events_go_on_where_the_log_ends(retriever: Retriever) -> None:
     live.use_events({})
     assert users.index_of("w") is None
     np.testing.assert_array_equal(users.complete(row).item_index, before.item_index)
+
+
+def test_it_is_gone_as_soon_as_nobody_holds_it(retriever: Retriever) -> None:
+    gc.disable()  # nobody looks for circles
+    try:
+        live = Live(retriever, "one")
+        live.apply([change(1, "n1")], lambda number: None)
+        assert live.retriever.items.attributes.table(SPECS).height == len(live.retriever.items.rows)
+        live.read_words()
+        whole, view = weakref.ref(live), weakref.ref(live.retriever)
+        del live
+        assert whole() is None and view() is None
+    finally:
+        gc.enable()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mmrec.retrieval.retriever import Retriever
 from mmrec.serving import service as service_module
+from mmrec.serving import versions as versions_module
 from mmrec.serving.database import DATABASE_ERRORS, Database
 from mmrec.serving.live import Live
 from mmrec.serving.service import Service
@@ -169,3 +173,47 @@ def test_what_another_worker_was_told_is_followed(watched: Watched, tmp_path: Pa
     run(watched, change)
     other.close()
     assert watched.put == ["one", "two"] and not watched.versions.refused
+
+
+def test_a_model_that_answers_no_more_is_let_go(watched: Watched) -> None:
+    async def change() -> None:
+        assert watched.live is not None
+        models, views = weakref.ref(watched.live), weakref.ref(watched.live.retriever)
+        gc.disable()  # it happens because of the change, and not by chance
+        try:
+            await watched.versions.change("two")
+            assert models() is None and views() is None
+        finally:
+            gc.enable()
+
+    run(watched, change)
+
+
+def test_models_are_loaded_and_looked_at_in_one_thread(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    load = versions_module.load_live
+
+    def noted(*given: Any) -> Live:
+        threads.append(threading.current_thread().name)
+        return load(*given)
+
+    monkeypatch.setattr(versions_module, "load_live", noted)
+    learn = watched.drift.learn
+
+    def looked(retriever: Retriever) -> None:
+        threads.append(threading.current_thread().name)
+        learn(retriever)
+
+    watched.drift.learn = looked  # type: ignore[method-assign]
+
+    async def change() -> None:
+        for version in ("two", "one"):
+            await watched.versions.change(version)
+            await watched.looks()
+
+    watched.looks_up(watched.database.version)
+    watched.load()
+    run(watched, change)
+    assert len(threads) >= 4 and len(set(threads)) == 1

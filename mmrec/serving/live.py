@@ -261,18 +261,23 @@ class Live:
         return items
 
     def _read_attributes(self, added: Sequence[AddedItem]) -> Callable[[], ItemAttributes] | None:
-        """Attributes of all items, read when a list asks for them."""
-        specs = self._source.catalogue.items.attributes
-        if self._source.items.read_attributes is None:
+        """Attributes of all items, read when a list asks for them.
+
+        It holds no `Live`: that holds the retriever, which holds this, and a model would stand in
+        memory until Python looks for such circles.
+        """
+        source, patches = self._source, self._patches
+        specs = source.catalogue.items.attributes
+        if source.items.read_attributes is None:
             return None
 
         def read() -> ItemAttributes:
-            whole = self._source.items.attributes
+            whole = source.items.attributes
             if added:
                 behind = ItemAttributes.of([each.attributes for each in added], specs)
                 both = pl.concat([whole.table(specs), behind.table(specs)])
                 whole = ItemAttributes.of_table(both)
-            return self._patches.over(whole, specs)
+            return patches.over(whole, specs)
 
         return read
 

@@ -3,6 +3,7 @@
 lists     ─ Batcher ─ Answering ─ Live          short questions, many together
 encoding  ─ Batcher ─ door, encoders            media of new items, one by one
 writing   ─ Batcher ─ database                  events, many in a transaction
+Beside                                          models that are loaded and looked at
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mmrec.serving.answering import Answering, encode_items
 from mmrec.serving.asked_drift import AskedDrift
 from mmrec.serving.auth import Keys, read_keys
 from mmrec.serving.batching import Batcher
+from mmrec.serving.beside import Beside
 from mmrec.serving.database import DATABASE_ERRORS, Database, Event, StoredItem
 from mmrec.serving.faults import Fault
 from mmrec.serving.given_items import Upload, check_names, stored_item
@@ -91,11 +93,13 @@ class Service:
         )
         self.showing = Showing(settings, self.database)
         self.lists.on_batch = self.monitoring.batched
+        self.beside = Beside()
         self.versions = Versions(
             settings,
             self.database,
             answering=self.answering,
             lists=self.lists,
+            beside=self.beside,
             keep=self.keep,
             monitoring=self.monitoring,
         )
@@ -138,6 +142,7 @@ class Service:
         await self.showing.close()
         for line in (self.lists, self.encoding, self.writing):
             await asyncio.to_thread(line.close)
+        await asyncio.to_thread(self.beside.close)
         self.database.close()
 
     def refuse_if_full(self, path: str) -> None:
@@ -274,7 +279,7 @@ class Service:
         if live is None or live.model_hash in (self.drift.model_hash, self._not_learnt):
             return
         try:
-            await asyncio.to_thread(self.drift.learn, live.source)
+            await self.beside.do(lambda: self.drift.learn(live.source))
         except Exception:  # of no use to whoever asks, so no reason to end
             self._not_learnt = live.model_hash
             logger.exception("what its users are like is not known; drift is not told")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from data_prep.errors import DataError
 from mmrec.errors import MmrecError
 from mmrec.serving.answering import Answering, popular_items
 from mmrec.serving.batching import Batcher
+from mmrec.serving.beside import Beside, give_memory_back
 from mmrec.serving.database import DATABASE_ERRORS, Database
 from mmrec.serving.faults import Fault
 from mmrec.serving.live import Live
@@ -37,6 +39,7 @@ class Versions:
         database: that names the version for every worker.
         answering: what the model is put into.
         lists: its line, between whose batches it is put there.
+        beside: where it is loaded.
         keep: writes to the database, in time or not at all.
         monitoring: told of what answers.
     """
@@ -48,11 +51,12 @@ class Versions:
         *,
         answering: Answering,
         lists: Batcher[Any, Any],
+        beside: Beside,
         keep: Callable[[Callable[[], None]], Awaitable[None]],
         monitoring: Monitoring,
     ) -> None:
         self._settings, self._database = settings, database
-        self._answering, self._lists = answering, lists
+        self._answering, self._lists, self._beside = answering, lists, beside
         self._keep, self._monitoring = keep, monitoring
         self._changing = asyncio.Lock()
         self._tried_at = time.monotonic()
@@ -69,7 +73,8 @@ class Versions:
         """
         version = self._database.version() or self._settings.path.name
         try:
-            self.put(self._load(self._folder_of(version), version))
+            folder = self._folder_of(version)
+            self.put(self._beside.wait_for(lambda: self._load(folder, version)))
         except (MmrecError, DataError, OSError) as error:
             if not self._database.popular():
                 raise
@@ -87,16 +92,8 @@ class Versions:
             Fault: 409, it fails its check; 503, the database does not take it in time.
         """
         folder = self._folder_of(version)
-        async with self._changing:
-            before = self._answering.live
-            live = await self._swap(folder, version)
-            try:
-                await self._keep(lambda: self._database.add_version(version, live.model_hash))
-            except Exception:
-                if before is not None:
-                    await self._lists.in_turn(lambda: self.put(before))
-                raise
-            return live
+        async with self._alone():
+            return await self._swap_and_record(folder, version)
 
     async def follow(self, named: str | None) -> None:
         """Puts the version in place that the database names, unless it is or was refused.
@@ -110,7 +107,7 @@ class Versions:
         if not again and not self._is_new(named):
             return
         self._tried_at = time.monotonic()
-        async with self._changing:
+        async with self._alone():
             version = self._settings.path.name
             try:
                 # what was said before may be the version whose place another has taken meanwhile
@@ -141,6 +138,26 @@ class Versions:
         serves = None if live is None else live.version
         return named is not None and named != serves and named not in self.refused
 
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """Nobody else changes the model meanwhile; what the one before held is given back."""
+        async with self._changing:
+            try:
+                yield
+            finally:
+                await self._beside.do(give_memory_back)
+
+    async def _swap_and_record(self, folder: Path, version: str) -> Live:
+        before = self._answering.live
+        live = await self._swap(folder, version)
+        try:
+            await self._keep(lambda: self._database.add_version(version, live.model_hash))
+        except Exception:
+            if before is not None:
+                await self._lists.in_turn(lambda: self.put(before))
+            raise
+        return live
+
     async def _swap(self, folder: Path, version: str) -> Live:
         """Puts a version in place that passes its check; under the lock.
 
@@ -150,7 +167,7 @@ class Versions:
         """
         before = self._answering.live
         try:
-            live = await asyncio.to_thread(self._load, folder, version)
+            live = await self._beside.do(lambda: self._load(folder, version))
             await self._lists.in_turn(lambda: self.put(live))
             try:
                 await self._lists.in_turn(lambda: check(live.retriever))
