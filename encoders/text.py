@@ -8,6 +8,7 @@ Legend: M items, L pieces of the longest text in the batch, T tokens kept, W wid
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from encoders.cut import StackedEncoder
 from encoders.encoder import Inputs
+from encoders.int8 import is_quantised
 from encoders.small_text import SmallTextEncoder
 from encoders.text_states import (
     TextStates,
@@ -23,6 +25,7 @@ from encoders.text_states import (
     extend_states,
     longest_text,
     pool_before_last,
+    read_by_length,
 )
 from encoders.text_transform import TextTransform, train_vocabulary
 from encoders.tokens import Tokens, masked, pool_tokens
@@ -162,6 +165,8 @@ class TextEncoder(StackedEncoder):
             (M, T, W).
         """
         M, T = mask.shape
+        if is_quantised(self.model) and not pieces.is_meta:
+            read = partial(read_by_length, read)
         if self.max_length >= T:
             return read(pieces, mask)
         chunks = -(-T // self.max_length)

@@ -3,6 +3,8 @@
 Legend: M items, L pieces of the longest text in the batch, T tokens, W width.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +41,38 @@ def pool_before_last(tokens: Tokens, num_tokens: int) -> Tokens:
     padded = nn.functional.pad(before.values, (0, 0, 0, 1))
     joined = torch.where((slots == count.unsqueeze(1)).unsqueeze(-1), values, padded)
     return masked(joined, (slots <= count.unsqueeze(1)) & present.unsqueeze(1))
+
+
+def read_by_length(
+    read: Callable[[Tensor, Tensor], Tensor], pieces: Tensor, mask: Tensor
+) -> Tensor:
+    """Let a model read texts of one length together, and none beside padding.
+
+    What it makes of a text is then the same whatever is encoded beside it, to the last bit on a
+    CPU: products of unlike shapes differ in their last digits, which rounding to whole numbers
+    would turn into steps.
+
+    Args:
+        read: pieces (R, L, …) and their mask (R, L) to states (R, L, W).
+        pieces: (M, T, …).
+        mask: (M, T); real pieces of a text stand next to each other.
+
+    Returns:
+        (M, T, W); zeros where the mask is False.
+    """
+    lengths = mask.sum(1)
+    first = mask.int().argmax(1)
+    whole: Tensor | None = None
+    for length in lengths.unique().tolist():
+        rows = (lengths == length).nonzero()[:, 0]
+        if length == 0:
+            continue
+        places = first[rows, None] + torch.arange(length, device=mask.device)
+        found = read(pieces[rows[:, None], places], mask[rows[:, None], places])
+        if whole is None:
+            whole = found.new_zeros(*mask.shape, found.shape[-1])
+        whole[rows[:, None], places] = found
+    return read(pieces, mask) if whole is None else whole
 
 
 def check_length(token_ids: Tensor, max_length: int) -> None:

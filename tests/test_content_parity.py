@@ -72,6 +72,7 @@ RUNS: dict[str, int | str] = {
     "whole": "all",
     "families": 0,
     "families-cut": 1,
+    "families-int8": 0,
     LAST_RUN: 0,
 }
 """Blocks that train in each run."""
@@ -147,6 +148,8 @@ def settings_of(name: str, folder: Path) -> Config:
     }
     if name.startswith("families") and isinstance(blocks, int):
         document["encoders"] |= families(folder / f"weights-{name}", blocks)
+    if name == "families-int8":
+        document["encoders"]["text"]["options"] = {"int8": True}
     if name == "float16":
         for each in document["encoders"].values():
             each["cache_dtype"] = "float16"

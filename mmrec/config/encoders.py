@@ -35,7 +35,7 @@ class EncoderConfig(Section):
     """Tokens an item keeps of this modality."""
     cache_dtype: Literal["float32", "float16"] = "float32"
     """Of cached states. `float32`: an item's content agrees to 1e-5 between export, `/v1/embed` and
-    `score`, whatever items are encoded beside it (shown on CPUs, and not for int8 texts).
+    `score`, whatever items are encoded beside it (shown on CPUs).
     `float16`: half the disk, and a state between two steps may round either way: contents agree to
     1e-5 with most pretrained encoders, to 2e-4 with fresh ones. Where a state exceeds 3e4, bfloat16
     takes its place."""
