@@ -28,6 +28,7 @@ from mmrec.data.items import Broken, ItemInputs
 from mmrec.data.labels import LabelSource, describe_heads
 from mmrec.data.media import ItemSource
 from mmrec.data.queries import open_queries
+from mmrec.data.reorder import Reorder
 from mmrec.data.signal_spec import describe_signals
 from mmrec.data.signals import SignalSource
 from mmrec.data.stand_ins import StandIns
@@ -302,6 +303,7 @@ def assemble(
         event_weights=event_weights(config.training.event_weights, data),
         heads=LabelSource(heads, item_means, row_of) if heads else None,
         item_labels=labels,
+        reorder=Reorder(config.data.reorder, config.training.seed) if config.data.reorder else None,
     )
     return Assembly(
         config=config,

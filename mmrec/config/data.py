@@ -19,6 +19,10 @@ class DataConfig(Section):
     windows: Literal["all", "last"] = "all"
     """Of a longer history: `all` makes every event a target once an epoch, `last` the newest only.
     Figures are means over users, and `all` gives long histories more of the loss."""
+    reorder: float = Field(0.0, ge=0, le=1)
+    """Share of the histories that training reads in another order, drawn anew each epoch: for
+    catalogues whose order says little, such as a shop's or one of films that are all old. Lists are
+    asked with histories as they were."""
     num_workers: int = Field(0, ge=0)
     """Processes that prepare batches; any number gives the same batches."""
     shuffle_window: int = Field(16, ge=1)

@@ -93,6 +93,7 @@ class Config(Section):
                 f"'{self.training.optimiser}', which cannot update a part of a matrix by itself: "
                 f"set training.optimiser to {' or '.join(in_parts)}, or training.sharding=none"
             )
+        self._check_order()
         history = self.model.history
         if history.both_ways and self.model.heads:
             raise ValueError(
@@ -142,6 +143,20 @@ class Config(Section):
                     f"set encoders.{modality}.trainable_blocks=0"
                 )
         return self
+
+    def _check_order(self) -> None:
+        """Refuses another order of histories beside what reads the order."""
+        reads = {
+            "model.signals.times": (self.model.signals.times, "gaps between events"),
+            "model.heads": (self.model.heads, "what a user did next"),
+            "training.shown_weight": (self.training.shown_weight, "what was shown before an event"),
+        }
+        for name, (is_set, what) in reads.items():
+            if self.data.reorder and is_set:
+                raise ValueError(
+                    f"data.reorder is {self.data.reorder:g}, but {name} reads {what}, which "
+                    f"histories in another order do not have: set data.reorder=0, or drop {name}"
+                )
 
 
 def parse_config(document: Mapping[str, Any], source: str = "config") -> Config:

@@ -25,6 +25,7 @@ from mmrec.data.histories import EpochPlan, HistorySource, IntArray, Samples
 from mmrec.data.labels import HeadLabels, LabelSource, not_met
 from mmrec.data.media import ItemSource, ModalityInput, media_to
 from mmrec.data.queries import Queries, QuerySource
+from mmrec.data.reorder import Reorder
 from mmrec.data.targets import TargetRule
 from mmrec.data.told import columns_of, join_columns, unknown_events
 
@@ -166,6 +167,7 @@ class BatchStream(IterableDataset[Batch]):
             events without a type; None: 1 each.
         heads: labels of what the model tells beside the next item; None for nothing.
         item_labels: labels of items that the model tells; None for none.
+        reorder: puts histories into another order; None: all are read as they were.
     """
 
     def __init__(
@@ -192,7 +194,9 @@ class BatchStream(IterableDataset[Batch]):
         event_weights: npt.NDArray[np.float32] | None = None,
         heads: LabelSource | None = None,
         item_labels: ItemLabels | None = None,
+        reorder: Reorder | None = None,
     ) -> None:
+        self.reorder = reorder
         self.heads, self.item_labels = heads, item_labels
         self.event_weights = event_weights
         self.signals, self.start = signals, start
@@ -228,6 +232,8 @@ class BatchStream(IterableDataset[Batch]):
         shown: list[IntArray] = []
         for history, start, stop in zip(samples.history, samples.start, samples.stop, strict=True):
             record = self.histories.read(int(history))
+            if self.reorder is not None:
+                record = self.reorder.of(record, epoch=self.epoch, history=int(history))
             items = self.row_of[record.item_index[start:stop]]
             allowed = self.targets.allowed(record.event, record.value, start, stop)
             begins = self.start and start == 0
