@@ -24,8 +24,7 @@ from mmrec.retrieval.parts import content_by, content_without
 pytest_plugins = ["tiny_run"]
 
 COLUMNS = {"image": ["poster"], "audio": ["sound"], "text": ["title", "plot"]}
-FP16 = 2e-3
-"""Of a unit vector's element that was rounded to fp16, and of the states at the cut."""
+EXACT = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def test_contents_are_those_of_items_with_these_media(
     else:
         found = content_without(recommender.retriever, modality, rows)
     assert len(rows) >= NUM_ITEMS - 1 and expected.content is not None
-    np.testing.assert_allclose(found.numpy(), expected.content, atol=FP16)
+    np.testing.assert_allclose(found.numpy(), expected.content, atol=EXACT)
 
 
 def test_a_bundle_holds_the_same_contents(recommender: Recommender, bundle: Recommender) -> None:

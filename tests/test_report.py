@@ -33,6 +33,8 @@ from mmrec.evaluation.scorecard_plot import scorecard_png
 from mmrec.evaluation.stability import Overlap, PerturbationRow, SeedRun, Seeds, Stability
 from mmrec.evaluation.strips import UserStrip
 from mmrec.evaluation.sweep import AtCost, Sweep
+from mmrec.evaluation.variety import VarietyPoint
+from mmrec.retrieval.rerank import METHODS
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -188,6 +190,11 @@ def everything_else() -> dict[str, Any]:
     scores_of = {"num_users": 4, "num_targets": 4, "hr@10": 0.5, "ndcg@10": 0.25}
     return {
         "best": [UserStrip("u2", [1], [2], [], [2], 1, "warm target at rank 1 of 48")],
+        "variety_curve": [
+            VarietyPoint(method, strength, 0.25 - strength / 8, 0.5, diversity)
+            for method in METHODS
+            for strength, diversity in ((0.0, 0.625), (1.0, None))
+        ],
         "before": {"warm": {**scores_of, "hr@10": 0.125}, "cold": None},
         "breakdowns": [
             Breakdown(
@@ -272,6 +279,7 @@ def test_json_holds_what_the_page_shows(run: Path, data: PreparedData) -> None:
     assert document["breakdowns"][0]["models"]["mmrec"]["head"]["num_targets"] == 4
     assert document["sweeps"][0]["cold_ndcg"] == [0.1, 0.2]
     assert document["at_costs"][0]["cold_hr"] == 0.3125
+    assert [each["diversity"] for each in document["variety"]] == [0.625, None] * 2
     assert document["reliability"][0]["error"] == 0.0625
     assert document["costs"]["latency"]["p95_ms"] == 4.0
     assert document["facts"]["tied_share"] == 0.53
@@ -280,6 +288,7 @@ def test_json_holds_what_the_page_shows(run: Path, data: PreparedData) -> None:
     assert document["best"][0]["targets"] == [data.items.item_ids[2]]
     page = words_of((run / "report.html").read_text()).replace("&#39;", "'")
     assert "5 % of warm lost on validation" in page and "mmrec 0.3750 0.3125" in page
+    assert "0 0.2500 0.6250 0.2500 0.6250 1 0.1250 – 0.1250 –" in page
     for sentence in [*document["sentences"], *document["limits"]]:
         assert sentence in page
     ReportDocument.model_validate_json((run / "report.json").read_text())

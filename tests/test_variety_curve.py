@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from mmrec.data.ragged import Ragged
+from mmrec.evaluation import variety
 from mmrec.evaluation.asked import Asked
 from mmrec.evaluation.lists import intra_list_diversity
 from mmrec.evaluation.protocol import Cases
 from mmrec.evaluation.ranking import VectorScorer, rank_cases
-from mmrec.evaluation.variety import STRENGTHS, variety_curve
+from mmrec.evaluation.variety import STRENGTHS, variety_curve, variety_curves
 from mmrec.retrieval.rerank import METHODS, Method, choose_varied, gain_of
 
 NUM_USERS, NUM_ITEMS = 60, 150
@@ -54,9 +55,27 @@ def test_curve_starts_at_the_plain_lists_and_trades_accuracy_for_variety(
     assert curve[0].recall == pytest.approx(float((ranking.rank <= 10).mean()))
     ndcg = np.where(ranking.rank <= 10, 1 / np.log2(1 + ranking.rank), 0).mean()
     assert curve[0].ndcg == pytest.approx(float(ndcg))
-    diversity = [each.diversity for each in curve]
+    diversity = [each.diversity for each in curve if each.diversity is not None]
+    assert len(diversity) == len(STRENGTHS)
     assert min(np.diff(diversity)) >= -0.002 * diversity[-1] and diversity[-1] > 2 * diversity[0]
     assert curve[-1].ndcg < curve[0].ndcg
+
+
+def test_both_curves_are_taken_on_an_even_part_of_many_cases(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = variety_curves(asked, asked.items)
+    assert whole == [p for method in METHODS for p in variety_curve(asked, asked.items, method)]
+    monkeypatch.setattr(variety, "MOST_CASES", 20)
+    rows = np.linspace(0, NUM_USERS - 1, 20).astype(np.int64)
+    part = Asked(asked.cases.take(rows), asked.users[rows], asked.items)
+    expected = [p for method in METHODS for p in variety_curve(part, asked.items, method)]
+    assert variety_curves(asked, asked.items) == expected != whole
+
+
+def test_items_that_nothing_is_known_of_have_no_diversity(asked: Asked) -> None:
+    curve = variety_curve(asked, torch.zeros(NUM_ITEMS, 4), "mmr", (0.0, 0.5))
+    assert [each.diversity for each in curve] == [None, None] and curve[0].ndcg > 0
 
 
 def test_a_list_is_as_long_as_there_are_items(asked: Asked) -> None:
@@ -75,7 +94,7 @@ def test_a_list_is_as_long_as_there_are_items(asked: Asked) -> None:
         asked.items[:3],
     )
     (point,) = variety_curve(few, asked.items, "mmr", (0.5,))
-    assert point.recall == 1 and np.isfinite(point.diversity)
+    assert point.recall == 1 and point.diversity is not None
 
 
 def test_variety_keeps_users_out_of_a_bubble() -> None:

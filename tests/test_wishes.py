@@ -293,7 +293,13 @@ def test_words_of_the_commands(tiny_run: Path, capsys: pytest.CaptureFixture[str
     assert all(0 < each["probability"] <= 1 and len(each["similar"]) == 2 for each in asked)
     varied = ask("recommend", "--user", "u1", "--diversity", "1", "--diversify-by", "dpp")
     assert varied[0]["item_id"] == first
-    assert ask("similar", "--item", "i1", "--without", "i2,i3")
+    near = ask("similar", "--item", "i1", "-k", "14")
+    unwanted = [near[0]["item_id"], near[3]["item_id"]]
+    found = ask("similar", "--item", "i1", "-k", "14", "--without", ",".join(unwanted))
+    left = [each for each in near if each["item_id"] not in unwanted]
+    assert len(left) == len(near) - 2 >= 10 and len(found) == len(left)
+    for rank, (each, other) in enumerate(zip(found, left, strict=True), 1):
+        assert each == {**other, "rank": rank}
     for command in (["recommend", "--user", "u1"], ["similar", "--item", "i1"]):
         for option in (["--where", "price<=20"], ["--prefer", "price<"], ["--max-per", "price=1"]):
             assert main([command[0], str(tiny_run), *command[1:], *option]) == 2

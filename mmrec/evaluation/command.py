@@ -54,6 +54,7 @@ from mmrec.evaluation.stability import read_stability
 from mmrec.evaluation.strips import even_strips, extreme_strips
 from mmrec.evaluation.sweep import Sweep, at_costs, sweep_models
 from mmrec.evaluation.tail import tail_curve
+from mmrec.evaluation.variety import variety_curves
 from mmrec.loaded import LoadedRun, load_run, open_source
 from mmrec.model_inputs import ModelInputs
 from mmrec.ranking.evaluate import evaluate_ranker
@@ -210,6 +211,8 @@ def find_out(
     events[loaded.split.train.user_index] = loaded.split.train.lengths
     tau = float(loaded.model.temperature.detach())
     fresh, asked = untrained(loaded), ask_validation(loaded)
+    # lists are re-ranked by contents, as in use; a model of ids has its embeddings for them
+    compared = traits.vectors if loaded.content is None else loaded.content
     sweeps = [] if asked is None else validation_sweeps(loaded, asked, popularity, content)
     curve = [
         OffsetPoint(
@@ -241,6 +244,7 @@ def find_out(
         at_costs=at_costs(sweeps, scorers, cases, popularity, device=loaded.device),
         popularity_share=config.evaluation.popularity_share,
         tail_curve=() if asked is None else tail_curve(loaded.model, asked, popularity),
+        variety_curve=() if asked is None else variety_curves(asked, compared),
         reliability=our_reliability(ours, cases, temperature=tau),
         costs=costs_of(
             state,

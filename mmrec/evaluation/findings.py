@@ -16,6 +16,7 @@ from mmrec.evaluation.stability import Stability
 from mmrec.evaluation.strips import UserStrip
 from mmrec.evaluation.sweep import AtCost, Sweep
 from mmrec.evaluation.tail import TailPoint
+from mmrec.evaluation.variety import VarietyPoint
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Findings:
         at_costs: the same models on these cases, with offsets chosen there.
         popularity_share: share of our popularity term that the figures were made with.
         tail_curve: tail against head on validation, as that share falls.
+        variety_curve: accuracy against diversity on validation, as lists are re-ranked.
         reliability: of our probabilities.
         costs: of training and use.
         facts: of the data.
@@ -71,6 +73,7 @@ class Findings:
     at_costs: Sequence[AtCost] = ()
     popularity_share: float | None = None
     tail_curve: Sequence[TailPoint] = ()
+    variety_curve: Sequence[VarietyPoint] = ()
     reliability: Sequence[Reliability] = ()
     costs: Costs | None = None
     facts: DataFacts | None = None

@@ -36,6 +36,7 @@ from mmrec.evaluation.report_plots import (
     sweep_plot,
 )
 from mmrec.evaluation.report_tables import (
+    METHOD_NAMES,
     TAIL_FIGURES,
     breakdown_table,
     cost_rows,
@@ -54,6 +55,7 @@ from mmrec.evaluation.report_tables import (
     stability_table,
     sweep_table,
     tail_table,
+    variety_table,
 )
 from mmrec.evaluation.report_tiles import Tile, make_tile
 from mmrec.evaluation.report_words import (
@@ -69,6 +71,7 @@ from mmrec.evaluation.scorecard import scorecard_markdown
 from mmrec.evaluation.scorecard_plot import scorecard_png
 from mmrec.evaluation.significance import PairedDifference, intervals_and_tests
 from mmrec.evaluation.strips import UserStrip
+from mmrec.retrieval.rerank import METHODS
 
 BREAKDOWN_TITLES = {
     ("item", "all"): "By training events of the target item, all targets",
@@ -157,6 +160,8 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
         "sweep_table": sweep_table(sweeps, findings.warm_cost or DEFAULT_WARM_COST),
         "tail_table": tail_table(findings.tail_curve, findings.popularity_share),
         "tail_columns": TAIL_COLUMNS,
+        "variety_table": variety_table(findings.variety_curve),
+        "variety_methods": [METHOD_NAMES[each] for each in METHODS],
         "new_users": document.get("new_users"),
         "new_users_table": new_users_table(document.get("new_users")),
         "new_users_plot": new_users_plot(document.get("new_users")),

@@ -4,7 +4,7 @@
      sentences, limits,                         what the page says
      models, intervals, tests,                  MODEL -> SLICE -> metric; 95 %; ours - other
      breakdowns, lists, before, knockout,       by counts of events; what lists are measured with
-     learning, offset, sweeps, tail,            curves; the gap to training
+     learning, offset, sweeps, tail, variety,   curves; the gap to training
      at_costs,                                  test figures with offsets of validation
      reliability, heads, labels,                the last two by name, where the model has some
      new_users,                                 behind their first events, where some were held out
@@ -99,6 +99,7 @@ def report_document(
             "popularity_share": findings.popularity_share,
             "curve": [asdict(each) for each in findings.tail_curve],
         },
+        "variety": [asdict(each) for each in findings.variety_curve],
         "reliability": [asdict(each) for each in findings.reliability],
         "heads": metrics.get("heads", {}),
         "labels": metrics.get("labels", {}),

@@ -15,6 +15,8 @@ from mmrec.evaluation.significance import PairedDifference
 from mmrec.evaluation.stability import BySlice, Overlap, Stability
 from mmrec.evaluation.sweep import AtCost, Sweep
 from mmrec.evaluation.tail import TailPoint
+from mmrec.evaluation.variety import VarietyPoint
+from mmrec.retrieval.rerank import METHODS
 
 # Of lists, no end is better: novelty and popularity pull against each other, diversity against hits
 _NO_BEST = ("popularity", "novelty", "diversity")
@@ -27,6 +29,8 @@ TAIL_FIGURES = {
     "head_ndcg": "head NDCG@10",
     "ndcg": "NDCG@10, all targets",
 }
+
+METHOD_NAMES = {"mmr": "MMR", "dpp": "DPP"}
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,22 @@ def tail_table(curve: Sequence[TailPoint], share: float | None) -> Rows:
             [Cell(_number(getattr(point, name), name)) for name in TAIL_FIGURES],
         )
         for point in curve
+    ]
+
+
+def variety_table(curve: Sequence[VarietyPoint]) -> Rows:
+    """A row a strength of re-ranking: NDCG@10 and diversity of each method in `METHODS`."""
+    points = {(each.method, each.strength): each for each in curve}
+    return [
+        (
+            f"{strength:g}",
+            [
+                Cell(text)
+                for each in (points[method, strength] for method in METHODS)
+                for text in (f"{each.ndcg:.4f}", _number(each.diversity, "diversity"))
+            ],
+        )
+        for strength in sorted({each.strength for each in curve})
     ]
 
 

@@ -24,6 +24,7 @@ from mmrec.evaluation.significance import Interval, PairedDifference
 from mmrec.evaluation.stability import Stability
 from mmrec.evaluation.sweep import AtCost, Sweep
 from mmrec.evaluation.tail import TailPoint
+from mmrec.evaluation.variety import VarietyPoint
 
 Figures = dict[str, float]
 Slices = dict[str, Figures | None]
@@ -109,6 +110,7 @@ class ReportDocument(Document):
     sweeps: list[Sweep]
     at_costs: list[AtCost]
     tail: Tail
+    variety: list[VarietyPoint] = []
     reliability: list[Reliability]
     heads: dict[str, dict[str, Any]]
     labels: dict[str, dict[str, Any]]

@@ -17,9 +17,11 @@ from mmrec.evaluation.lists import LIST_LENGTH, intra_list_diversity
 from mmrec.evaluation.metrics import metrics_from_ranks
 from mmrec.evaluation.ranking import VectorScorer
 from mmrec.evaluation.scores import masked_scores
-from mmrec.retrieval.rerank import POOL, Method, choose_varied, gain_of
+from mmrec.retrieval.rerank import METHODS, POOL, Method, choose_varied, gain_of
 
 STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+MOST_CASES = 1_000
+"""Cases that the curves are taken on, evenly: 14 lists each take some 5 ms."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,30 @@ class VarietyPoint:
         strength: 0 is the order of the scores.
         ndcg: NDCG@10 of the targets, the mean over users.
         recall: recall@10.
-        diversity: 1 - mean cosine over the pairs of a list, the mean over lists.
+        diversity: 1 - mean cosine over the pairs of a list, the mean over lists; None where no list
+            has two items that can be compared.
     """
 
     method: Method
     strength: float
     ndcg: float
     recall: float
-    diversity: float
+    diversity: float | None
+
+
+def variety_curves(asked: Asked, vectors: Tensor) -> list[VarietyPoint]:
+    """The curve of each method, on no more than `MOST_CASES` cases.
+
+    Args:
+        asked: a model's vectors for the cases.
+        vectors: (N, V) as of `variety_curve`.
+    """
+    num_cases = len(asked.cases)
+    if num_cases > MOST_CASES:
+        rows = np.linspace(0, num_cases - 1, MOST_CASES).astype(np.int64)
+        chosen = torch.from_numpy(rows).to(asked.users.device)
+        asked = Asked(asked.cases.take(rows), asked.users[chosen], asked.items)
+    return [point for method in METHODS for point in variety_curve(asked, vectors, method)]
 
 
 def variety_curve(
@@ -88,10 +106,12 @@ def _point(
     beyond = len(cases.candidates) + 1
     rank = np.where(found.any(1), found.argmax(1) + 1.0, beyond)
     metrics = metrics_from_ranks(rank, cases.targets.offsets, cases.user_index, ks=(LIST_LENGTH,))
+    varied = intra_list_diversity(shown, vectors)
+    told = varied[~np.isnan(varied)]
     return VarietyPoint(
         method=method,
         strength=strength,
         ndcg=metrics["ndcg@10"],
         recall=metrics["recall@10"],
-        diversity=float(np.nanmean(intra_list_diversity(shown, vectors))),
+        diversity=float(told.mean()) if len(told) else None,
     )

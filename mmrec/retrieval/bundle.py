@@ -4,7 +4,7 @@
     config.yaml state.json    settings; tokenisers and encoders' architecture are in the state;
                               LoRA and its like are folded into the weights
     model.safetensors content.safetensors
-    parts.safetensors         contents by each modality alone, and without each, in fp16
+    parts.safetensors         contents by each modality alone, and without each
     items.parquet             item_id, title, modalities and what may be recommended, by item_index
     texts.parquet             all texts of each item, which search by words reads, by item_index
     attributes.parquet        a typed column an attribute of the catalogue, by item_index

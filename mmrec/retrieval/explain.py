@@ -1,7 +1,7 @@
 """Why an item is listed: what its score loses without an event of the history, or without a medium.
 
     user without event i ──────────► drop of event i          n passes of the user model, in batches
-    item without modality m ───────► drop of modality m
+    item that lost modality m ─────► drop of modality m
     item without its learnt part ──► drop of what users did with it
 
 Every figure is a difference of two scores of the model, so that what is named is what counted. Only
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +30,7 @@ from mmrec.retrieval.explanation_words import Language, in_words
 from mmrec.retrieval.known import Asked
 from mmrec.retrieval.parts import content_without
 from mmrec.retrieval.retriever import Retriever
+from mmrec.vectors import modalities_of
 
 logger = logging.getLogger(__name__)
 
@@ -197,33 +198,27 @@ def _part_drops(
     known = rows < retriever.parts.num_items
     chosen = torch.from_numpy(known).to(scores.device)
     for name in retriever.transforms:
-        content = content_without(retriever, name, rows[known])
         drops[name] = torch.full_like(scores, torch.nan)
-        rest = [
-            [each for each in retriever.items.modalities(row) if each != name]
-            for row in rows[known].tolist()
-        ]
-        others = _scores_of(retriever, user, rows[known], content, rest)
-        drops[name][chosen] = scores[chosen] - others
+        drops[name][chosen] = scores[chosen] - _scores_without(retriever, user, rows[known], name)
     return drops
 
 
 @torch.no_grad()
-def _scores_of(
-    retriever: Retriever,
-    user: Tensor,
-    rows: IntArray,
-    content: Tensor,
-    modalities: Sequence[Sequence[str]],
-) -> Tensor:
-    """(K,) scores of items as if their contents (K, D) were others, made of some modalities."""
+def _scores_without(retriever: Retriever, user: Tensor, rows: IntArray, modality: str) -> Tensor:
+    """(K,) scores of items that had lost a modality: what the rest lets expect stands in for it."""
     model = retriever.model
+    content = content_without(retriever, modality, rows)
+    has = modalities_of(model, lambda name: retriever.items.has[name][rows])
+    assert has is not None and model.completion is not None
+    lost = has & torch.tensor([name == modality for name in model.completion.modalities]).to(has)
     place_of = np.full(len(retriever.counts), -1)
     place_of[retriever.item_index_of] = np.arange(len(retriever.item_index_of))
     places = torch.from_numpy(place_of[rows]).to(content.device)
-    expected, known = retriever.embeddings_of_new(content, modalities), places >= 0
+    known = places >= 0  # the others are new to training, and are completed as such
+    expected = model.embeddings_of_new(content, has & ~lost)
     embedding = expected.clone()
-    embedding[known] = model.embeddings(content[known], places[known])
+    completed = model.completion(content[known], lost[known])
+    embedding[known] = model.embeddings(completed, places[known])
     counts = torch.from_numpy(retriever.counts[rows]).to(content)
     bias = model.bias(counts, expected) * model.temperature.detach()
     return embedding @ user + bias

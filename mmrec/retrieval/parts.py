@@ -1,7 +1,10 @@
 """Contents of items by some of their media: by one alone ("looks like"), or without one.
 
-    states or media of a run ─ tokens ─ those kept ─ fusion ─► (N, D), rounded to fp16
+    states or media of a run ─ tokens ─ those kept ─ fusion ─► (N, D)
     parts.safetensors of a bundle ──────────────────────────► the same
+
+They are kept in fp32, as contents are: what a score loses without a medium is the difference of
+two, and rounding one of them to fp16 moved it by up to 5e-4.
 
 An item with nothing of what is kept is what fusion makes of no media at all: the average item.
 
@@ -50,7 +53,7 @@ class Parts(Protocol):
             rows: (n,) item_index; None: all N, which are then held.
 
         Returns:
-            (n, D) unit vectors, to fp16's precision.
+            (n, D) unit vectors.
         """
 
     def contents(self, kept: Sequence[Set[str]], tiles: Sequence[IntArray]) -> Iterator[Tensor]:
@@ -99,7 +102,7 @@ class EncodedParts:
         assert source is not None and model.fusion is not None
         for media in load_ahead(source.collate, tiles):
             tokens = model.tokens(media_to(media, model.counts.device))
-            yield torch.stack([_fuse(model.fusion, tokens, each).half().float() for each in kept])
+            yield torch.stack([_fuse(model.fusion, tokens, each) for each in kept])
 
 
 def _fuse(fusion: nn.Module, tokens: Mapping[str, Tokens], kept: Set[str]) -> Tensor:
@@ -165,7 +168,7 @@ def write_parts(
         kept if isinstance(parts, EncodedParts) else None,
         "parts",
         parts.num_items,
-        lambda tiles: (each.half() for each in parts.contents(sets, tiles)),
+        lambda tiles: parts.contents(sets, tiles),
         tile=TILE,
         noun="items by some of their media",
     )
