@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mmrec.errors import UserError
+from mmrec.retrieval.freshness import with_half_life
 from mmrec.retrieval.known import Asked, BoolArray
 from mmrec.retrieval.lexical import LexicalIndex, read_words
 from mmrec.retrieval.lists import (
@@ -228,6 +229,7 @@ class Searcher:
         if taste is not None and taste.mix == 1:
             return recommend_next(retriever, taste.asked, k, at=now, wishes=wishes)
         wishes.refuse_of_users("a search")
+        wishes = with_half_life(retriever, wishes, query.text)
         match = self.match(query, by, content)
         scores, num_candidates = match.scores, k
         if taste is not None and taste.hide_seen and retriever.repeats_forbidden:
