@@ -31,6 +31,7 @@ from mmrec.training.train import train
 pytestmark = pytest.mark.usefixtures("restored_torch")
 NUM_ITEMS, NUM_USERS, LENGTH, K = 80, 120, 12, 10
 GENRES, LANGUAGES = ("horror", "comedy", "war", "music"), ("en", "zh", "de")
+WORDS = {"en": "english", "zh": "中文", "de": "german"}
 LIKED = 0.85  # of a user's events are of his genre
 STRENGTHS = (0.0, 0.3, 1.0, 3.0, 10.0)
 
@@ -41,7 +42,7 @@ def things() -> pl.DataFrame:
     return pl.DataFrame(
         {
             "id": [f"i{n}" for n in numbers],
-            "title": [f"thing {n}" for n in numbers],
+            "title": [f"{WORDS[LANGUAGES[n // 4 % 3]]} thing {n}" for n in numbers],
             "price": [None if n % 13 == 0 else 1.0 + (n * 37) % NUM_ITEMS for n in numbers],
             "genre": [GENRES[n % 4] for n in numbers],
             "language": [LANGUAGES[n // 4 % 3] for n in numbers],
@@ -247,3 +248,37 @@ def test_the_command_line_asks_for_the_same(
     assert "novelty" in capsys.readouterr().err
     answer = client.post("/v1/recommend", json={"user_id": "u0", "wishes": {"novelty": -1}})
     assert answer.status_code == 422 and answer.json()["error"]["field"] == "wishes.novelty"
+
+
+@pytest.mark.parametrize(("query", "language"), [("german", "de"), ("中文", "zh")])
+def test_taste_orders_what_a_query_asks_for_over_http(
+    query: str, language: str, client: TestClient, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lovers of horror and of comedy ask the same: all they get is of it, each his own first."""
+
+    def found(route: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+        answer = client.post(f"/v1/{route}", json={"k": K, **body})
+        assert answer.status_code == 200, answer.text
+        return [ROWS[each["item_id"]] for each in answer.json()["items"]]
+
+    alone = found("search", {"text": query})
+    for horror, comedy in zip(range(0, 40, 4), range(1, 41, 4), strict=True):
+        for route, field in (("search", "text"), ("recommend", "query")):
+            lists = {}
+            for genre, user in (("horror", horror), ("comedy", comedy)):
+                body = {field: query, "user_id": f"u{user}"}
+                lists[genre] = found(route, {**body, "mix": 0.5})
+                assert sum(row["language"] == language for row in lists[genre]) >= 0.8 * K
+                assert found(route, {**body, "mix": 0.0}) == alone
+                assert found(route, {**body, "mix": 1.0}) == asked(client, user)
+            assert lists["horror"] != lists["comedy"]
+            for genre, other in (("horror", "comedy"), ("comedy", "horror")):
+                own, theirs = (
+                    sum(row["genre"] == genre for row in lists[each][:5]) for each in (genre, other)
+                )
+                assert own > theirs
+    words = ["search", str(run), query, "--user", "u0", "--mix", "0.5", "-k", str(K), "--json"]
+    assert main(words) == 0
+    printed = [each["item_id"] for each in json.loads(capsys.readouterr().out)["items"]]
+    body = {"text": query, "user_id": "u0", "mix": 0.5}
+    assert printed == [row["id"] for row in found("search", body)]
