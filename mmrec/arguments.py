@@ -162,6 +162,12 @@ PreferOption = Annotated[
 AtLeastOption = Annotated[
     float | None, typer.Option(metavar="SCORE", help="Least score of a listed item.")
 ]
+NoveltyOption = Annotated[
+    float,
+    typer.Option(
+        metavar="STRENGTH", min=0, help="Sooner in the list what few have met; 1 is much."
+    ),
+]
 DiversityOption = Annotated[
     float, typer.Option(min=0, max=1, help="Strength of re-ranking for variety, 0 to 1.")
 ]

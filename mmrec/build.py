@@ -162,6 +162,7 @@ def assemble(
     device = pick_device()
     data = PreparedData.open(data_folder)
     data.verify_tables()
+    _check_age(config, data)
     split = open_split(data, config.data.split, config.data.event_share, config.data.new_users)
     histories = histories_of_share(data, split, config.data.user_share)
     validation = None
@@ -377,6 +378,21 @@ def filled_source(
     raw = {name: each.transform for name, each in parts.items() if name not in model.cached}
     dtypes: dict[str, str] = {name: cache.spec.dtype for name, cache in caches.items()}
     return ModelInputs(caches, ItemInputs(data, raw) if raw else None), dtypes
+
+
+def _check_age(config: Config, data: PreparedData) -> None:
+    """Refuses a half-life where no item has an age.
+
+    Raises:
+        ConfigError: the catalogue file says of no column when items came.
+    """
+    hours, spans = config.evaluation.half_life_hours, data.catalogue.items.available
+    if hours is not None and (spans is None or spans.start is None):
+        raise ConfigError(
+            f"evaluation.half_life_hours is {hours:g}, but the catalogue file names no column "
+            "items.available.from, which age is counted from; add it and prepare again, or drop "
+            "the setting"
+        )
 
 
 def _is_in(data: PreparedData, modality: str) -> bool:

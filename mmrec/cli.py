@@ -31,7 +31,7 @@ from mmrec.commands.pretrain import pretrain
 from mmrec.commands.ranker import train_ranker
 from mmrec.commands.recommend import recommend, similar
 from mmrec.commands.search import search
-from mmrec.commands.serve import events, keys_app, serve
+from mmrec.commands.serve import add, events, keys_app, serve
 from mmrec.commands.training import describe, train, tune
 from mmrec.commands.weights import weights_app
 from mmrec.errors import MmrecError, UserError
@@ -100,6 +100,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     similar,
     search,
     serve,
+    add,
     events,
 )
 for _command in _COMMANDS:

@@ -19,7 +19,14 @@ from mmrec.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 # What can still be changed once a run is trained: all else lies in its weights and figures.
-IN_USE = ("evaluation.popularity_share", "evaluation.groups", "evaluation.first_events")
+IN_USE = (
+    "evaluation.popularity_share",
+    "evaluation.half_life_hours",
+    "evaluation.half_life_when",
+    "evaluation.new_words",
+    "evaluation.groups",
+    "evaluation.first_events",
+)
 
 
 def load_run_config(path: Path) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from data_prep.errors import BrokenMedium
 from data_prep.shards import PreparedData
+from mmrec.cli import main
 from mmrec.errors import CheckpointMismatch, ItemNotFound, UserError
 from mmrec.recommender import Recommender
 from mmrec.retrieval.content import encode_query
@@ -204,3 +206,36 @@ def test_what_a_user_says_he_likes_is_read_like_an_item(tiny_run: Path) -> None:
 def test_a_taste_needs_a_model_that_reads_text(tiny_run_id: Path) -> None:
     with pytest.raises(UserError, match="a query by text"):
         Recommender.load(tiny_run_id).recommend(taste="anything")
+
+
+def test_a_taste_is_told_on_the_command_line(
+    tiny_run: Path, tiny_run_id: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sentence by itself, beside a few picks, and beside what a known user has met."""
+    recommender = Recommender.load(tiny_run)
+
+    def ask(*words: str, run: Path = tiny_run) -> list[tuple[str, str]]:
+        assert main(["recommend", str(run), *words, "-k", "6", "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["query"].get("taste") == (words[1] if words[0] == "--taste" else None)
+        return [(each["item_id"], each["basis"]) for each in document["items"]]
+
+    def expected(**asked: Any) -> list[tuple[str, str]]:
+        return [(each.item_id, each.basis) for each in recommender.recommend(**asked, k=6)]
+
+    quiet, old = "a quiet red river", "an old machine, a letter"
+    alone = ask("--taste", quiet)
+    assert alone == expected(taste=quiet) and {basis for _, basis in alone} == {"taste"}
+    assert alone != ask("--taste", old)
+    picks = ask("--history", "i1,i2")
+    with_picks = ask("--taste", quiet, "--history", "i1,i2")
+    assert with_picks == expected(taste=quiet, history=["i1", "i2"])
+    assert {basis for _, basis in with_picks} == {"history"} and with_picks != picks
+    known = ask("--taste", old, "--user", "u3")
+    assert known == expected(taste=old, user_id="u3") and known != ask("--user", "u3")
+
+    assert main(["recommend", str(tiny_run_id), "--taste", quiet]) == 2
+    error = capsys.readouterr().err
+    assert "query by text" in error and error.count("\n") == 1
+    assert main(["recommend", str(tiny_run)]) == 2
+    assert "none given, allowed is exactly one of" in capsys.readouterr().err

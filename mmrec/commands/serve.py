@@ -1,4 +1,4 @@
-"""`mmrec serve`, the keys of its callers, and the log of its events."""
+"""`mmrec serve`, the keys of its callers, what is added to it, and the log of its events."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from mmrec.arguments import DataOption, RunArgument
+from mmrec.arguments import DataOption, JsonOption, NewSourceOption, RunArgument
 from mmrec.serving.extra import require_extra
+from mmrec.terminal import plain, print_json, progress_bar
 
 keys_app = typer.Typer(help="API keys of the service.", no_args_is_help=True)
 KeysFile = Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False)]
@@ -96,6 +97,34 @@ def serve(
         explore_next=explore_next,
     )
     run_service(settings, certificate=tls_certificate, private_key=tls_key)
+
+
+def add(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Of the running service.")],
+    items: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="Table of new items (csv, jsonl, "
+                           "parquet) with the catalogue's columns."),
+    ],
+    source: NewSourceOption = None,
+    key: Annotated[
+        str | None,
+        typer.Option(envvar="MMREC_KEY", help="API key of role write, where the service has keys."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Add new items to a running service; they are listed from its next answer on."""
+    require_extra("mmrec add")
+    from mmrec.serving.add_items import add_items
+    from mmrec.serving.client import Client
+
+    with Client(url, key=key, tries=10) as client, progress_bar() as report:
+        done = add_items(client, items, source or items.parent, progress=report)
+    if as_json:
+        print_json(plain(done))
+    else:
+        typer.echo(done.line())
+    if done.refused:
+        raise typer.Exit(1)
 
 
 def events(

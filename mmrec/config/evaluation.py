@@ -25,6 +25,20 @@ class EvaluationConfig(Section):
     tail in the lists, at a cost in the head that report.html shows. The loss always has all of it;
     validation, from which epoch and offset are chosen, has the share. A trained run can be given
     another on the line of evaluate, recommend, score and export."""
+    half_life_hours: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Age at which the odds of an item have halved in what is recommended and searched, where a
+    request names no half-life itself; age is counted from items.available.from of the catalogue
+    file. None: age counts where a request asks for it. `evaluate` ranks without it. A trained run
+    can be given another on the line of recommend."""
+    half_life_when: Literal["always", "asked"] = "always"
+    """Which lists the half-life counts in: all of them, or those whose query has one of
+    `new_words`."""
+    new_words: tuple[Annotated[str, Field(min_length=1)], ...] = (
+        "new", "newest", "newly", "latest", "recent",
+        "新款", "最新", "新品", "新出", "新歌", "新片", "新书", "近期",
+    )  # fmt: skip
+    """Words of a query that ask for what is new, with `half_life_when: asked`; of an entry of
+    several words, all of them."""
     groups: tuple[str, ...] = ()
     """Categories and sets by which the report tells accuracy apart: users.gender, items.genres. The
     worst group of each stands in the scorecard. A trained run can be given others on the line of

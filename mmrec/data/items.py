@@ -14,9 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,6 +32,7 @@ from data_prep.build_items import (
 from data_prep.errors import BrokenMedium, DataError
 from data_prep.interactions import read_items
 from data_prep.media import IMAGE_SIDE, MediumKind, decode_image, normalise
+from data_prep.new_items import column_names, keep_columns
 from data_prep.shards import PreparedData, decode_attributes, decode_text, decode_vector
 from data_prep.sound import Sound
 from data_prep.video import Clip
@@ -191,7 +191,7 @@ class NewItems:
         image_side: int = IMAGE_SIDE,
     ) -> None:
         self._table = table
-        self._catalogue = _keep_columns(catalogue, table.columns)
+        self._catalogue = keep_columns(catalogue, table.columns)
         self._source = os.path.realpath(source)
         self._image_side = image_side
 
@@ -208,8 +208,8 @@ class NewItems:
             DataError: no such file or id, a duplicate id, a value of a wrong type.
             UserError: the table has none of the catalogue's columns of media.
         """
-        found = _columns(path)
-        kept = _keep_columns(catalogue, found)
+        found = column_names(path)
+        kept = keep_columns(catalogue, found)
         if not kept.modalities:
             raise UserError(
                 f"{path}: no column of media or attributes: it has {', '.join(found)}; "
@@ -390,40 +390,6 @@ def _media_columns(catalogue: Catalogue) -> list[str]:
     items = catalogue.items
     media = [*items.text, *items.image, *items.audio, *items.video, *items.vectors.values()]
     return [*media, *items.attributes]
-
-
-def _keep_columns(catalogue: Catalogue, found: Sequence[str]) -> Catalogue:
-    """The catalogue of a table with only some of its columns of media and attributes."""
-    items = catalogue.items
-    kept = items.model_copy(
-        update={
-            "where": None,
-            "attributes": {name: s for name, s in items.attributes.items() if name in found},
-            "available": None,
-            "vectors": {name: c for name, c in items.vectors.items() if c in found},
-            **{
-                kind: tuple(column for column in getattr(items, kind) if column in found)
-                for kind in ("text", *MEDIA)
-            },
-        }
-    )
-    return catalogue.model_copy(update={"items": kept})
-
-
-def _columns(path: Path) -> list[str]:
-    """Names of a table's columns."""
-    scans: dict[str, Callable[[Path], pl.LazyFrame]] = {
-        ".csv": partial(pl.scan_csv, infer_schema=False),
-        ".jsonl": partial(pl.scan_ndjson, infer_schema_length=None),
-        ".parquet": pl.scan_parquet,
-    }
-    scan = scans.get(path.suffix.lower())
-    if scan is None or not path.is_file():
-        raise DataError(f"{path}: no such table; allowed are files in {', '.join(scans)}")
-    try:
-        return scan(path).collect_schema().names()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _digest(medium: dict[str, Any] | NDArray[np.float32] | None) -> str | None:

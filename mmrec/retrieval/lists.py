@@ -95,8 +95,11 @@ def make_list(
         wishes: what the list is asked to be like.
     """
     scores = allowed_scores(retriever, scored, now, wishes)
-    if wishes.prefer:
-        scores = weigh(wishes.prefer, retriever.items.attributes, scored.rows, scores)
+    if wishes.prefer or wishes.novelty:
+        scores = weigh(
+            wishes.prefer, retriever.items.attributes, scored.rows, scores,
+            novelty=wishes.novelty, counts=retriever.counts if wishes.novelty else None,
+        )  # fmt: skip
     probabilities = None
     if wishes.probabilities:  # before any threshold: the list is a part of what might be next
         probabilities = _probabilities(retriever, scores, scored.basis)

@@ -114,6 +114,9 @@ def weigh(
     attributes: ItemAttributes,
     rows: IntArray,
     scores: Tensor,
+    *,
+    novelty: float = 0.0,
+    counts: IntArray | None = None,
 ) -> Tensor:
     """Scores (C,) with what soft wishes add.
 
@@ -122,16 +125,22 @@ def weigh(
         attributes: of N items.
         rows: (C,) item_index of the candidates.
         scores: (C,), -inf of what may not be listed: it counts for no spread and no mean.
+        novelty: strength of the wish for items that few have met, 0 or more.
+        counts: (N,) training events of each item; None where there is no such wish.
 
     Raises:
         UserError: a field is no attribute, or a wish is not of its type.
     """
     listable = torch.isfinite(scores)
     spread = float(scores[listable].double().std(correction=0)) if listable.any() else 0.0
+    told = listable.cpu().numpy()
     for each in preferences:
-        has = _signal(each, attributes, rows, listable.cpu().numpy())
+        has = _signal(each, attributes, rows, told)
         sign = -1.0 if each.less else 1.0
         scores = scores + torch.from_numpy(sign * each.strength * spread * has).to(scores)
+    if novelty and counts is not None:  # by ratios: of 10 and 20 events as of 1,000 and 2,000
+        known = _deviations(np.log1p(counts[rows].astype(np.float64)), told)
+        scores = scores - torch.from_numpy(novelty * spread * known).to(scores)
     return scores
 
 
@@ -152,9 +161,13 @@ def _signal(
         raise UserError(
             f"{asker}: it is a number; write {wish.field}> or {wish.field}< for greater or smaller"
         )
-    numbers = attributes.numbers[wish.field][rows]
+    return _deviations(attributes.numbers[wish.field][rows], listable)
+
+
+def _deviations(numbers: Numbers, listable: BoolArray) -> Numbers:
+    """(C,) deviations of a number from its mean among what may be listed; 0 of one not known."""
     known = numbers[listable & np.isfinite(numbers)]
     deviation = float(known.std()) if len(known) else 0.0
     if deviation == 0:
-        return np.zeros(len(rows))
+        return np.zeros(len(numbers))
     return np.where(np.isfinite(numbers), (numbers - known.mean()) / deviation, 0.0)

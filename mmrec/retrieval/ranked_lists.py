@@ -77,7 +77,8 @@ def make_pool(
         descending=True, stable=True
     )
     num_left = int(torch.isfinite(scores).sum())
-    wanted = k * POOL if wishes.diversity or wishes.max_per or wishes.prefer else k
+    moved = wishes.diversity or wishes.max_per or wishes.prefer or wishes.novelty
+    wanted = k * POOL if moved else k
     rows = scored.rows[order[:num_left].cpu().numpy()]
     num = min(max(wanted, num_candidates), num_left)
     return Pool(rows, scores[:num_left], num, scored.basis)

@@ -19,6 +19,7 @@ from torch import Tensor
 from mmrec.data.ragged import IntArray
 from mmrec.errors import UserError
 from mmrec.retrieval.explain import explain
+from mmrec.retrieval.freshness import with_half_life
 from mmrec.retrieval.known import Asked
 from mmrec.retrieval.lists import (
     Basis,
@@ -126,6 +127,7 @@ def recommend_together(
     Returns:
         A list for each request in their order, or what `recommend_next` would have raised.
     """
+    requests = [replace(each, wishes=with_half_life(retriever, each.wishes)) for each in requests]
     begun = [_attempt(_begin, retriever, each, second_stage) for each in requests]
     shortlists = {
         place: Shortlist(request.asked, each.user, pool.rows[: pool.num], pool.scores[: pool.num])

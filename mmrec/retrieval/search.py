@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mmrec.errors import UserError
+from mmrec.retrieval.freshness import with_half_life
 from mmrec.retrieval.known import Asked, BoolArray
 from mmrec.retrieval.lexical import LexicalIndex, read_words
 from mmrec.retrieval.lists import (
@@ -48,6 +49,8 @@ words bury what meaning finds (Recall@10 of names that no item has .12 and .19, 
 and at a share of .3 some names that an item has are missed."""
 POOL, FEWEST = 3, 30
 """Candidates of a query, among which taste chooses: so many a listed item, at least so many."""
+LEAST_SPREAD = 1e-3
+"""Deviation that scores of candidates count as having at least, where a taste orders them."""
 
 
 def as_way(name: str) -> Way:
@@ -228,6 +231,7 @@ class Searcher:
         if taste is not None and taste.mix == 1:
             return recommend_next(retriever, taste.asked, k, at=now, wishes=wishes)
         wishes.refuse_of_users("a search")
+        wishes = with_half_life(retriever, wishes, query.text)
         match = self.match(query, by, content)
         scores, num_candidates = match.scores, k
         if taste is not None and taste.hide_seen and retriever.repeats_forbidden:
@@ -334,7 +338,9 @@ class Searcher:
         found, user = scores[rows], retriever.user_vectors([taste.asked])[0]
         liking = retriever.item_side[rows] @ torch.cat([user, user.new_ones(1)])
         deviation = liking.std(correction=0).clamp(min=1e-6)
-        scaled = found.mean() + found.std(correction=0) * (liking - liking.mean()) / deviation
+        # of what a query finds equally, as by the word of a category, taste alone says the order
+        spread = found.std(correction=0).clamp(min=LEAST_SPREAD)
+        scaled = found.mean() + spread * (liking - liking.mean()) / deviation
         mixed = torch.full_like(scores, -torch.inf)
         mixed[rows] = (1 - taste.mix) * found + taste.mix * scaled
         return mixed

@@ -4,6 +4,7 @@
 "not these"         without=("item-3",)                    never broken
 "less horror"       Preference("genre", less=True, values=("horror",))     weighed
 "newer first"       half_life_hours=24, or Preference("year")              weighed
+"less known"        novelty=1                              weighed
 "something else"    diversity=0.5                          re-ranked
 "not all of one"    MaxPer("artist", 2)                    never broken
 """
@@ -64,6 +65,8 @@ class Wishes:
         prefer: soft wishes.
         half_life_hours: age at which the odds of an item have halved: newer ones first. None: age
             does not count.
+        novelty: strength, 0 or more, by which items that fewer users have met come sooner; 1 is as
+            much as one standard deviation of the scores.
         unmet: items that no event of the data names are candidates as well.
         diversity: strength in [0, 1] of re-ranking for variety; 0 leaves the order as it is.
         diversify_by: how, by `mmr` (not like the nearest) or `dpp` (varied as a whole).
@@ -83,6 +86,7 @@ class Wishes:
     at_least: float | None = None
     prefer: tuple[Preference, ...] = ()
     half_life_hours: float | None = None
+    novelty: float = 0.0
     unmet: bool = False
     diversity: float = 0.0
     diversify_by: Method = "mmr"
@@ -95,6 +99,8 @@ class Wishes:
     def __post_init__(self) -> None:
         if not 0 <= self.diversity <= 1:
             raise UserError(f"diversity is {self.diversity}: give a strength from 0 to 1")
+        if not (self.novelty >= 0 and math.isfinite(self.novelty)):
+            raise UserError(f"novelty is {self.novelty}: give a strength, 0 or more")
         as_method(self.diversify_by)
         if self.why is not None:
             as_language(self.why)

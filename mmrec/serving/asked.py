@@ -39,6 +39,7 @@ def wishes_of(given: AskedWishes) -> Wishes:
             for each in given.prefer
         ),
         half_life_hours=given.half_life_hours,
+        novelty=given.novelty,
         unmet=given.unmet,
         diversity=given.diversity,
         diversify_by=given.diversify_by,

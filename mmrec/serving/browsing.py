@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from mmrec.serving import schemas
 from mmrec.serving.faults import Fault
@@ -42,6 +42,9 @@ class CatalogueAnswer(_Shown):
     image: list[str]
     audio: list[str]
     video: list[str]
+    columns: dict[str, Any] = Field(
+        description="How a table of items is read: `items` of the catalogue file."
+    )
 
 
 class UsersAnswer(_Shown):
@@ -84,6 +87,7 @@ async def catalogue(service: TheService) -> Response:
             image=list(columns.image),
             audio=list(columns.audio),
             video=list(columns.video),
+            columns=columns.model_dump(mode="json", by_alias=True, exclude={"table", "where"}),
         )
 
     return sent((await service.ask(Task(question))).value)

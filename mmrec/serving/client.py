@@ -46,6 +46,10 @@ _AGAIN = (429, 503)
 _LONGEST_WAIT_S = 30.0
 
 
+class _Columns(BaseModel):
+    columns: dict[str, Any]
+
+
 class ServiceError(MmrecError):
     """A request that the service refused.
 
@@ -209,6 +213,11 @@ class Client:
             ServiceError: as ever, for media that cannot be used too.
         """
         return self._upload("/v1/items", {"item_id": item_id, **(fields or {})}, files, ItemAnswer)
+
+    def item_columns(self) -> Mapping[str, Any]:
+        """How a table of new items is read, as the catalogue file says. Raises `ServiceError`."""
+        columns: Mapping[str, Any] = self._send("GET", "/v1/catalogue", _Columns).columns
+        return columns
 
     def list_item(
         self,

@@ -81,6 +81,9 @@ class AskedWishes(_Strict):
     prefer: list[AskedPreference] = Field([], max_length=20)
     at_least: Number | None = Field(None, description="Least score of a listed item.")
     half_life_hours: float | None = Field(None, gt=0, le=1e9, description="Newer ones first.")
+    novelty: float = Field(
+        0.0, ge=0, le=100, allow_inf_nan=False, description="Items that few have met sooner."
+    )
     unmet: bool = Field(False, description="Items of the catalogue that nobody met, as well.")
     diversity: float = Field(0.0, ge=0, le=1)
     diversify_by: Literal["mmr", "dpp"] = "mmr"
