@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema_rs
 import numpy as np
 import polars as pl
 import pytest
 from live_servers import serving
 from prometheus_client.parser import text_string_to_metric_families
+from schemathesis import openapi
 
 from data_prep.catalogue import load_catalogue
 from mmrec.data.items import NewItems
@@ -280,6 +282,15 @@ def test_the_document_of_the_service_names_every_route(client: httpx.Client) -> 
         assert len(schemas[name]["examples"]) >= 3
         for example in schemas[name]["examples"]:
             assert client.post(f"/v1/{path}", json=example).status_code in (200, 404)
+
+
+def test_the_document_of_the_service_is_valid_openapi(client: httpx.Client) -> None:
+    """By the schema of OpenAPI 3.1 itself, which a document without a title does not fulfil."""
+    document = client.get("/openapi.json").json()
+    assert document["openapi"].startswith("3.1")
+    openapi.from_dict(document).validate()
+    with pytest.raises(jsonschema_rs.ValidationError, match="title"):
+        openapi.from_dict({**document, "info": {"version": "1"}}).validate()
 
 
 def test_a_condition_on_attributes_that_there_are_none_of_is_refused(client: httpx.Client) -> None:
