@@ -21,6 +21,18 @@ class ShardError(DataError):
     """
 
 
+_PLAIN = {
+    "Invalid data found when processing input": "not of a format that is known, or damaged",
+    "End of file": "it ends earlier than it says",
+}
+"""What FFmpeg says of what is no medium at all, or of one that is cut off."""
+
+
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line; its type where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """What an error says, in one line; its type where it says nothing.
+
+    Of an error with a number, as those of FFmpeg and of the system, the words alone: the number and
+    the name, which is `'<none>'` of bytes in memory, tell a user nothing.
+    """
+    words = str(getattr(error, "strerror", None) or error)
+    return _PLAIN.get(words) or " ".join(words.split()) or type(error).__name__

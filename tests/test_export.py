@@ -19,6 +19,7 @@ from data_prep.shards import PreparedData
 from mmrec.errors import CheckpointMismatch, UserError
 from mmrec.recommender import Recommender
 from mmrec.retrieval import export as export_module
+from mmrec.retrieval.cold import score_file
 from mmrec.retrieval.export import export_run
 from mmrec.retrieval.exported import Export, check_same_model
 from mmrec.retrieval.folders import written_aside
@@ -256,6 +257,46 @@ def test_reading_an_export_needs_no_torch(exported: Path) -> None:
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_written_is_read_by_numpy_and_pyarrow_alone(
+    exported: Path, tiny_run: Path, tiny_source: Path, tmp_path: Path
+) -> None:
+    """Vectors of an export, and a batch of scores of users by items, without any of our code."""
+    score_file(tiny_run, tiny_source / "items.csv", tiny_source, tmp_path / "scores.parquet")
+    code = f"""
+import sys
+import numpy as np
+import pyarrow.parquet as pq
+folder, scores = {str(exported)!r}, pq.read_table({str(tmp_path / "scores.parquet")!r})
+items, users = pq.read_table(folder + "/items.parquet"), pq.read_table(folder + "/users.parquet")
+assert scores.column_names == ["user_id", "item_id", "score", "rank", "modalities"]
+pairs = set(zip(scores["user_id"].to_pylist(), scores["item_id"].to_pylist()))
+of_users = users["user_id"].to_pylist()
+assert set(user for user, _ in pairs) == set(of_users)
+of_items = set(item for _, item in pairs)
+assert len(pairs) == scores.num_rows == len(of_users) * len(of_items) > 30
+assert np.isfinite(scores["score"].to_numpy()).all() and scores["rank"].to_numpy().min() >= 1
+embeddings = np.load(folder + "/item_embeddings.npy")
+assert embeddings.dtype == np.float32 and len(embeddings) == items.num_rows
+vectors = np.load(folder + "/user_embeddings.npy")
+assert len(vectors) == users.num_rows and vectors.shape[1] == embeddings.shape[1]
+product = vectors @ np.load(folder + "/item_contents.npy").T
+row = {{name: place for place, name in enumerate(items["item_id"].to_pylist())}}
+user = {{name: place for place, name in enumerate(of_users)}}
+# of items that have all of their media what is scored is their content
+whole = [each for each in scores.to_pylist() if len(each["modalities"]) == 3]
+assert len(whole) > 30
+for each in whole:
+    told = product[user[each["user_id"]], row[each["item_id"]]]
+    assert abs(told - each["score"]) < 1e-5, each
+ours = [name for name in sys.modules if name.split(".")[0] in ("torch", "mmrec", "data_prep")]
+assert not ours, ours
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
 
 

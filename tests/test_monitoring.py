@@ -13,12 +13,13 @@ import httpx
 import polars as pl
 import pytest
 import yaml
-from live_servers import serving
+from live_servers import serving, until
 from prometheus_client.parser import text_string_to_metric_families
 
 from mmrec.cli import main
 from mmrec.drift.two_samples import Gap
-from mmrec.serving import answering
+from mmrec.serving import answering, monitoring
+from mmrec.serving import service as watching
 from mmrec.serving.app import build_app
 from mmrec.serving.client import Client
 from mmrec.serving.database import DATABASE_ERRORS, Database
@@ -157,6 +158,41 @@ def test_a_slow_or_failing_model_is_told_once_and_cleared_once(
         assert lists.get(("mmrec_degraded_lists_total", "model"), 0) == (25 if fails else 0)
 
     with_service(tiny_run, url, now, work)
+
+
+def test_a_failing_model_of_a_live_service_is_told_and_cleared(
+    tiny_run: Path, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The watch's own looks, ten times as often and over two seconds in place of a minute."""
+    monkeypatch.setattr(watching, "LOOK_S", 0.1)
+    monkeypatch.setattr(monitoring, "_WINDOW_S", 2.0)
+    caplog.set_level(logging.WARNING, "mmrec.serving.monitoring")
+    whole = answering.recommend_together
+
+    def broken(*given: Any, **named: Any) -> Any:
+        raise RuntimeError("out of order")
+
+    settings = ServiceSettings(path=tiny_run, database=url)
+    with serving(settings) as (address, _), httpx.Client(base_url=address, timeout=30) as http:
+
+        def alarm() -> float:
+            # -1: it has not been looked at yet
+            return samples(http.get("/metrics").text).get(("mmrec_alarm", "model"), -1)
+
+        def ask(degraded: list[str]) -> bool:
+            for _ in range(25):
+                answer = http.post("/v1/recommend", json={"history": ["i1"], "k": 2})
+                assert answer.status_code == 200 and answer.json()["degraded"] == degraded
+            return True
+
+        until(lambda: ask([]) and alarm() == 0)
+        assert told(caplog) == []
+        monkeypatch.setattr(answering, "recommend_together", broken)
+        until(lambda: ask(["model"]) and alarm() == 1, 60)
+        assert told(caplog) == ["alarm model is on"]
+        monkeypatch.setattr(answering, "recommend_together", whole)
+        until(lambda: ask([]) and alarm() == 0, 60)
+        assert told(caplog) == ["alarm model is on", "alarm model is off"]
 
 
 def test_drift_is_told_when_it_lasts(caplog: pytest.LogCaptureFixture) -> None:

@@ -297,6 +297,60 @@ def test_a_history_is_built_by_keyboard_alone(page: Any, client: httpx.Client) -
     is_list_of(ids[:1])
 
 
+def test_what_is_looked_for_now_counts_beside_what_was_met(page: Any, client: httpx.Client) -> None:
+    def shows(asked: dict[str, Any]) -> None:
+        items = client.post("/v1/recommend", json={**asked, "k": 12}).json()["items"]
+        expected = [each["title"] or each["item_id"] for each in items]
+        expect(page.locator("#recommended-list h3")).to_have_text(expected)
+        words = {"both": "its words and its meaning", "text": "its words", "meaning": "its meaning"}
+        for card, item in zip(page.locator("#recommended-list .card").all(), items, strict=True):
+            found = item["found_by"]
+            assert ("Found by" in card.inner_text()) == (found is not None)
+            assert found is None or f"Found by {words[found]}" in card.inner_text()
+
+    def press(key: str, times: int = 1) -> None:
+        for _ in range(times):
+            page.keyboard.press(key)
+
+    user = {"user_id": page.get_by_label("User id").input_value()}
+    wish = page.get_by_label("What do you feel like now?")
+    mix = page.get_by_label("Weight of what was met")
+    without = titles(page, "#recommended-list")
+    assert mix.is_disabled()
+    # by keyboard alone, from the user's own button to the box, its button and the weight
+    page.get_by_role("button", name="Show").focus()
+    press("Tab")
+    expect(wish).to_be_focused()
+    page.keyboard.type("the quiet storm")
+    press("Enter")
+    shows({**user, "query": "the quiet storm"})
+    assert titles(page, "#recommended-list") != without
+    press("Tab")
+    expect(page.get_by_role("button", name="Recommend", exact=True)).to_be_focused()
+    press("Tab")
+    expect(mix).to_be_focused()
+    press("ArrowLeft", 5)
+    expect(page.locator("#mix-told")).to_have_text("0 %")
+    shows({**user, "query": "the quiet storm", "mix": 0})
+    press("ArrowRight", 10)
+    shows({**user, "query": "the quiet storm", "mix": 1})
+    assert titles(page, "#recommended-list") == without
+    press("ArrowLeft", 7)
+    shows({**user, "query": "the quiet storm", "mix": 0.3})
+    # a history of one's own, and none at all
+    page.get_by_label("A history of my own").check()
+    asked = {"history": [], "query": "the quiet storm", "mix": 0.3}
+    shows(asked)
+    found = client.post("/v1/recommend", json=asked).json()["items"]
+    page.locator("#recommended-list button").first.click()
+    said(page, "who", "at place 1")
+    shows({**asked, "history": [found[0]["item_id"]]})
+    assert found[0]["title"] not in titles(page, "#recommended-list")
+    wish.fill("")
+    expect(page.locator("#recommended-list .card").first).to_contain_text("Because you met")
+    assert mix.is_disabled()
+
+
 def test_search_is_by_words_and_meaning_and_by_a_picture_too(
     page: Any, client: httpx.Client, tiny_source: Path
 ) -> None:

@@ -155,8 +155,10 @@ def test_questions_that_cannot_be_answered_are_one_line(
         recommender.similar(text="")
     with pytest.raises(ItemNotFound, match="item 'x' is not in the catalogue of 14 items"):
         recommender.similar("x")
-    with pytest.raises(BrokenMedium, match="broken image"):
+    with pytest.raises(BrokenMedium, match="log.csv: broken image"):
         recommender.similar(image=tiny_source / "log.csv")
+    with pytest.raises(BrokenMedium, match="log.csv: broken audio: not of a format that is known"):
+        recommender.search(image=tiny_source / "2.png", audio=tiny_source / "log.csv")
     with pytest.raises(UserError, match="No such file"):
         recommender.similar(audio=tmp_path / "none.wav")
     with pytest.raises(UserError, match="k is 0"):

@@ -1,4 +1,4 @@
-"""The service in one process: routes against the library, events and items at the next request."""
+"""A live service: routes against the library, events and items at the next request."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+import jsonschema_rs
 import numpy as np
 import polars as pl
 import pytest
-from fastapi.testclient import TestClient
+from live_servers import serving
 from prometheus_client.parser import text_string_to_metric_families
+from schemathesis import openapi
 
 from data_prep.catalogue import load_catalogue
 from mmrec.data.items import NewItems
 from mmrec.recommender import Recommender
 from mmrec.retrieval.wishes import Wishes
-from mmrec.serving.app import build_app
 from mmrec.serving.service import Service
 from mmrec.serving.settings import Limits, ServiceSettings
 
-pytest_plugins = ["tiny_run"]
+pytest_plugins = ["tiny_run", "live_servers"]
 LIMITS = Limits(max_json_bytes=4096, max_upload_bytes=300_000, max_pixels=250_000, max_audio_s=60.0)
 
 
@@ -30,19 +32,27 @@ def recommender(tiny_run: Path) -> Recommender:
 
 
 @pytest.fixture(scope="module")
-def service(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Service:
-    folder = tmp_path_factory.mktemp("service")
-    url = f"sqlite:///{folder / 'service.sqlite'}"
-    return Service(ServiceSettings(path=tiny_run, database=url, limits=LIMITS))
+def served(
+    tiny_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[httpx.Client, Service]]:
+    url = f"sqlite:///{tmp_path_factory.mktemp('service') / 'service.sqlite'}"
+    settings = ServiceSettings(path=tiny_run, database=url, limits=LIMITS)
+    with serving(settings) as (address, service):
+        with httpx.Client(base_url=address, timeout=30) as client:
+            yield client, service
 
 
 @pytest.fixture(scope="module")
-def client(service: Service) -> Iterator[TestClient]:
-    with TestClient(build_app(service), raise_server_exceptions=False) as client:
-        yield client
+def client(served: tuple[httpx.Client, Service]) -> httpx.Client:
+    return served[0]
 
 
-def listed(client: TestClient, **asked: Any) -> list[str]:
+@pytest.fixture(scope="module")
+def service(served: tuple[httpx.Client, Service]) -> Service:
+    return served[1]
+
+
+def listed(client: httpx.Client, **asked: Any) -> list[str]:
     answer = client.post("/v1/recommend", json=asked)
     assert answer.status_code == 200, answer.text
     return [each["item_id"] for each in answer.json()["items"]]
@@ -73,7 +83,7 @@ WORDS = {"title": "The red river", "plot": "Quiet storm night sea."}
     ids=["user", "history", "taste", "nobody", "wishes"],
 )  # fmt: skip
 def test_a_list_is_that_of_the_library(
-    asked: dict[str, Any], called: dict[str, Any], client: TestClient, recommender: Recommender
+    asked: dict[str, Any], called: dict[str, Any], client: httpx.Client, recommender: Recommender
 ) -> None:
     answer = client.post("/v1/recommend", json=asked).json()
     expected = recommender.recommend(**called)
@@ -85,7 +95,7 @@ def test_a_list_is_that_of_the_library(
 
 
 def test_similar_items_are_those_of_the_library(
-    client: TestClient, recommender: Recommender
+    client: httpx.Client, recommender: Recommender
 ) -> None:
     for asked in ({"item_id": "i1"}, {"text": "old garden"}):
         found = client.post("/v1/similar", json={**asked, "k": 4}).json()["items"]
@@ -94,7 +104,7 @@ def test_similar_items_are_those_of_the_library(
 
 
 def test_one_medium_is_compared_and_reasons_are_given(
-    client: TestClient, recommender: Recommender
+    client: httpx.Client, recommender: Recommender
 ) -> None:
     found = client.post("/v1/similar", json={"item_id": "i1", "by": "image", "k": 4}).json()
     expected = recommender.similar(item_id="i1", by="image", k=4)
@@ -120,7 +130,7 @@ def as_table(tiny_source: Path, tmp_path: Path) -> NewItems:
 
 
 def test_a_new_item_is_scored_and_embedded_as_the_library_does(
-    client: TestClient, recommender: Recommender, media: dict[str, Any], as_table: NewItems
+    client: httpx.Client, recommender: Recommender, media: dict[str, Any], as_table: NewItems
 ) -> None:
     vector = client.post("/v1/embed/media", data=WORDS, files=media).json()["items"][0]
     expected = recommender.embed_items(as_table)
@@ -135,7 +145,7 @@ def test_a_new_item_is_scored_and_embedded_as_the_library_does(
     assert scores == pytest.approx(scored["score"].to_list(), abs=1e-5)
 
 
-def test_vectors_are_those_of_the_library(client: TestClient, recommender: Recommender) -> None:
+def test_vectors_are_those_of_the_library(client: httpx.Client, recommender: Recommender) -> None:
     answer = client.post(
         "/v1/embed", json={"item_ids": ["i1", "i13"], "histories": [["i1", "i2"]], "texts": ["sea"]}
     ).json()
@@ -147,7 +157,7 @@ def test_vectors_are_those_of_the_library(client: TestClient, recommender: Recom
     assert np.linalg.norm(answer["texts"][0]) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_an_event_counts_in_the_next_list(client: TestClient, recommender: Recommender) -> None:
+def test_an_event_counts_in_the_next_list(client: httpx.Client, recommender: Recommender) -> None:
     before = listed(client, user_id="u5", k=14)
     sent = {"events": [{"user_id": "u5", "item_id": before[0], "event_id": "e-u5"}]}
     assert client.post("/v1/events", json=sent).json() == {"accepted": 1, "known": 0}
@@ -164,7 +174,9 @@ def test_an_event_counts_in_the_next_list(client: TestClient, recommender: Recom
     assert after == [each.item_id for each in expected if each.item_id not in met]
 
 
-def test_a_new_user_comes_to_be_by_his_events(client: TestClient, recommender: Recommender) -> None:
+def test_a_new_user_comes_to_be_by_his_events(
+    client: httpx.Client, recommender: Recommender
+) -> None:
     answer = client.post("/v1/recommend", json={"user_id": 'it\'s "new"', "k": 3}).json()
     assert answer["basis"] == "popularity"
     events = [{"user_id": 'it\'s "new"', "item_id": item} for item in ("i2", "i7", "no such")]
@@ -182,7 +194,7 @@ def test_a_new_user_comes_to_be_by_his_events(client: TestClient, recommender: R
 
 
 def test_an_added_item_is_listed_until_it_is_removed(
-    client: TestClient, media: dict[str, Any], recommender: Recommender, as_table: NewItems
+    client: httpx.Client, media: dict[str, Any], recommender: Recommender, as_table: NewItems
 ) -> None:
     added = client.post("/v1/items", data={"item_id": "n/1", **WORDS}, files=media).json()
     assert added["created"] and added["modalities"] == ["text", "image", "audio"]
@@ -211,7 +223,7 @@ def test_an_added_item_is_listed_until_it_is_removed(
 
 
 def test_an_item_of_the_catalogue_can_go_and_its_id_be_taken(
-    client: TestClient, media: dict[str, Any]
+    client: httpx.Client, media: dict[str, Any]
 ) -> None:
     refused = client.post("/v1/items", data={"item_id": "i9"}, files=media)
     assert refused.status_code == 409 and "i9" in refused.json()["error"]["message"]
@@ -227,7 +239,7 @@ def test_an_item_of_the_catalogue_can_go_and_its_id_be_taken(
 
 
 def test_where_the_line_is_full_nothing_is_read(
-    client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
+    client: httpx.Client, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for line, path in (
         (service.lists, "/v1/recommend"), (service.encoding, "/v1/score"),
@@ -242,7 +254,7 @@ def test_where_the_line_is_full_nothing_is_read(
         assert client.post(path, content=b"the same").status_code == 415
 
 
-def test_health_and_metrics_tell_what_happened(client: TestClient, service: Service) -> None:
+def test_health_and_metrics_tell_what_happened(client: httpx.Client, service: Service) -> None:
     assert client.get("/healthz").json()["status"] == "ok"
     ready = client.get("/readyz")
     assert ready.status_code == 200 and ready.json()["model"] == service.live.model_hash  # type: ignore[union-attr]
@@ -260,7 +272,7 @@ def test_health_and_metrics_tell_what_happened(client: TestClient, service: Serv
     assert samples["mmrec_degraded", "model"] == 0
 
 
-def test_the_document_of_the_service_names_every_route(client: TestClient) -> None:
+def test_the_document_of_the_service_names_every_route(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     routes = {"recommend", "score", "items", "items/{item_id}", "similar", "similar/media",
               "search", "search/media", "embed", "embed/media", "events", "model"}  # fmt: skip
@@ -272,7 +284,16 @@ def test_the_document_of_the_service_names_every_route(client: TestClient) -> No
             assert client.post(f"/v1/{path}", json=example).status_code in (200, 404)
 
 
-def test_a_condition_on_attributes_that_there_are_none_of_is_refused(client: TestClient) -> None:
+def test_the_document_of_the_service_is_valid_openapi(client: httpx.Client) -> None:
+    """By the schema of OpenAPI 3.1 itself, which a document without a title does not fulfil."""
+    document = client.get("/openapi.json").json()
+    assert document["openapi"].startswith("3.1")
+    openapi.from_dict(document).validate()
+    with pytest.raises(jsonschema_rs.ValidationError, match="title"):
+        openapi.from_dict({**document, "info": {"version": "1"}}).validate()
+
+
+def test_a_condition_on_attributes_that_there_are_none_of_is_refused(client: httpx.Client) -> None:
     wishes = {"where": [{"field": "price", "maximum": 20}]}
     answer = client.post("/v1/recommend", json={"wishes": wishes})
     assert answer.status_code == 422 and "price" in answer.json()["error"]["message"]

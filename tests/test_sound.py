@@ -12,7 +12,7 @@ import soundfile
 from tiny_catalogue import clip, wave
 
 import data_prep.sound
-from data_prep.errors import BrokenMedium
+from data_prep.errors import BrokenMedium, one_line
 from data_prep.sound import Sound, decode_audio, to_flac
 
 RATE = 8000
@@ -24,6 +24,28 @@ def noise(seconds: float, channels: int = 2, form: str = "FLAC") -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, RATE, format=form)
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        pytest.param(b"RIFF....WAVE", "not of a format that is known, or damaged", id="broken-wav"),
+        pytest.param(noise(3.0, 1, "OGG")[:2000], "it ends earlier than it says", id="cut-off-ogg"),
+        pytest.param(noise(0.0, 1, "WAV"), "it holds no samples", id="no-samples"),
+    ],
+)
+def test_what_is_no_sound_is_said_in_words(data: bytes, reason: str) -> None:
+    for read in (to_flac, decode_audio):
+        with pytest.raises(BrokenMedium) as caught:
+            read(data)
+        assert str(caught.value) == f"broken audio: {reason}"
+
+
+def test_an_error_is_told_without_its_number() -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        Path("no such file").read_bytes()
+    assert one_line(caught.value) == "No such file or directory"
+    assert one_line(ValueError("a\n b")) == "a b" and one_line(EOFError()) == "EOFError"
 
 
 @pytest.mark.parametrize("channels", [1, 2])

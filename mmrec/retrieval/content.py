@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_prep.errors import BrokenMedium
 from data_prep.media import decode_image, normalise
 from data_prep.sound import Sound
 from encoders.tokens import Tokens
@@ -53,6 +54,23 @@ class NewContent:
     modalities: list[list[str]]
     refused: list[str]
     broken: list[Broken]
+
+
+class BrokenQuery(BrokenMedium):
+    """A file that is asked by cannot be used.
+
+    Args:
+        modality: that it was given as.
+        query: its path or its bytes.
+        reason: what is wrong with it.
+
+    Attributes:
+        modality, reason: the same.
+    """
+
+    def __init__(self, modality: str, query: Path | str | bytes, reason: str) -> None:
+        super().__init__(f"{modality if isinstance(query, bytes) else query}: {reason}")
+        self.modality, self.reason = modality, reason
 
 
 class QueryMedia:
@@ -152,7 +170,7 @@ def encode_queries(
 
     Raises:
         UserError: the model does not encode this modality, or there is nothing in the text.
-        BrokenMedium: the file cannot be used.
+        BrokenQuery: the file cannot be used.
         DataError: there is no such file.
     """
     retriever.require_media(f"a query by {modality}")
@@ -179,6 +197,8 @@ def _load_query(modality: str, query: Path | str | bytes, retriever: Retriever) 
             medium = normalise(file, kind="image", image_side=retriever.image_side)
             return decode_image(medium.data)
         return Sound(normalise(file, kind="audio").data)
+    except BrokenMedium as error:
+        raise BrokenQuery(modality, query, str(error)) from error
     except OSError as error:
         raise UserError(f"{query!s}: cannot be read: {error.strerror}") from None
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,20 +17,19 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from data_prep.errors import BrokenMedium, DataError, ShardError
 from mmrec.errors import ItemNotFound, UserError
 from mmrec.serving.database import DATABASE_ERRORS
+from mmrec.serving.invalid import NO_JSON, told
 
 logger = logging.getLogger(__name__)
 MAX_MESSAGE = 500
-UNION_TAGS = ("as_id", "as_event")
-UNION_BRANCH = re.compile(r"constrained-\w+|list\[.*\]|function-.*")
-"""What pydantic says of the types that a value may have, behind the field's name."""
-NOT_ALLOWED = "has a character that is not allowed, such as a control character"
 UNREADABLE = "There was an error parsing the body"
 """What FastAPI says of a body whose JSON its parser gives up on."""
-_CODES = {400: "malformed", 404: "not_found", 405: "wrong_method", 415: "wrong_type"}
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+_CODES = {400: "malformed", 404: "not_found", 415: "wrong_type"}
 
 
 class Fault(HTTPException):
@@ -54,8 +52,9 @@ class Fault(HTTPException):
         field: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        self.code, self.field = code, field
-        self.message = " ".join(message.split())[:MAX_MESSAGE]
+        self.code = code
+        self.field = None if field is None else _printable(field)
+        self.message = _printable(" ".join(message.split()))[:MAX_MESSAGE]
         headers = {}
         if retry_after_s is not None:
             headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
@@ -67,6 +66,11 @@ class Fault(HTTPException):
         """As it is sent."""
         error = {"code": self.code, "message": self.message, "field": self.field}
         return JSONResponse({"error": error}, self.status_code, self.headers)
+
+
+def _printable(text: str) -> str:
+    """A text with what does not print escaped: it may be the name of a field, as it came."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def fault_of(error: Exception) -> Fault:
@@ -94,10 +98,13 @@ def install(app: FastAPI) -> None:
     async def any_error(request: Request, error: Exception) -> JSONResponse:
         return fault_of(error).response()
 
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _invalid(error.errors()).response()
+    async def of_fields(request: Request, error: RequestValidationError) -> JSONResponse:
+        body = getattr(request.scope.get("route"), "body_field", None)
+        return invalid(error.errors(), body and body.field_info.annotation).response()
 
     async def of_http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 405:
+            return wrong_method(request).response()
         code = _CODES.get(error.status_code, "refused")
         message = str(error.detail)
         if message == UNREADABLE:
@@ -105,35 +112,39 @@ def install(app: FastAPI) -> None:
                 "the body cannot be read as JSON: it is nested too deeply, has a number of too "
                 "many digits, or is not UTF-8"
             )
+        elif error.status_code == 404:
+            message = f"there is nothing at {request.scope['path'][:100]!r}; /docs has every route"
         answer = Fault(error.status_code, code, message).response()
-        answer.headers.update(error.headers or {})  # of 405: what is allowed
+        answer.headers.update(error.headers or {})
         return answer
 
     for kind in (Fault, UserError, DataError, *DATABASE_ERRORS, Exception):
         app.add_exception_handler(kind, any_error)
-    app.add_exception_handler(RequestValidationError, invalid)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, of_fields)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, of_http)  # type: ignore[arg-type]
 
 
-def _invalid(errors: Any) -> Fault:
-    """The first of what is wrong with a body, and how many more there are."""
+def invalid(errors: Sequence[Any], kind: Any = None, *, within: str | None = None) -> Fault:
+    """The fault that pydantic's errors are; arguments as of `mmrec.serving.invalid.told`."""
     first = errors[0]
-    if first["type"] == "json_invalid":
+    if first["type"] == NO_JSON and within is None:
         return Fault(400, "malformed", f"the body is no JSON: {first['ctx']['error']}")
-    field = _field(first["loc"])
-    shown = ""
-    if isinstance(first["input"], str | int | float | bool):
-        shown = f", given {str(first['input'])[:60]!r}"
-    number = len({_field(each["loc"]) for each in errors}) - 1
-    more = f" ({number} more field{'s are' if number > 1 else ' is'} wrong)" if number else ""
-    what = first["msg"] if first["type"] != "string_pattern_mismatch" else NOT_ALLOWED
-    return Fault(422, "invalid", f"{field or 'body'}: {what}{shown}{more}", field=field)
+    message, field = told(errors, kind, within=within)
+    return Fault(422, "invalid", message, field=field)
 
 
-def _field(loc: Sequence[Any]) -> str | None:
-    """The field that an error is about: its place without what tells one type from another."""
-    # the first says where, body, query or path; a field may have the same name
-    places = [str(each) for each in loc[1:] if each not in UNION_TAGS]
-    if len(places) > 1 and UNION_BRANCH.fullmatch(places[-1]):
-        places.pop()
-    return ".".join(places)[:100] or None
+def wrong_method(request: Request) -> Fault:
+    """The answer to a method that a path does not take: names those that it does."""
+    routes = request.app.router.routes
+    # asked of every route: several have the same path, one for each method
+    allowed = [
+        method
+        for method in METHODS
+        if any(each.matches({**request.scope, "method": method})[0] is Match.FULL
+               for each in routes)
+    ]  # fmt: skip
+    names, path = ", ".join(allowed), request.scope["path"][:100]
+    line = f"{request.method[:20]} of {path!r} is not possible, allowed is {names}"
+    fault = Fault(405, "wrong_method", line)
+    fault.headers = {**(fault.headers or {}), "Allow": names}
+    return fault

@@ -2,7 +2,7 @@
 
     fields, files ─ checks of headers ─ normalise ─► StoredItem ─► GivenMedia ─► ĉ
 
-The names of files are never looked at: the column says what a file is, its bytes say the rest.
+The column says what a file is, its bytes say the rest; its name is for messages alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from mmrec.data.items import VECTOR_PREFIX
 from mmrec.serving.database import StoredItem, StoredMedium
 from mmrec.serving.faults import Fault
 from mmrec.serving.headers import check_header
+from mmrec.serving.refused_media import refused_medium, shown_name
 from mmrec.serving.settings import Limits
 
 KINDS: tuple[MediumKind, ...] = ("image", "audio", "video")
@@ -39,16 +40,16 @@ class Upload:
         item_id: external id.
         fields: texts, attributes and vectors (JSON lists) by the catalogue's names.
         files: bytes by the catalogue's columns.
+        names: of files as they were uploaded, by column.
     """
 
     item_id: str
     fields: Mapping[str, str]
     files: Mapping[str, bytes]
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
-def check_names(
-    catalogue: Catalogue, fields: Mapping[str, str], files: Mapping[str, bytes]
-) -> None:
+def check_names(catalogue: Catalogue, upload: Upload) -> None:
     """Refuses what the catalogue has no column for.
 
     Raises:
@@ -57,13 +58,14 @@ def check_names(
     items = catalogue.items
     texts = [*items.text, *items.attributes, *(f"vector.{name}" for name in items.vectors)]
     media = list(dict.fromkeys(column for kind in KINDS for column in getattr(items, kind)))
-    for given, known, what in ((fields, texts, "field"), (files, media, "file")):
+    for given, known, what in ((upload.fields, texts, "field"), (upload.files, media, "file")):
         stray = sorted(set(given) - set(known))
         if stray:
             allowed = ", ".join(known) or "none"
+            named = f" ({shown_name(upload.names.get(stray[0]))})" if what == "file" else ""
             raise Fault(
                 422, "unknown_field",
-                f"{stray[0][:60]!r} is no {what} of an item, allowed are {allowed}",
+                f"{stray[0][:60]!r}{named} is no {what} of an item, allowed are {allowed}",
                 field=stray[0][:60],
             )  # fmt: skip
 
@@ -74,8 +76,8 @@ def stored_item(
     """Brings an upload through the door, as `prepare` does with the files of a table.
 
     Raises:
-        BrokenMedium: a medium is empty, damaged, too large or not what its column holds.
-        Fault: a field has no value of its type.
+        Fault: a field has no value of its type, or a medium is empty, damaged, too large or not
+            what its column holds.
     """
     items = catalogue.items
     texts = {name: upload.fields[name] for name in items.text if upload.fields.get(name)}
@@ -84,7 +86,7 @@ def stored_item(
     for kind in KINDS:
         for number, column in enumerate(getattr(items, kind)):
             if column in upload.files:
-                medium = _medium(upload.files[column], kind, column, catalogue, image_side, limits)
+                medium = _medium(upload, kind, column, catalogue, image_side, limits)
                 media += [] if medium is None else [StoredMedium(f"{kind}{number}", *medium)]
     vectors = {
         name: _vector(name, upload.fields[f"vector.{name}"])
@@ -155,17 +157,18 @@ class GivenMedia:
 
 
 def _medium(
-    data: bytes, kind: MediumKind, column: str, catalogue: Catalogue, image_side: int,
+    upload: Upload, kind: MediumKind, column: str, catalogue: Catalogue, image_side: int,
     limits: Limits,
 ) -> tuple[str, str, bytes] | None:  # fmt: skip
     """Kind, extension and bytes as a shard keeps them; None of a clip without a sound track."""
+    data = upload.files[column]
     try:
         check_header(data, kind, limits)
         medium = normalise(data, kind=kind, image_side=image_side)
     except BrokenMedium as error:
         if kind == "audio" and column in catalogue.items.video and str(error) == NO_SOUND:
             return None
-        raise Fault(422, "broken_medium", f"{column}: {error}", field=column) from None
+        raise refused_medium(column, upload.names.get(column), kind, error, limits) from None
     return medium.kind, medium.extension, medium.data
 
 

@@ -50,24 +50,36 @@ class BodyLimits:
                 raise Fault(400, "malformed", "Content-Length is no number")
             if int(length[:20]) > most:
                 raise _too_large(most)
-            if scope["method"] in ("POST", "PUT", "PATCH"):
-                _check_type(headers.get(b"content-type", b"").decode("latin-1"), is_upload)
         except Fault as fault:
             await fault.response()(scope, receive, send)
             return
-        await self._app(scope, _bounded(receive, most, limits.body_timeout_s), send)
+        # of forms `read_form` says it: their parser reads nothing of what is none
+        wanted = JSON if scope["method"] in ("POST", "PUT", "PATCH") and not is_upload else None
+        given = headers.get(b"content-type", b"").decode("latin-1")
+        bounded = _bounded(receive, most, limits.body_timeout_s, given=given, wanted=wanted)
+        await self._app(scope, bounded, send)
 
 
-def _check_type(given: str, is_upload: bool) -> None:
-    wanted = MULTIPART if is_upload else JSON
+def check_type(given: str, wanted: str) -> None:
+    """Refuses a body of another type.
+
+    Raises:
+        Fault: 415, names both.
+    """
     kind = given.partition(";")[0].strip().lower()
     if kind != wanted:
         shown = repr(kind[:60]) if kind else "not given"
         raise Fault(415, "wrong_type", f"Content-Type is {shown}, wanted is {wanted}")
 
 
-def _bounded(receive: Receive, most: int, timeout_s: float) -> Receive:
-    """The same messages, while they are not too many bytes and not too slow."""
+def _bounded(
+    receive: Receive, most: int, timeout_s: float, *, given: str, wanted: str | None
+) -> Receive:
+    """The same messages, while they are of the right type, not too many bytes and not too slow.
+
+    They are asked for by a route that takes a body, so that a path that there is not, or not with
+    this method, is answered with that.
+    """
     seen, whole = 0, False
     until: float | None = None
 
@@ -75,6 +87,8 @@ def _bounded(receive: Receive, most: int, timeout_s: float) -> Receive:
         nonlocal seen, whole, until
         if whole:  # what comes now is that the caller has gone, whenever that is
             return await receive()
+        if wanted is not None:
+            check_type(given, wanted)
         now = asyncio.get_running_loop().time()
         until = now + timeout_s if until is None else until
         try:

@@ -20,10 +20,10 @@ from pydantic import (
 
 MAX_HISTORY, MAX_K, MAX_TEXT = 1000, 1000, 10_000
 
-Id = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
-RequestId = Annotated[
-    str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")
-]
+_ONE_LINE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
+"""Without control characters, and without the two signs that end a line or a paragraph."""
+Id = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=_ONE_LINE)]
+RequestId = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_ONE_LINE)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT, pattern=r"^[^\x00]+$")]
 FieldText = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 Number = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]
@@ -205,8 +205,14 @@ class EmbedRequest(_Strict):
     model_config = ConfigDict(json_schema_extra={"examples": [{"item_ids": ["260", "2571"]}]})
 
     item_ids: list[Id] = Field([], max_length=1000)
-    histories: list[HistoryList] = Field([], max_length=100)
+    histories: list[Annotated[HistoryList, Field(min_length=1)]] = Field([], max_length=100)
     texts: list[Text] = Field([], max_length=32)
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> EmbedRequest:
+        if not (self.item_ids or self.histories or self.texts):
+            raise ValueError("asks for nothing, give one or more of item_ids, histories, texts")
+        return self
 
 
 class GivenEvent(_Strict):

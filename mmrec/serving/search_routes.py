@@ -5,7 +5,9 @@ request ─ encoding thread: content of the query ─ lists' thread: words, tast
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
@@ -15,27 +17,37 @@ from pydantic import TypeAdapter, ValidationError
 from data_prep.errors import BrokenMedium
 from data_prep.media import MediumKind
 from mmrec.request import Request as AskedAt
+from mmrec.retrieval.content import BrokenQuery
 from mmrec.retrieval.lists import Recommendation
 from mmrec.retrieval.search import Query, Taste
 from mmrec.serving import schemas
 from mmrec.serving.asked import history_of, wishes_of
-from mmrec.serving.faults import Fault
+from mmrec.serving.faults import Fault, invalid
 from mmrec.serving.headers import check_header
 from mmrec.serving.live import Live
 from mmrec.serving.questions import Encoded, ListQuestion, Task, asked_of, content_of
 from mmrec.serving.reading import read_query
+from mmrec.serving.refused_media import refused_medium, shown_name
 from mmrec.serving.routes import TheService, listed, needs
 from mmrec.serving.service import Service
-from mmrec.serving.upload_routes import OPAQUE, Form, form_document, read_form
+from mmrec.serving.upload_routes import (
+    OPAQUE,
+    Form,
+    checked,
+    form_document,
+    of_form,
+    read_form,
+    wrong_type,
+)
 
 searching = APIRouter(
     prefix="/v1", dependencies=[Depends(needs("read"))], responses=schemas.ERRORS, tags=["ask"]
 )
 FILES: tuple[MediumKind, ...] = ("image", "audio")
 Asked = schemas.SearchRequest | schemas.MediaSearchRequest
-_AS_JSON: dict[str, TypeAdapter[Any]] = {
-    "history": TypeAdapter(schemas.HistoryList),
-    "wishes": TypeAdapter(schemas.AskedWishes),
+_AS_JSON: dict[str, tuple[TypeAdapter[Any], Any]] = {
+    "history": (TypeAdapter(schemas.HistoryList), schemas.HistoryList),
+    "wishes": (TypeAdapter(schemas.AskedWishes), schemas.AskedWishes),
 }
 
 
@@ -77,10 +89,12 @@ async def search_by_media(request: Request, service: TheService) -> Response:
     form = await read_form(request, service)
     asked = _asked_by(form)
     query = Query(asked.text, form.files.get("image"), form.files.get("audio"))
-    return await _search(service, asked, query)
+    return await _search(service, asked, query, form.names)
 
 
-async def _search(service: Service, asked: Asked, query: Query) -> Response:
+async def _search(
+    service: Service, asked: Asked, query: Query, names: Mapping[str, str] = MappingProxyType({})
+) -> Response:
     if asked.user_id is not None and asked.history is not None:
         raise Fault(
             422, "invalid", "user_id and history are both given, allowed is one", field="history"
@@ -92,8 +106,12 @@ async def _search(service: Service, asked: Asked, query: Query) -> Response:
 
     def encode(live: Live) -> _Read:
         for kind in FILES:
-            _check_file(service, query, kind)
-        return _Read(read_query(live, query, asked.by))
+            _check_file(service, query, kind, names)
+        try:
+            return _Read(read_query(live, query, asked.by))
+        except BrokenQuery as error:
+            field, limits = error.modality, service.settings.limits
+            raise refused_medium(field, names.get(field), field, error.reason, limits) from None
 
     def question(read: _Read) -> Task:
         def answer(live: Live) -> list[Recommendation]:
@@ -117,7 +135,7 @@ async def _search(service: Service, asked: Asked, query: Query) -> Response:
     return listed(service, await service.ask_encoded(encode, question))
 
 
-def _check_file(service: Service, query: Query, kind: MediumKind) -> None:
+def _check_file(service: Service, query: Query, kind: MediumKind, names: Mapping[str, str]) -> None:
     """Looks at the header of a file before it is decoded.
 
     Raises:
@@ -129,7 +147,7 @@ def _check_file(service: Service, query: Query, kind: MediumKind) -> None:
     try:
         check_header(data, kind, service.settings.limits)
     except BrokenMedium as error:
-        raise Fault(422, "broken_medium", f"{kind}: {error}", field=kind) from None
+        raise refused_medium(kind, names.get(kind), kind, error, service.settings.limits) from None
 
 
 def _asked_by(form: Form) -> schemas.MediaSearchRequest:
@@ -142,28 +160,28 @@ def _asked_by(form: Form) -> schemas.MediaSearchRequest:
         if name not in FILES:
             raise Fault(
                 422, "unknown_field",
-                f"{name[:60]!r} is no file of a search, allowed are {', '.join(FILES)}",
+                f"{name[:60]!r} ({shown_name(form.names[name])}) is no file of a search, allowed "
+                f"are {', '.join(FILES)}",
                 field=name[:60],
             )  # fmt: skip
         if given not in OPAQUE and given.partition("/")[0] != name:
-            raise Fault(
-                415, "wrong_type", f"{name}: Content-Type is {given[:60]!r}, wanted is {name}/*",
-                field=name,
-            )  # fmt: skip
+            raise wrong_type(form, name, [name])
     if len(form.user_ids) > 1:
         raise Fault(422, "invalid", "'user_id' comes twice", field="user_id")
+    stray = sorted(form.fields.keys() - schemas.MediaSearchRequest.model_fields.keys())
+    if stray:
+        name, allowed = stray[0][:60], ", ".join(schemas.MediaSearchRequest.model_fields)
+        raise Fault(
+            422, "unknown_field",
+            f"{name}: no such field of a search, allowed are {allowed}, and as files "
+            f"{', '.join(FILES)}",
+            field=name,
+        )  # fmt: skip
     fields: dict[str, Any] = {**form.fields, "user_id": next(iter(form.user_ids), None)}
-    for name, kind in _AS_JSON.items():
+    for name, (adapter, kind) in _AS_JSON.items():
         if name in form.fields:
-            try:
-                fields[name] = kind.validate_json(form.fields[name])
-            except ValidationError as error:
-                raise _invalid(error, name) from None
+            fields[name] = checked(adapter, form.fields[name], name, as_json=True, kind=kind)
     try:
         return schemas.MediaSearchRequest.model_validate(fields)
     except ValidationError as error:
-        raise _invalid(error, str(error.errors()[0]["loc"][0])[:60]) from None
-
-
-def _invalid(error: ValidationError, field: str) -> Fault:
-    return Fault(422, "invalid", f"{field}: {error.errors()[0]['msg']}", field=field)
+        raise invalid(of_form(error)) from None

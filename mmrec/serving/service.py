@@ -28,6 +28,7 @@ from mmrec.serving.given_items import Upload, check_names, stored_item
 from mmrec.serving.live import Live
 from mmrec.serving.monitoring import Monitoring
 from mmrec.serving.questions import Answer, Encoded, ListQuestion, ModelChanged, Question
+from mmrec.serving.refused_media import refused_medium
 from mmrec.serving.settings import ServiceSettings
 from mmrec.serving.showing import Showing
 from mmrec.serving.versions import Versions
@@ -220,14 +221,20 @@ class Service:
             Fault: a field or a medium is at fault, or there is none that the model encodes.
         """
         retriever = live.retriever
-        check_names(retriever.catalogue, upload.fields, upload.files)
+        check_names(retriever.catalogue, upload)
         item = stored_item(
             upload, retriever.catalogue, image_side=retriever.image_side,
             limits=self.settings.limits,
         )  # fmt: skip
         new = encode_items(retriever, [item])
         if new.broken:
-            raise Fault(422, "broken_medium", f"{new.broken[0].modality}: {new.broken[0].reason}")
+            broken = new.broken[0]
+            of_kind = getattr(retriever.catalogue.items, broken.modality, ())
+            field = next((each for each in of_kind if each in upload.files), broken.modality)
+            raise refused_medium(
+                field, upload.names.get(field), broken.modality, broken.reason,
+                self.settings.limits,
+            )  # fmt: skip
         if not new.item_ids:
             encodes = ", ".join(retriever.transforms)
             raise Fault(

@@ -6,7 +6,7 @@ files by the columns of media. The body was bounded before it came here; so is e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,12 @@ from mmrec.serving import schemas
 from mmrec.serving.answering import content_bytes
 from mmrec.serving.asked import history_of
 from mmrec.serving.database import StoredItem
-from mmrec.serving.faults import Fault
+from mmrec.serving.faults import Fault, invalid
 from mmrec.serving.given_items import Upload
+from mmrec.serving.limits import MULTIPART, check_type
 from mmrec.serving.live import Live
 from mmrec.serving.questions import Encoded, ListQuestion, Task, asked_of, content_of
+from mmrec.serving.refused_media import shown_name
 from mmrec.serving.routes import TheService, listed, needs, sent
 from mmrec.serving.service import Service
 from mmrec.serving.settings import Limits
@@ -56,30 +58,34 @@ class Form:
         user_ids: the field that may come several times.
         files: bytes by name.
         kinds: declared content type of each file.
+        names: of each file, as it was uploaded.
     """
 
     fields: Mapping[str, str]
     user_ids: list[str]
     files: Mapping[str, bytes]
     kinds: Mapping[str, str]
+    names: Mapping[str, str]
 
     def upload(self, item_id: str, *, without: tuple[str, ...]) -> Upload:
         """The item in it, without fields that mean something else."""
         fields = {name: value for name, value in self.fields.items() if name not in without}
-        return Upload(item_id, fields, self.files)
+        return Upload(item_id, fields, self.files, self.names)
 
 
 async def read_form(request: Request, service: Service) -> Form:
     """Reads a form.
 
     Raises:
-        Fault: it cannot be read, has too many parts, or a field comes twice.
+        Fault: it is no form, cannot be read, has too many parts, or a field comes twice.
     """
     limits: Limits = service.settings.limits
     fields: dict[str, str] = {}
     files: dict[str, bytes] = {}
     kinds: dict[str, str] = {}
+    names: dict[str, str] = {}
     user_ids: list[str] = []
+    check_type(request.headers.get("content-type", ""), MULTIPART)
     try:
         form = request.form(
             max_files=limits.max_media, max_fields=MAX_FIELDS, max_part_size=limits.max_text_bytes
@@ -87,31 +93,49 @@ async def read_form(request: Request, service: Service) -> Form:
         async with form as parts:
             for name, value in parts.multi_items():
                 if name == "user_id" and isinstance(value, str):
-                    user_ids.append(_checked(_ID, value, name))
+                    user_ids.append(checked(_ID, value, name))
                     continue
                 if name in fields or name in files:
                     raise Fault(422, "invalid", f"{name[:60]!r} comes twice", field=name[:60])
                 if isinstance(value, UploadFile):
                     files[name] = await value.read()
                     kinds[name] = (value.content_type or "").partition(";")[0].strip().lower()
+                    names[name] = value.filename or ""
                 else:
-                    fields[name] = _checked(_TEXT, value, name)
+                    fields[name] = checked(_TEXT, value, name[:60])
     except Fault:
         raise
     except HTTPException as error:  # of the parser
         raise Fault(400, "malformed", f"the form cannot be read: {error.detail}") from None
     except (ValueError, LookupError) as error:
         raise Fault(400, "malformed", f"the form cannot be read: {error}") from None
-    return Form(fields, user_ids, files, kinds)
+    return Form(fields, user_ids, files, kinds, names)
 
 
-def _checked(kind: TypeAdapter[Any], value: Any, field: str) -> Any:
+def checked(
+    adapter: TypeAdapter[Any], value: str, field: str, *, as_json: bool = False, kind: Any = None
+) -> Any:
+    """The value of a field of a form.
+
+    Args:
+        adapter: what it is to be.
+        value: as it came.
+        field: its name.
+        as_json: it is written as JSON.
+        kind: the type behind the adapter, to say which fields it has.
+
+    Raises:
+        Fault: it is none of that.
+    """
     try:
-        return kind.validate_python(value)
+        return adapter.validate_json(value) if as_json else adapter.validate_python(value)
     except ValidationError as error:
-        raise Fault(
-            422, "invalid", f"{field[:60]}: {error.errors()[0]['msg']}", field=field[:60]
-        ) from None
+        raise invalid(of_form(error), kind, within=field) from None
+
+
+def of_form(error: ValidationError) -> list[Any]:
+    """What is wrong with a form, placed as FastAPI places what is wrong with a body."""
+    return [{**each, "loc": ("form", *each["loc"])} for each in error.errors()]
 
 
 def form_document(
@@ -155,7 +179,7 @@ async def add_item(request: Request, service: TheService) -> Response:
     form = await read_form(request, service)
     if "item_id" not in form.fields:
         raise Fault(422, "invalid", "item_id: Field required", field="item_id")
-    item_id = _checked(_ID, form.fields["item_id"], "item_id")
+    item_id = checked(_ID, form.fields["item_id"], "item_id")
     upload = form.upload(item_id, without=("item_id",))
 
     def encode(live: Live) -> tuple[StoredItem, Encoded]:
@@ -205,11 +229,10 @@ async def score(request: Request, service: TheService) -> Response:
     form = await read_form(request, service)
     history = None
     if "history" in form.fields:
-        try:
-            history = history_of(_HISTORY.validate_json(form.fields["history"]))
-        except ValidationError as error:
-            message = f"history: {error.errors()[0]['msg']}"
-            raise Fault(422, "invalid", message, field="history") from None
+        given = form.fields["history"]
+        history = history_of(
+            checked(_HISTORY, given, "history", as_json=True, kind=schemas.HistoryList)
+        )
         if not len(history):
             raise Fault(422, "invalid", "history: is empty, give an item or more", field="history")
     if (history is None) == (not form.user_ids):
@@ -266,7 +289,7 @@ async def score(request: Request, service: TheService) -> Response:
 async def similar_to_media(request: Request, service: TheService) -> Response:
     """Items whose content is nearest to a picture's, a sound's, or several media's."""
     form = await read_form(request, service)
-    k = _checked(_K, form.fields.get("k", "10"), "k")
+    k = checked(_K, form.fields.get("k", "10"), "k")
     if not 1 <= k <= schemas.MAX_K:
         raise Fault(422, "invalid", f"k is {k}, allowed is 1 to {schemas.MAX_K}", field="k")
     upload = form.upload("query", without=("k",))
@@ -298,6 +321,16 @@ def _encodes(service: Service, form: Form, upload: Upload) -> Callable[[Live], E
     return encode
 
 
+def wrong_type(form: Form, name: str, wanted: Sequence[str]) -> Fault:
+    """The answer to a file whose content type is none of those that its field takes."""
+    return Fault(
+        415, "wrong_type",
+        f"{name}: {shown_name(form.names[name])}: Content-Type is {form.kinds[name][:60]!r}, "
+        f"allowed is {' or '.join(f'{kind}/*' for kind in wanted)}",
+        field=name,
+    )  # fmt: skip
+
+
 def _check_kinds(live: Live, form: Form) -> None:
     """Refuses a file whose content type says that it is something else than its column holds.
 
@@ -308,8 +341,4 @@ def _check_kinds(live: Live, form: Form) -> None:
     for name, given in form.kinds.items():
         wanted = [kind for kind in ("image", "audio", "video") if name in getattr(items, kind)]
         if wanted and given not in OPAQUE and given.partition("/")[0] not in wanted:
-            raise Fault(
-                415, "wrong_type",
-                f"{name}: Content-Type is {given[:60]!r}, wanted is {' or '.join(wanted)}/*",
-                field=name,
-            )  # fmt: skip
+            raise wrong_type(form, name, wanted)

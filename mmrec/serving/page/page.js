@@ -1,4 +1,4 @@
-// The page: who asks, what is recommended, search, and a new item.
+// The page: who asks, what he feels like now, what is recommended, search, and a new item.
 
 import { get, post, Problem } from "./api.js";
 import { button, showCards, titleOf } from "./cards.js";
@@ -37,17 +37,23 @@ function who() {
   return { history: state.history.map((each) => each.item_id) };
 }
 
+// What is looked for now, and how much what was met counts beside it. Reasons are told of lists
+// without a query alone: below, `found_by` of each item stands for them.
+function wish() {
+  const query = at("wish").value.trim();
+  return query ? { query, mix: at("mix").valueAsNumber } : { wishes: { why: "en" } };
+}
+
 function recommend() {
   return run("recommended", async (isLast) => {
-    const asked = who();
-    if (!asked.user_id && !asked.history?.length) {
+    const asked = { ...who(), ...wish() };
+    if (!asked.user_id && !asked.history?.length && !asked.query) {
       at("recommended-list").replaceChildren();
       return state.mode === "user" ? "Choose a user." : "Add an item to the history.";
     }
-    const wishes = { why: "en" };
     let answer;
     try {
-      answer = await post("v1/recommend", { ...asked, k: NUM_LISTED, wishes });
+      answer = await post("v1/recommend", { ...asked, k: NUM_LISTED });
     } catch (error) {
       if (isLast()) at("recommended-list").replaceChildren();
       throw error;
@@ -141,6 +147,19 @@ at("user-form").addEventListener("submit", (event) => {
   showUser();
   recommend();
 });
+
+at("wish-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  recommend();
+});
+at("wish").addEventListener("input", () => {
+  at("mix").disabled = !at("wish").value.trim();
+  if (at("mix").disabled) recommend(); // emptied
+});
+at("mix").addEventListener("input", () => {
+  at("mix-told").textContent = `${Math.round(100 * at("mix").valueAsNumber)} %`;
+});
+at("mix").addEventListener("change", recommend);
 
 function find() {
   return run("search", async (isLast) => {
