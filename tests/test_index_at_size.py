@@ -80,9 +80,7 @@ def test_fifty_thousand_items_by_every_kind(
     without = [[IDS[row] for row in rows] for rows in best]
     filtered = index.search(asked, K, where=where, without=without)
     shares["filtered"] = recall(filtered.item_ids, scores, held & ~seen)
-    assert shares["all"] >= 0.95, shares
-    # LanceDB looks into as many lists whatever is left out: .85 to .86 where the 200 best are
-    assert shares["filtered"] >= (0.8 if kind == "lancedb" else 0.95), shares
+    assert min(shares.values()) >= 0.95, shares
     rare = {IDS[row] for row in np.flatnonzero(category == 9)}
     few = index.search(asked[:20], K, where=[Condition("category", any_of=("c9",))])
     assert all(len(each) == NUM_RARE and set(each) == rare for each in few.item_ids)

@@ -164,14 +164,20 @@ class LanceDatabase:
         self, queries: FloatArray, limit: int, where: Sequence[Condition], *, exact: bool
     ) -> list[Found]:
         """See `Database.search`."""
-        expression = sql_of(where, self._columns)
-        return [self._search_one(query, limit, expression, exact=exact) for query in queries]
+        expression, lists = sql_of(where, self._columns), self.effort
+        if where:  # what a filter leaves lies in more lists
+            share = max(self.count(where), 1) / max(self.count(), 1)
+            lists = min(self._num_lists, math.ceil(lists / share))
+        return [
+            self._search_one(query, limit, expression, lists=lists, exact=exact)
+            for query in queries
+        ]
 
     def _search_one(
-        self, query: FloatArray, limit: int, expression: str | None, *, exact: bool
+        self, query: FloatArray, limit: int, expression: str | None, *, lists: int, exact: bool
     ) -> Found:
         asked = self._table.search(query, vector_column_name="vector", query_type="vector")
-        asked = asked.distance_type("dot").limit(limit).nprobes(self.effort)
+        asked = asked.distance_type("dot").limit(limit).nprobes(lists)
         asked = asked.select(["item_id", "row", "vector", "_distance"])
         if exact:
             asked = asked.bypass_vector_index()
