@@ -44,8 +44,7 @@ SETTLED_FROM, SETTLED_MB = 0.65, 4.0
 it: a third of ten minutes of load, in which 0.6 KB forgotten with every request would be 4 MB."""
 GROWS_MB = 12.0
 """What it may grow by in the last two thirds, in which 1 KB forgotten with every request would be
-13 MB. The first model that is swapped in takes a step of 6 to 7 MB of it, once: two models stand
-side by side for a moment, and the C library keeps what the one before held."""
+13 MB; one model that stays behind after a swap is not seen here, but in test_live.py."""
 
 
 class Memory:
