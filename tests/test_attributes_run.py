@@ -105,11 +105,11 @@ def test_index_of_an_export_is_filtered_by_attributes(
     monkeypatch.chdir(tmp_path)
     for name in ("export", "index"):
         (tmp_path / name).rename(tmp_path / name.upper())
-    readme = Path(__file__).resolve().parent.parent / "README.md"
-    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.S)
+    page = Path(__file__).resolve().parent.parent / "docs" / "exports.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
     (block,) = [each for each in blocks if "load_index" in each]
     told: dict[str, Any] = {}
-    exec(block, told)  # as the README prints it
+    exec(block, told)  # as the page prints it
     assert len(told["hits"].item_ids[0]) == len(told["hits"].scores[0]) == 9
     with pytest.raises(CheckpointMismatch, match="is not what .*EXPORT was made of"):
         index_export(tmp_path / "EXPORT", kind, data=tiny_data)

@@ -105,6 +105,27 @@ def test_readme_tree_is_true() -> None:
     assert readme == written["with_tree"](readme), "make format writes the tree anew"
 
 
+def test_links_of_the_documents_lead_somewhere() -> None:
+    """A relative link names a file that is there and, behind a #, a heading of it."""
+
+    def anchors(page: Path) -> set[str]:
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        headings = re.findall(r"^#+ (.*)$", text, flags=re.M)
+        return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings}
+
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md")]
+    broken = []
+    for page in pages:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if re.match(r"\w+:", link):
+                continue
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            if not target.exists() or (anchor and anchor not in anchors(target)):
+                broken.append(f"{page.relative_to(ROOT)}: {link}")
+    assert len(pages) > 10 and not broken
+
+
 def test_constraints_pin_what_pyproject_names() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
