@@ -241,6 +241,19 @@ def test_what_is_done_is_not_done_again(bench: Any, tmp_path: Path) -> None:
     assert diary(tmp_path)[2:] == ["fedcba 3 0"]
 
 
+def test_a_plan_is_run_in_parts(bench: Any, tmp_path: Path) -> None:
+    """The table has what earlier parts left, but nothing of other settings than the plan's."""
+
+    def shown(results: dict[str, Any]) -> list[str]:
+        return [row["name"] for row in results["tables"][0]["rows"]]
+
+    one, two, three = (fake(tmp_path, name=name) for name in ("one", "two", "three"))
+    assert shown(bench(one, two, three, options=("--only", "two"))[1]) == ["two"]
+    assert shown(bench(one, two, three, options=("--only", "one"))[1]) == ["one", "two"]
+    two["settings"]["order"] = "fedcba"
+    assert shown(bench(one, two, three, options=("--only", "three"))[1]) == ["one", "three"]
+
+
 def test_a_broken_arm_is_told_and_tried_again(bench: Any, tmp_path: Path) -> None:
     entry = fake(tmp_path)
     entry["settings"]["broken"] = True

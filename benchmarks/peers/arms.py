@@ -158,6 +158,16 @@ def _run_once(
     return state
 
 
+def is_done(bench: Bench, arm: Arm, seed: int) -> bool:
+    """Whether an arm's seed was run to its end under what its key depends on today."""
+    state = read_state(arm_folder(bench.out, arm) / f"seed-{seed}")
+    if state.get("status") != "done" or bench.table(arm).split not in bench.data.splits:
+        return False
+    facts = {"chosen": state["settings"], "seed": seed, "which": "test"}
+    key = arm.key(**facts, data=bench.data.data_hash, s=bench.split(arm).hash)
+    return bool(key == state["key"])
+
+
 class ArmFailed(Exception):
     """An arm ended without a result; one line."""
 

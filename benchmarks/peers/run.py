@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.arms import Bench, arm_folder, run_arm
+from benchmarks.peers.arms import Bench, arm_folder, is_done, run_arm
 from benchmarks.peers.environments import cache_root
 from benchmarks.peers.plan import HERE, Arm, Plan, PlanError, load_plan
 from data_prep.errors import DataError
@@ -128,10 +128,18 @@ def open_bench(
 
 
 def run_all(bench: Bench, arms: Sequence[Arm]) -> int:
-    """Every arm and seed in turn; the results are written anew after each."""
+    """Every arm and seed in turn; the results are written anew after each.
+
+    They have the arms of earlier runs as well, so that a plan of days can be run in parts.
+    """
     from benchmarks.peers.table import write_results
 
     broken = []
+    shown = [
+        arm
+        for arm in bench.plan.arms
+        if arm in arms or any(is_done(bench, arm, seed) for seed in arm.seeds(bench.seeds))
+    ]
     for arm in arms:
         for seed in arm.seeds(bench.seeds):
             print(f"{arm.table} {arm.slug} seed {seed} …", flush=True)
@@ -142,7 +150,7 @@ def run_all(bench: Bench, arms: Sequence[Arm]) -> int:
                 said = f"broken: {state['reason']} (log: {arm_folder(bench.out, arm)})"
             print(f"  {said}", flush=True)
             write_results(
-                bench.plan, arms, bench.out, seeds=bench.seeds, machine=machine(bench.threads)
+                bench.plan, shown, bench.out, seeds=bench.seeds, machine=machine(bench.threads)
             )
     print((bench.out / "results.md").read_text(encoding="utf-8"))
     print(f"{bench.out / 'results.md'}; broken: {', '.join(dict.fromkeys(broken)) or 'none'}")
