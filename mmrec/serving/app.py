@@ -50,7 +50,7 @@ def build_app(service: Service) -> FastAPI:
         BodyLimits,
         limits=service.settings.limits,
         upload_paths=ENCODING_PATHS,
-        refuse=service.refuse_if_full,
+        refuse=service.let_in,
     )
     app.add_middleware(Measured, monitoring=service.monitoring)
     return app

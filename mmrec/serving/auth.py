@@ -71,6 +71,28 @@ class Keys:
         Raises:
             Fault: 401 without a valid key, 403 with one of a lesser role, 429 beyond its rate.
         """
+        found = self.find(authorization)
+        if found is None:
+            return None
+        if ROLES.index(found.role) < ROLES.index(role):
+            raise Fault(403, "role", f"the key '{found.name}' may {found.role}, this needs {role}")
+        wait_s = self._buckets[found.name].take()
+        if wait_s > 0:
+            raise Fault(
+                429, "rate", f"the key '{found.name}' has {found.per_minute} requests a minute",
+                retry_after_s=wait_s,
+            )  # fmt: skip
+        return found.name
+
+    def find(self, authorization: str | None) -> Key | None:
+        """The key of a request; None where nobody is asked for one.
+
+        Args:
+            authorization: header, `Bearer KEY`.
+
+        Raises:
+            Fault: 401 without a valid key.
+        """
         if self._keys is None:
             return None
         scheme, _, given = (authorization or "").partition(" ")
@@ -85,15 +107,7 @@ class Keys:
             raise Fault(401, "wrong_key", "the key is not known")
         if found.expires is not None and time.time() >= found.expires:
             raise Fault(401, "expired_key", f"the key '{found.name}' has expired")
-        if ROLES.index(found.role) < ROLES.index(role):
-            raise Fault(403, "role", f"the key '{found.name}' may {found.role}, this needs {role}")
-        wait_s = self._buckets[found.name].take()
-        if wait_s > 0:
-            raise Fault(
-                429, "rate", f"the key '{found.name}' has {found.per_minute} requests a minute",
-                retry_after_s=wait_s,
-            )  # fmt: skip
-        return found.name
+        return found
 
 
 class _Bucket:

@@ -20,8 +20,10 @@ class BodyLimits:
         app: what answers.
         limits: of bodies.
         upload_paths: that take media, as multipart/form-data; all others take JSON.
-        refuse: raises a Fault where too many requests of a path wait already. Before
-            anything is read, since reading a flood takes its time from those that were accepted.
+        refuse: raises a Fault for a path and an `Authorization` header that are not let in: no
+            key is known by it, or too many requests of the path wait already. Before anything is
+            read: a stranger's upload takes no memory, and a flood no time from those that were
+            accepted.
     """
 
     def __init__(
@@ -29,7 +31,7 @@ class BodyLimits:
         app: ASGIApp,
         limits: Limits,
         upload_paths: frozenset[str],
-        refuse: Callable[[str], None] = lambda path: None,
+        refuse: Callable[[str, str | None], None] = lambda path, authorization: None,
     ) -> None:
         self._app, self._limits, self._upload_paths = app, limits, upload_paths
         self._refuse = refuse
@@ -45,7 +47,8 @@ class BodyLimits:
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"0").decode("latin-1")
         try:
-            self._refuse(scope["path"])
+            authorization = headers.get(b"authorization")
+            self._refuse(scope["path"], authorization and authorization.decode("latin-1"))
             if not length.isdecimal():
                 raise Fault(400, "malformed", "Content-Length is no number")
             if int(length[:20]) > most:

@@ -146,12 +146,14 @@ class Service:
         await asyncio.to_thread(self.beside.close)
         self.database.close()
 
-    def refuse_if_full(self, path: str) -> None:
-        """Refuses a request before it is read.
+    def let_in(self, path: str, authorization: str | None) -> None:
+        """Refuses a request before its body is read; what its key may do is the route's question.
 
         Raises:
-            Fault: 429, where as many wait as may.
+            Fault: 401, where no key is known by the header; 429, where as many wait as may.
         """
+        if path.startswith("/v1/"):
+            self.keys.find(authorization)
         if path in ENCODING_PATHS:
             self.encoding.refuse_if_full()
         elif path == EVENTS_PATH:
