@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from encoders.tokens import Tokens
 from fusion.completion import Completion
+from fusion.confidence import Confidence
 from fusion.heads import Head
 from fusion.history import Ask, HistoryEncoder, truncate
 from fusion.labels import LabelHead
@@ -181,6 +182,7 @@ class RecommenderModel(nn.Module):
         self.cached = cached
         self.fusion = fusion
         self.completion = None if fusion is None else Completion(list(encoders), history.width)
+        self.confidence = None if fusion is None else Confidence(list(encoders))
         self.id_part = id_part
         self.popularity = popularity
         self.history = history

@@ -88,7 +88,8 @@ def test_file_equals_a_slow_loop(
     assert "lost image: nowhere.png: No such file" in line
     assert "\n" not in line
     scores = pl.read_parquet(tmp_path / "out.parquet")
-    assert scores.columns == ["user_id", "item_id", "score", "rank", "modalities"]
+    columns = ["user_id", "item_id", "score", "rank", "modalities", "confidence"]
+    assert scores.columns == columns
     assert scores.unique(["user_id", "item_id"]).height == scores.height
     made_of = dict(scores.select("item_id", "modalities").iter_rows())
     assert set(made_of["whole"]) == {"text", "image", "audio"}

@@ -271,7 +271,8 @@ import numpy as np
 import pyarrow.parquet as pq
 folder, scores = {str(exported)!r}, pq.read_table({str(tmp_path / "scores.parquet")!r})
 items, users = pq.read_table(folder + "/items.parquet"), pq.read_table(folder + "/users.parquet")
-assert scores.column_names == ["user_id", "item_id", "score", "rank", "modalities"]
+assert scores.column_names[:5] == ["user_id", "item_id", "score", "rank", "modalities"]
+assert scores.column_names[5:] == ["confidence"]
 pairs = set(zip(scores["user_id"].to_pylist(), scores["item_id"].to_pylist()))
 of_users = users["user_id"].to_pylist()
 assert set(user for user, _ in pairs) == set(of_users)

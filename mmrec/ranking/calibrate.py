@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.linear_model import LogisticRegression
 
 from mmrec.data.ragged import IntArray
 from mmrec.evaluation.heads import calibration_error
+from mmrec.platt import platt
 
 # Two numbers are fitted; with fewer examples of either kind they would be chance.
 LEAST = 20
@@ -29,25 +29,6 @@ def refusal(labels: Floats) -> str | None:
         f"validation has {yes} examples of yes and {no} of no, {LEAST} of each are the least; log "
         "what was shown and not taken (interactions.shown of the catalogue file), or other events"
     )
-
-
-def platt(logits: Floats, labels: Floats) -> tuple[float, float]:
-    """Slope and intercept of the likeliest sigmoid(slope z + intercept).
-
-    A yes counts as (n_yes + 1) / (n_yes + 2) of one, a no as 1 / (n_no + 2): where scores part the
-    two without a mistake, a few hundred examples are no reason to tell a probability of 1.
-    Source: Platt, Probabilistic outputs for support vector machines, 1999, section 2.2.
-
-    Args:
-        logits: (n,).
-        labels: (n,) 1 or 0, some of each.
-    """
-    yes, no = float((labels == 1).sum()), float((labels == 0).sum())
-    wanted = np.where(labels == 1, (yes + 1) / (yes + 2), 1 / (no + 2))
-    both = np.concatenate([logits, logits])[:, None]
-    of_each = np.repeat([1, 0], len(logits))
-    fitted = LogisticRegression(C=np.inf).fit(both, of_each, np.concatenate([wanted, 1 - wanted]))
-    return float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
 
 
 def calibrate(logits: Floats, labels: Floats, users: IntArray) -> dict[str, Any]:

@@ -9,7 +9,8 @@ it is what the rest lets expect of that. Its score is the cosine <u, e>; its ran
 the user's unseen candidates and itself, where the full score counts: popularity of the candidates
 against the model's offset for items without events. Where the request has a time, candidates are
 those that may be listed then. An id that the catalogue has already is scored as given, as if nobody
-had met it, and does not compete with itself.
+had met it, and does not compete with itself. How sure a score is depends on what media it is made
+of (`fusion.confidence`).
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ SCHEMA = pa.schema(
         ("score", pa.float32()),
         ("rank", pa.int64()),
         ("modalities", pa.list_(pa.string())),
+        ("confidence", pa.float32()),
     ]
 )
 # Scores of a tile of users kept at once, of new items or of a tile of candidates: 64 MB.
@@ -58,12 +60,13 @@ MAX_USERS = 1_024
 class _Tile:
     """Scores of b users for all n new items.
 
-    score: (b, n) cosine. rank: (b, n) int64, from 1.
+    score: (b, n) cosine. rank: (b, n) int64, from 1. confidence: (b, n), NaN where not known.
     """
 
     user_ids: list[str]
     score: Tensor
     rank: Tensor
+    confidence: Tensor
 
 
 def score_file(
@@ -86,9 +89,9 @@ def score_file(
         items: csv, jsonl or parquet with the columns of the run's catalogue; of those of media
             any subset.
         source: folder that the paths of media start from.
-        out: columns user_id, item_id, score, rank, modalities; users in the order of the data
-            (or as given), each user's best item first. With `by` item: items in their order,
-            each item's best user first.
+        out: columns user_id, item_id, score, rank, modalities, confidence; users in the order
+            of the data (or as given), each user's best item first. With `by` item: items in their
+            order, each item's best user first.
         users: ids; None is every user of the data.
         top: K, how many rows of each user (or item) are kept; None keeps all.
         by: what K is counted by.
@@ -171,7 +174,8 @@ def score_tiles(
         side = score_vectors(retriever.model, vectors, retriever.vectors)[0]
         seen = _seen(users, column_of) if retriever.repeats_forbidden else None
         above = _count_above(candidate_side, side, full, seen, twin)
-        yield _Tile([each.user_id for each in users], score, above + 1)
+        confidence = retriever.confidence_of_new(score, new.modalities)
+        yield _Tile([each.user_id for each in users], score, above + 1, confidence)
 
 
 def _candidates(retriever: Retriever, at: float | None) -> tuple[IntArray, Tensor]:
@@ -242,22 +246,24 @@ def _best_of_users(tiles: Iterable[_Tile], new: NewContent, top: int | None) -> 
             item_row=order.flatten(),
             score=score.flatten(),
             rank=tile.rank.gather(1, order).flatten(),
+            confidence=tile.confidence.gather(1, order).flatten(),
         )
 
 
 def _best_of_items(tiles: Iterable[_Tile], new: NewContent, top: int) -> Iterator[pa.Table]:
     """A running list of the K best users of each item."""
     user_ids: list[str] = []
-    best: tuple[Tensor, Tensor, Tensor] | None = None
+    best: tuple[Tensor, ...] | None = None
     for tile in tiles:
         score, rank = tile.score.T, tile.rank.T  # (n, b)
         user = torch.arange(len(user_ids), len(user_ids) + score.shape[1], device=score.device)
         user_ids += tile.user_ids
-        merged: tuple[Tensor, ...] = (score, rank, user.expand(len(score), -1))
+        merged: tuple[Tensor, ...]
+        merged = (score, rank, user.expand(len(score), -1), tile.confidence.T)
         if best is not None:  # earlier users first, so that ties keep their order
             merged = tuple(torch.cat(pair, 1) for pair in zip(best, merged, strict=True))
         order = merged[0].sort(dim=1, descending=True, stable=True).indices[:, :top]
-        best = (merged[0].gather(1, order), merged[1].gather(1, order), merged[2].gather(1, order))
+        best = tuple(each.gather(1, order) for each in merged)
     if best is None:
         return
     item_row = torch.arange(len(new.item_ids)).repeat_interleave(best[0].shape[1])
@@ -268,6 +274,7 @@ def _best_of_items(tiles: Iterable[_Tile], new: NewContent, top: int) -> Iterato
         item_row=item_row,
         score=best[0].flatten(),
         rank=best[1].flatten(),
+        confidence=best[3].flatten(),
     )
 
 
@@ -279,6 +286,7 @@ def _table(
     item_row: Tensor,
     score: Tensor,
     rank: Tensor,
+    confidence: Tensor,
 ) -> pa.Table:
     items = item_row.cpu().numpy()
     modalities = pa.array(new.modalities, SCHEMA.field("modalities").type)
@@ -288,6 +296,7 @@ def _table(
         pa.array(score.float().cpu().numpy()),
         pa.array(rank.cpu().numpy()),
         modalities.take(pa.array(items)),
+        pa.array(confidence.float().cpu().numpy(), pa.float32(), from_pandas=True),  # NaN is null
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 

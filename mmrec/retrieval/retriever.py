@@ -173,6 +173,17 @@ class Retriever:
         return content if known is None else self.model.embeddings_of_new(content, known)
 
     @torch.no_grad()
+    def confidence_of_new(self, score: Tensor, modalities: Sequence[Sequence[str]]) -> Tensor:
+        """How sure cosines (b, n) of n new items are, each of its modalities; NaN: not known."""
+        known = modalities_of(
+            self.model, lambda name: np.array([name in each for each in modalities], np.bool_)
+        )
+        if known is None or self.model.confidence is None:
+            return torch.full_like(score, torch.nan)
+        told: Tensor = self.model.confidence(score, known)
+        return told
+
+    @torch.no_grad()
     def popularity_of_new(self, embedding: Tensor) -> Tensor:
         """What items without events get beside <u, e>, in units of cosine: (n, D) -> (n,)."""
         return self.model.bias_of_new(embedding) * self.model.temperature

@@ -333,6 +333,11 @@ class UserScore(_Strict):
     user_id: str
     score: float = Field(description="Cosine.")
     rank: int = Field(description="Among his unseen candidates and this item, from 1.")
+    confidence: float | None = Field(
+        None,
+        description="Of one who met the item and one who did not, the chance that this user is the "
+        "one who did, by this score and what the item has; null: not known.",
+    )
 
 
 class ScoreAnswer(_Answer):

@@ -6,6 +6,7 @@ files by the columns of media. The body was bounded before it came here; so is e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -259,12 +260,19 @@ async def score(request: Request, service: TheService) -> Response:
             scores = []
             for tile in score_tiles(live.retriever, new, asked):
                 rows = zip(
-                    tile.user_ids, tile.score[:, 0].tolist(), tile.rank[:, 0].tolist(), strict=True
+                    tile.user_ids,
+                    tile.score[:, 0].tolist(),
+                    tile.rank[:, 0].tolist(),
+                    tile.confidence[:, 0].tolist(),
+                    strict=True,
                 )
                 scores += [
-                    schemas.UserScore(user_id=user_id, score=value, rank=rank)
-                    for user_id, value, rank in rows
-                ]
+                    schemas.UserScore(
+                        user_id=user_id, score=value, rank=rank,
+                        confidence=None if math.isnan(sure) else sure,
+                    )
+                    for user_id, value, rank, sure in rows
+                ]  # fmt: skip
             return encoded, sorted(scores, key=lambda each: -each.score)
 
         return Task(answer, tuple(form.user_ids))

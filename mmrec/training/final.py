@@ -17,6 +17,7 @@ from mmrec.build import Assembly
 from mmrec.training.calibrate import NewItems, choose_for_new
 from mmrec.training.checkpoint import SCHEMA, TrainState, load_model, model_tensors, write_folder
 from mmrec.training.complete import fit_completion
+from mmrec.training.confidence import fit_confidence
 from mmrec.training.distributed import Ranks
 from mmrec.training.sharding import look
 from mmrec.training.validate import validate
@@ -52,6 +53,7 @@ def write_final(
         assembly.model.offset.fill_(new.offset)
         if new.expectation is not None:
             assembly.model.expectation.copy_(new.expectation)
+        look(trained, lambda: fit_confidence(assembly, looked))
     content = look(trained, assembly.all_content)
     if content is not None:
         tensors["content"] = {"content": content, "had": _had(assembly)}

@@ -130,7 +130,8 @@ def take_over(
         item_ids: of its rows, in their order.
         start: the other.
         data_hashes: of the data, now and before each update.
-        keep_offset: take what new items get in place of popularity; else it is chosen at the end.
+        keep_offset: take what new items get in place of popularity, and how sure their scores are;
+            else both are found at the end.
 
     Raises:
         CheckpointMismatch: it is of other items or another model.
@@ -181,10 +182,12 @@ def take_over(
     if not keep_offset:
         model.offset.copy_(offset)
         model.expectation.copy_(expectation)
+        if model.confidence is not None:
+            model.confidence.scaling.zero_()
 
 
 def _is_of_the_model(name: str) -> bool:
-    return name not in OF_LOSSES and not name.startswith("loss_weights.")
+    return name not in OF_LOSSES and not name.startswith(("loss_weights.", "confidence."))
 
 
 def _is_of_histories(name: str) -> bool:
