@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import httpx
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from live_servers import serving
 
 from benchmarks.transfer.world import write_world
 from data_prep.prepare import prepare
@@ -20,11 +23,12 @@ from mmrec.loaded import load_run
 from mmrec.recommender import Recommender
 from mmrec.retrieval.export import export_run
 from mmrec.retrieval.parts import content_by
+from mmrec.serving.settings import ServiceSettings
 from mmrec.training.confidence import _pairs
 from mmrec.training.train import train
 from mmrec.vectors import user_vectors
 
-pytest_plugins = ["tiny_run"]
+pytest_plugins = ["tiny_run", "live_servers"]
 LOOK, SOUND = ["vector.look"], ["vector.sound"]
 CONFIG = Path(__file__).parents[1] / "benchmarks" / "variety" / "variety.yaml"
 
@@ -151,6 +155,16 @@ def test_scores_of_new_items_have_it(
         recommender.new_items(table, source),
     )
     sure = scores["confidence"]
+    item = pl.read_parquet(table).row(0, named=True)
+    expected = scores.filter(pl.col("item_id") == item["item"]).head(1)
+    form = {"user_id": expected["user_id"][0], "vector.look": json.dumps(list(item["look"]))}
+    form["vector.sound"] = json.dumps(list(item["sound"]))
+    settings = ServiceSettings(path=world, database=f"sqlite:///{tmp_path / 'service.sqlite'}")
+    with serving(settings) as (address, _):
+        parts = {name: (None, value) for name, value in form.items()}
+        answer = httpx.post(f"{address}/v1/score", files=parts, timeout=30)  # type: ignore[arg-type]
+    [of_user] = answer.json()["users"]
+    assert of_user["confidence"] == pytest.approx(expected["confidence"][0], abs=1e-5)
     assert sure.null_count() == 0 and 0 < sure.min() < 0.5 < sure.max() < 1  # type: ignore[operator]
     # a dozen items hold too few new ones for validation to tell
     (tmp_path / "new.csv").write_text("id,title\nnew,A red letter\n")
