@@ -521,8 +521,8 @@ class Recommender:
             user_id, item_id, score (cosine), rank (among the user's unseen candidates and this
             item, from 1), modalities, confidence (of one who met the item and one who did not, the
             chance that this user is the one who did; null where validation had too few new items
-            to tell); best first for each user. Items without a usable medium
-            have no row. The whole table is in memory: `score_file` streams.
+            to tell); best first for each user. Items without a usable medium have no row. The whole
+            table is in memory: `score_file` streams.
 
         Raises:
             ItemNotFound: no user is known, or no item of a history.
