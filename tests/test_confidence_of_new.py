@@ -24,7 +24,7 @@ from mmrec.recommender import Recommender
 from mmrec.retrieval.export import export_run
 from mmrec.retrieval.parts import content_by
 from mmrec.serving.settings import ServiceSettings
-from mmrec.training.confidence import _pairs
+from mmrec.training.confidence import pairs_of
 from mmrec.training.train import train
 from mmrec.vectors import user_vectors
 
@@ -84,7 +84,7 @@ def held_out_pairs(run: Path) -> tuple[Recommender, np.ndarray, torch.Tensor, np
     cold = cases.candidates[cases.candidate_is_cold]
     retriever = recommender.retriever
     users = user_vectors(retriever.model, retriever.vectors.embedding, cases.history)
-    return recommender, _pairs(cases, cold), users, cold
+    return recommender, pairs_of(cases, cold), users, cold
 
 
 def told(

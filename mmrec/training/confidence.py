@@ -57,7 +57,7 @@ def fit_confidence(assembly: Assembly, looked: Validation) -> None:
         return
     cold = cold[_evenly(len(cold), MOST_ITEMS)]
     rows = rows[_evenly(len(rows), MOST_CASES)]
-    pairs = _pairs(cases.take(rows), cold)
+    pairs = pairs_of(cases.take(rows), cold)
     if not len(pairs):
         return
     users = looked.users[torch.from_numpy(rows).to(looked.users.device), :-1]
@@ -78,7 +78,7 @@ def _evenly(num: int, most: int) -> IntArray:
     return np.linspace(0, num - 1, min(num, most)).astype(np.int64)
 
 
-def _pairs(cases: Cases, cold: IntArray) -> IntArray:
+def pairs_of(cases: Cases, cold: IntArray) -> IntArray:
     """(P, 3) case who met an item, case who did not, place of the item among the cold ones.
 
     Who did not is drawn from all cases; one who met the item as well, now or before, is drawn
