@@ -45,8 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sure = 1 / (1 + np.exp(-(slope * score + intercept)))
         print(
             f"{', '.join(made_of)}: {len(truth):,} pairs, "
-            f"error {calibration_error(sure, truth):.3f}, right at .5 {((sure > 0.5) == truth).mean():.3f}, told .8 and more "
-            f"{_true(truth, sure >= 0.8)}, .2 and less {_true(truth, sure <= 0.2)}"
+            f"error {calibration_error(sure, truth):.3f}, "
+            f"right at .5 {((sure > 0.5) == truth).mean():.3f}, "
+            f"told .8 and more {_true(truth, sure >= 0.8)}, .2 and less {_true(truth, sure <= 0.2)}"
         )
     return 0
 
