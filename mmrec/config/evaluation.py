@@ -13,8 +13,8 @@ class EvaluationConfig(Section):
     """What `evaluate` runs, how new items' offset is chosen, how much popularity counts in use."""
 
     baselines: tuple[
-        Literal["random", "popularity", "item_knn", "ease", "markov", "content_knn"], ...
-    ] = ("random", "popularity", "item_knn", "ease", "markov", "content_knn")
+        Literal["random", "popularity", "item_knn", "ease", "als", "markov", "content_knn"], ...
+    ] = ("random", "popularity", "item_knn", "ease", "als", "markov", "content_knn")
     warm_cost: float = Field(0.05, ge=0, lt=1)
     """Share of warm NDCG@10 that the offset of items without events may cost on validation."""
     expected_popularity: bool = True

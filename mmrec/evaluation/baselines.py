@@ -4,15 +4,16 @@
     popularity   events of the item
     item_knn     cosine of co-occurrence, summed over the history
     ease         closed-form linear item-item model
+    als          matrix factorisation by alternating least squares
     markov       transitions from the last item, popularity where there is none
     content_knn  zero-shot: cosine to the mean content of the last ten items, by the encoders as
                  they were before any training; it learns nothing of the log, and is the only one
                  that cold items gain by
 
 What they are fitted to, and what reproduces the published figures on ML-1M leave-one-out
-(HR@10 / NDCG@10 .1099 / .0544 for EASE, .2144 / .1259 for Markov): popularity, item_knn and ease
-see a users x items matrix and are asked with its rows, so they are fitted to the *inputs* of the
-evaluation, everything a user met before his target, the validation event included for test
+(HR@10 / NDCG@10 .1099 / .0544 for EASE, .2144 / .1259 for Markov): popularity, item_knn, ease and
+als see a users x items matrix and are asked with its rows, so they are fitted to the *inputs* of
+the evaluation, everything a user met before his target, the validation event included for test
 targets (`input_histories`). Fitted to the training histories alone EASE has .1084 / .0535 and
 popularity .0369 instead of .0363 (.0364 where ties fall luckily). markov learns from the training
 histories, as the model does; fitted to the inputs it has .2151 / .1261.
@@ -32,12 +33,13 @@ import torch
 from torch import Tensor
 
 from mmrec.data.ragged import IntArray, Ragged
+from mmrec.evaluation.als import fit_als
 from mmrec.evaluation.protocol import Cases
 from mmrec.evaluation.ranking import Scorer, VectorScorer
 
 logger = logging.getLogger(__name__)
 
-NAMES = ("random", "popularity", "item_knn", "ease", "markov", "content_knn")
+NAMES = ("random", "popularity", "item_knn", "ease", "als", "markov", "content_knn")
 EASE_REGULARISATION = 500.0
 # N x N in double precision is 3.2 GB at this many, and its inverse takes minutes.
 MAX_EASE_ITEMS = 20_000
@@ -80,8 +82,8 @@ def fit_baselines(
         train_users: (R,) user of each training history.
         train: R training histories of item_index, oldest to newest, without cold items.
         content: vectors for content_knn.
-        inputs: what popularity, item_knn and ease are fitted to; None: `input_histories`.
-        seed: of `random`.
+        inputs: what popularity, item_knn, ease and als are fitted to; None: `input_histories`.
+        seed: of `random`, and of the first vectors of `als`.
 
     Raises:
         ValueError: a name is not known.
@@ -105,6 +107,8 @@ def fit_baselines(
             )
         elif name == "ease":
             scorers[name] = fit_ease(cases, inputs)
+        elif name == "als":
+            scorers[name] = fit_als(cases, inputs, seed=seed)
         elif name == "markov":
             scorers[name] = fit_markov(cases, train)
         elif content is None:
@@ -314,7 +318,8 @@ def _incidence(histories: Ragged, num_items: int) -> sparse.csr_array:
     """(R, N) float32: 1 where the item occurs in the history, however often."""
     ones = np.ones(len(histories.values), dtype=np.float32)
     shape = (len(histories), num_items)
-    matrix = sparse.csr_array((ones, histories.values, histories.offsets), shape=shape)
+    # copied: summing duplicates moves indices and offsets in place
+    matrix = sparse.csr_array((ones, histories.values, histories.offsets), shape=shape, copy=True)
     matrix.sum_duplicates()
     matrix.data[:] = 1
     return matrix

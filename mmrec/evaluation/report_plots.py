@@ -32,6 +32,7 @@ _MODEL_COLOURS = {
     "popularity": "#a16207",
     "item_knn": "#15803d",
     "ease": "#7c3aed",
+    "als": "#c026d3",
     "markov": "#0891b2",
     "content_knn": "#db2777",
 }
