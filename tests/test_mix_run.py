@@ -120,6 +120,8 @@ def test_each_catalogue_is_a_run_of_its_own(
         found = json.loads((run / "metrics-test.json").read_text(encoding="utf-8"))
         assert found["models"]["mmrec"]["warm"]["num_users"] > 0
         assert (run / "report.html").is_file()
+        manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+        assert len(manifest["data"]) == len(manifest["starts"]) == 1
         out = tmp_path / name
         assert main(["export", str(run), "--out", str(out), "--bundle"]) == 0
         items = pl.read_parquet(out / "items.parquet")

@@ -72,6 +72,7 @@ from mmrec.evaluation.scorecard_plot import scorecard_png
 from mmrec.evaluation.significance import PairedDifference, intervals_and_tests
 from mmrec.evaluation.strips import UserStrip
 from mmrec.retrieval.rerank import METHODS
+from mmrec.training.manifest import read_manifest
 
 BREAKDOWN_TITLES = {
     ("item", "all"): "By training events of the target item, all targets",
@@ -180,7 +181,7 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
         "seeds_table": seeds_table(findings.stability, labels),
         "data_rows": data_rows(data),
         "quarantine": quarantine,
-        "run_rows": run_rows(document),
+        "run_rows": run_rows(document, read_manifest(run)),
         "cost_rows": cost_rows(findings.costs) if findings.costs is not None else [],
         "limits": said,
         "config": _read_text(run / "config.yaml"),
@@ -196,6 +197,7 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
         limits=said,
         quarantine=dict(quarantine),
         simulated=simulated,
+        manifest=read_manifest(run),
     )
     write_document(run / "report.json", figures)
     write_aside(run / "report.md", scorecard_markdown(figures).encode())

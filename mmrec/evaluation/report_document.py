@@ -46,6 +46,7 @@ def report_document(
     limits: Sequence[str],
     quarantine: Mapping[str, str],
     simulated: bool,
+    manifest: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Gathers the content of report.json.
 
@@ -60,6 +61,7 @@ def report_document(
         limits: what it says last.
         quarantine: what was set aside -> how much.
         simulated: the log was made up by a program.
+        manifest: what the run was made with; None of runs that have none.
     """
     origin = ("split", "protocol", "data_hash", "checkpoint", "seed", "models")
     curves = {
@@ -116,6 +118,7 @@ def report_document(
             )
         },
         "data": data.manifest["counts"],
+        "manifest": manifest,
         "quarantine": dict(quarantine),
     }
 

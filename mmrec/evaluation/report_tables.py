@@ -344,9 +344,19 @@ def quarantine_rows(data: PreparedData, document: Mapping[str, Any]) -> list[tup
     ]
 
 
-def run_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the figures were made from."""
+def run_rows(
+    document: Mapping[str, Any], manifest: Mapping[str, Any] | None = None
+) -> list[tuple[str, str]]:
+    """What the figures were made from.
+
+    Args:
+        document: metrics-WHICH.json.
+        manifest: of the run; its last start is shown.
+    """
     protocol = document["protocol"]
+    starts = [] if manifest is None else manifest["starts"]
+    start = starts[-1] if starts else {}
+    changed = " and changes" if start.get("changes") else ""
     rows = {
         "protocol": protocol.get("name"),
         "protocol hash": str(protocol.get("hash"))[:16],
@@ -356,6 +366,11 @@ def run_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         "share of the events known": document.get("event_share"),
         "share of the users held out": protocol.get("new_users"),
         "share of the popularity term": document.get("popularity_share"),
+        "trained by mmrec": start.get("mmrec"),
+        "at commit": start["commit"][:12] + changed if "commit" in start else None,
+        "with torch": start.get("packages", {}).get("torch"),
+        "on": start.get("processor") if start.get("device") == "cpu" else start.get("device"),
+        "started": f"{len(starts)} times" if len(starts) > 1 else None,
     }
     return [(name, str(value)) for name, value in rows.items() if value is not None]
 

@@ -122,6 +122,7 @@ class ReportDocument(Document):
     best: list[Strip]
     worst: list[Strip]
     data: dict[str, Any]
+    manifest: dict[str, Any] | None = None
     quarantine: dict[str, str]
 
 

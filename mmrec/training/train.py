@@ -1,6 +1,7 @@
 """Training: build, maybe resume, step through the batches, look at validation, save.
 
     RUN/config.yaml data.json          what is trained, on what
+    RUN/manifest.json                  with which versions, on what machine
     RUN/metrics.jsonl                  one object a logged step or look
     RUN/checkpoints/                   see mmrec.training.checkpoint
     RUN/catalogues/NAME/               of several catalogues: a run of each that stands for itself
@@ -52,6 +53,7 @@ from mmrec.training.files import (
     split_metrics,
 )
 from mmrec.training.final import load_best, write_final
+from mmrec.training.manifest import add_start
 from mmrec.training.optimiser import make_optimiser, rate_at
 from mmrec.training.sharding import look, shard
 from mmrec.training.start import start_content
@@ -184,6 +186,16 @@ def _train(
     if found is not None:
         state = load_checkpoint(found, model=model, optimiser=optimiser, bank=bank)
         logger.info("resumed at step %d (epoch %d, batch %d)", state.step, state.epoch, state.batch)
+    if ranks.is_main and not state.finished:
+        for folder, made_of in {**_folders(run, whole), run: whole}.items():
+            add_start(
+                folder,
+                _assemblies(made_of),
+                step=state.step,
+                ranks=ranks.world,
+                device=whole.device,
+                precision=settings.precision,
+            )
     with closing(MetricsLog(run, config, state) if ranks.is_main else NoLog()) as log:
         while not state.finished:
             set_trained(model, config, state.epoch)
