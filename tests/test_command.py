@@ -10,8 +10,10 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from compared_runs import configure
 
 from data_prep.shards import PreparedData
+from mmrec.config import parse_config
 from mmrec.errors import WeightsError
 from mmrec.evaluation.ablation import content_of_subsets, knock_out, of_some_users, untrained
 from mmrec.evaluation.asked import ask_validation
@@ -157,6 +159,27 @@ def test_knock_out_has_a_row_for_each_modality(tiny_run: Path) -> None:
     names = [row.name for row in rows]
     assert names[0] == "all media"
     assert {"without audio", "without image", "without text", "image alone"} <= set(names)
+
+
+def test_the_only_modality_is_left_out_too(tiny_data: Path, tmp_path: Path) -> None:
+    """What is left says what the medium is worth: popularity on known items, chance on new ones."""
+    config = configure("content", max_steps=4)
+    alone = {"encoders": {"text": config.encoders["text"].model_dump(mode="json")}}
+    train(parse_config(config.model_dump(mode="json") | alone), tiny_data, tmp_path / "run")
+    loaded = load_run(tmp_path / "run")
+    assert loaded.data is not None and loaded.split is not None
+    cases = load_cases(loaded.data, loaded.split, "test")
+    source = open_source(loaded)
+    assert source is not None
+    whole, without = knock_out(loaded, source, cases, training_popularity(loaded.split))
+    assert (whole.name, without.name) == ("all media", "without text")
+    assert whole.ndcg["warm"] != without.ndcg["warm"]
+    (nothing,) = content_of_subsets(loaded, source, [frozenset()])
+    new = np.setdiff1d(np.arange(len(nothing)), loaded.item_index_of)
+    assert torch.equal(
+        nothing[new], nothing[new[:1]].expand(len(new), -1)
+    )  # nothing tells them apart
+    assert torch.isfinite(nothing).all()
 
 
 def test_some_users_are_asked_all_of_their_cases(tiny_run: Path) -> None:

@@ -71,6 +71,32 @@ def test_hand_computed_case() -> None:
         assert metrics[name][0] == pytest.approx(value), name
 
 
+@pytest.mark.parametrize("num_targets", [1, 3, 10, 25])
+def test_the_perfect_ranker_has_one_and_the_reversed_what_its_places_say(num_targets: int) -> None:
+    num_candidates, offsets = 40, np.array([0, num_targets])
+    perfect = case_metrics(np.arange(1.0, num_targets + 1), offsets)
+    last = num_candidates - np.arange(num_targets)[::-1]  # the worst places there are
+    reversed_ = case_metrics(last.astype(float), offsets)
+    for k in KS:
+        assert perfect[f"hr@{k}"][0] == 1 and perfect[f"ndcg@{k}"][0] == pytest.approx(1)
+        assert perfect[f"map@{k}"][0] == 1 and perfect["mrr"][0] == 1
+        assert perfect[f"recall@{k}"][0] == min(num_targets, k) / num_targets
+        assert perfect[f"precision@{k}"][0] == min(num_targets, k) / k
+        # of 40 places the targets have the last ones: k reaches the first of them, or none
+        shown = max(0, min(k, num_candidates) - (num_candidates - num_targets))
+        assert reversed_[f"recall@{k}"][0] == shown / num_targets
+        assert reversed_[f"precision@{k}"][0] == shown / k
+        assert reversed_[f"hr@{k}"][0] == (shown > 0)
+        if shown == 0:
+            assert reversed_[f"ndcg@{k}"][0] == reversed_[f"map@{k}"][0] == 0
+    assert reversed_["mrr"][0] == 1 / (num_candidates - num_targets + 1)
+    places = num_candidates - num_targets + np.arange(1, num_targets + 1)
+    wanted = (1 / np.log2(1 + places)).sum() / (1 / np.log2(np.arange(2, num_targets + 2))).sum()
+    assert reversed_["ndcg@50"][0] == pytest.approx(wanted)
+    wanted = (np.arange(1, num_targets + 1) / places).mean()
+    assert reversed_["map@50"][0] == pytest.approx(wanted)
+
+
 @pytest.mark.parametrize("num_candidates", [9, 60], ids=["K-above-C", "C-above-K"])
 def test_equals_slow_loop(num_candidates: int) -> None:
     ranks, offsets = _random_ranks(200, num_candidates, seed=1)

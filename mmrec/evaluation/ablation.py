@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusion.item import drop_modalities
 from mmrec.build import Assembly, assemble
 from mmrec.data.media import media_to
 from mmrec.data.ragged import IntArray
@@ -45,16 +46,16 @@ def knock_out(
 ) -> list[KnockoutRow]:
     """NDCG@10 by slice with all media, with each modality left out, and with each alone.
 
-    At most `most_users` are asked, taken evenly: each row encodes all of their histories anew.
+    Where the only modality is left out, ids stay, and nothing of items without them. At most
+    `most_users` are asked, taken evenly: each row encodes all of their histories anew.
     """
     cases = of_some_users(cases, most_users)
     names = sorted(loaded.parts)
     everything = frozenset(names)
     rows = {"all media": everything}
-    if len(names) > 1:
-        rows |= {f"without {name}": everything - {name} for name in names}
-        if len(names) > 2:
-            rows |= {f"{name} alone": frozenset({name}) for name in names}
+    rows |= {f"without {name}": everything - {name} for name in names}
+    if len(names) > 2:
+        rows |= {f"{name} alone": frozenset({name}) for name in names}
     result = []
     contents = content_of_subsets(loaded, source, list(rows.values()))
     assert loaded.has is not None and loaded.model.completion is not None
@@ -100,7 +101,11 @@ def content_of_subsets(
         met = torch.from_numpy(np.isin(item_index, loaded.item_index_of))[:, None].to(loaded.device)
         has = torch.stack([tokens[name].mask.any(1) for name in names], 1)
         for part, subset in zip(parts, subsets, strict=True):
-            content = loaded.model.fusion({k: v for k, v in tokens.items() if k in subset})
+            given = {name: each for name, each in tokens.items() if name in subset}
+            if not given:  # nothing to fuse: items that have nothing
+                nothing = dict.fromkeys(tokens, has.new_zeros(len(has)))
+                given = drop_modalities(tokens, nothing)
+            content = loaded.model.fusion(given)
             gone = torch.tensor([name not in subset for name in names], device=has.device)
             part.append(loaded.model.completion(content, has & gone & met))
     return [torch.cat(part) for part in parts]
