@@ -42,7 +42,7 @@ def test_from_training_to_a_new_item(kind: str, tiny_data: Path, tmp_path: Path)
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
     after = dict(load_run(run).model.fusion.named_parameters())  # type: ignore[union-attr]
     still = [name for name, value in after.items() if torch.equal(value, before[name])]
-    assert set(still) <= {"null", "out.null"}  # all of it learns, but what stands for an item without media
+    assert set(still) <= {"null", "out.null"}  # what stands for an item without media
     recommender = Recommender.load(run)
     assert len(recommender.recommend(history=["i1", "i2"], k=5)) == 5
     row = write_media(tmp_path, 99, seed=99)
