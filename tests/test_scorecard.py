@@ -32,6 +32,23 @@ COSTS = {
     },
 }
 
+STABILITY: dict[str, Any] = {
+    "list_length": 10,
+    "num_draws": 5,
+    "num_users": 1000,
+    "perturbations": [
+        {
+            "name": "typos",
+            "overlap": {"mean": 0.9, "over_users": 0.2, "over_repetitions": 0.0125},
+            "cosine": 0.97,
+        }
+    ],
+    "seeds": {
+        "runs": [{"seed": 0}, {"seed": 1}, {"seed": 2}],
+        "overlap": {"mean": 0.6, "over_users": 0.25, "over_repetitions": 0.03},
+    },
+}
+
 
 @pytest.fixture
 def document() -> dict[str, Any]:
@@ -77,6 +94,7 @@ def document() -> dict[str, Any]:
     }
     found["reliability"] = [{"k": 1, "error": 0.0625}, {"k": 10, "error": 0.03125}]
     found["costs"] = COSTS
+    found["stability"] = STABILITY
     found["lists"] = {"diversity_by": "content vectors", "miscalibration_by": "genres"}
     return found
 
@@ -95,6 +113,7 @@ def test_every_facet_is_there_with_the_figures_of_the_document(document: dict[st
         "Fairness",
         "Lists: coverage, novelty, diversity",
         "Robustness: media left out",
+        "Stability: media changed a little",
         "Before and after training",
         "Over-fitting",
         "Calibration",
@@ -111,6 +130,12 @@ def test_every_facet_is_there_with_the_figures_of_the_document(document: dict[st
     assert found[lists, "Coverage", "share of candidates"].values["mmrec"] == 0.5
     robust = found["Robustness: media left out", "Cold items, among all", "NDCG@10"]
     assert robust.values == {"all media": 0.1, "without audio": None}
+    stable = "Stability: media changed a little"
+    lists, contents = (f"{what} before and after" for what in ("Lists", "Contents"))
+    assert found[stable, lists, "RBO@10"].values == {"typos": 0.9, "another seed": 0.6}
+    spread = found[stable, f"{lists}, deviation", "RBO"].values
+    assert spread == {"typos": 0.0125, "another seed": 0.03}
+    assert found[stable, contents, "cosine"].values == {"typos": 0.97, "another seed": None}
     training = found["Before and after training", "Warm items", "NDCG@10"]
     assert training.values == {"after training": 0.35, "before training": 0.03}
     gap = found["Over-fitting", "Targets of", "NDCG@10"]

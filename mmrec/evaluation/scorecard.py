@@ -89,6 +89,7 @@ def facet_groups(document: Mapping[str, Any]) -> list[Group]:
         _fairness(models, document["breakdowns"]),
         _lists(models, document["lists"]),
         _robustness(document["knockout"], labels),
+        _stability(document["stability"]),
         _training(models[OURS], document["before"], labels),
         _over_fitting(document["learning"]["gap"]),
         _calibration(document["reliability"]),
@@ -177,6 +178,32 @@ def _robustness(rows: Sequence[Any], labels: Mapping[str, str]) -> Group:
     ]
     note = "The same model, asked again with media hidden from it; nothing was trained anew."
     return Group("Robustness: media left out", note, rows[0]["name"] if rows else "", facets)
+
+
+def _stability(found: Mapping[str, Any] | None) -> Group:
+    """How much of a list stays when media change a little, or when only the seed differs."""
+    if found is None:
+        return Group("Stability", "", "", [])
+    overlaps = {each["name"]: each["overlap"] for each in found["perturbations"]}
+    cosines = {each["name"]: each["cosine"] for each in found["perturbations"]}
+    note = (
+        f"{found['num_draws']} draws of each change, {found['num_users']:,} users; RBO: 1 = the "
+        "same lists, 0 = no item in common. The deviation is over draws"
+    )
+    if found["seeds"] is not None:
+        num_runs = len(found["seeds"]["runs"])
+        overlaps |= {"another seed": found["seeds"]["overlap"]}
+        note += f"; of another seed over the pairs of {num_runs} runs"
+    means = {name: each["mean"] for name, each in overlaps.items()}
+    spread = {name: each["over_repetitions"] for name, each in overlaps.items()}
+    facets = [
+        Facet("Lists before and after", f"RBO@{found['list_length']}", means, None),
+        Facet("Lists before and after, deviation", "RBO", spread, None),
+        Facet(
+            "Contents before and after", "cosine", {name: cosines.get(name) for name in means}, None
+        ),
+    ]
+    return Group("Stability: media changed a little", note + ".", "", facets if means else [])
 
 
 def _training(ours: Mapping[str, Any], before: Any, labels: Mapping[str, str]) -> Group:
