@@ -16,13 +16,17 @@ import torch
 from data_prep.prepare import prepare
 from data_prep.shards import PreparedData
 from mmrec.data.ragged import Ragged
+from mmrec.evaluation import lists
 from mmrec.evaluation.lists import (
     BLEND,
     ItemTraits,
+    behaviour_diversity,
     case_list_metrics,
     category_shares,
     intra_list_diversity,
     miscalibration,
+    num_categories,
+    users_of_items,
 )
 from mmrec.evaluation.metrics import gini, list_metrics
 
@@ -74,6 +78,44 @@ def slow_miscalibration(shown: list[int], met: list[int], genres: list[list[int]
     p, q = mix(met), mix(shown)
     blended = [(1 - BLEND) * b + BLEND * a for a, b in zip(p, q, strict=True)]
     return sum(a * math.log(a / b) for a, b in zip(p, blended, strict=True) if a)
+
+
+def test_behaviour_diversity_compares_who_met_the_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(4)
+    histories = [generator.integers(1, 12, generator.integers(0, 7)).tolist() for _ in range(40)]
+    met_by = users_of_items(Ragged.from_rows(histories), 13)  # items 0 and 12 were met by nobody
+    users = [{user for user, own in enumerate(histories) if item in own} for item in range(13)]
+    shown = np.stack([generator.permutation(13)[:5] for _ in range(600)])
+    shown[::4, 3:] = -1
+    shown[0] = [0, 12, 3, -1, -1]
+    found = behaviour_diversity(shown, met_by)
+    assert math.isnan(found[0])
+    for row in range(1, 600):
+        items = [item for item in shown[row] if item >= 0 and users[item]]
+        if len(items) < 2:
+            assert math.isnan(found[row])
+            continue
+        cosines = [
+            len(users[a] & users[b]) / math.sqrt(len(users[a]) * len(users[b]))
+            for a, b in itertools.combinations(items, 2)
+        ]
+        assert found[row] == pytest.approx(1 - np.mean(cosines)), row
+    monkeypatch.setattr(lists, "MAX_USERS", 3)
+    few = users_of_items(Ragged.from_rows(histories), 13)
+    assert few.shape == (13, 3)  # the first, the middle, the last
+    assert set(few[:, [2]].nonzero()[0]) == set(histories[-1])
+
+
+def test_categories_of_a_list_are_counted_once_each() -> None:
+    # two of item 0, one of 1 and 2, none of 3
+    shares = sparse.csr_array(np.array([[0.5, 0.5, 0], [1, 0, 0], [0, 0, 1], [0, 0, 0]]))
+    shown = np.array([[0, 1, 3], [1, -1, -1], [0, 2, -1], [3, -1, -1]])
+    found = num_categories(shown, shares)
+    assert found[:3].tolist() == [2, 1, 3] and math.isnan(found[3])
+    traits = ItemTraits(torch.eye(4), "unit vectors", "genres", shares, sparse.csr_array(np.eye(4)))
+    metrics = case_list_metrics(shown, Ragged.from_rows([[0]] * 4), traits, k=2)
+    assert metrics["categories@2"][:3].tolist() == [2, 1, 3]
+    assert metrics["behaviour_diversity@2"][0] == 1  # nobody met both
 
 
 def test_miscalibration_equals_the_slow_loop() -> None:

@@ -32,13 +32,14 @@ from mmrec.evaluation.evaluate import (
     metrics_document,
     write_evaluation,
 )
+from mmrec.evaluation.exposure import ItemGroups, attribute_groups, event_groups, exposures
 from mmrec.evaluation.findings import Findings, OffsetPoint
 from mmrec.evaluation.gap import training_gap
 from mmrec.evaluation.groups import attribute_breakdowns, check_groups
 from mmrec.evaluation.heads import evaluate_heads
 from mmrec.evaluation.initial import initial_content
 from mmrec.evaluation.item_labels import evaluate_labels
-from mmrec.evaluation.lists import ItemTraits, category_shares
+from mmrec.evaluation.lists import ItemTraits, category_shares, users_of_items
 from mmrec.evaluation.new_users import new_user_figures
 from mmrec.evaluation.protocol import (
     Cases,
@@ -116,11 +117,13 @@ def evaluate_run(
         seed=loaded.config.training.seed,
     )
     traits = item_traits(loaded, content)
+    groupings = item_groups(loaded, traits, popularity)
     evaluation = evaluate_scorers(
         scorers,
         cases,
         popularity=popularity,
         traits=traits,
+        groupings=[each.shares for each in groupings],
         device=loaded.device,
         progress=progress,
     )
@@ -169,6 +172,7 @@ def evaluate_run(
             evaluation=evaluation,
             popularity=popularity,
             traits=traits,
+            groupings=groupings,
             content=content,
         )
         render_report(run, data=loaded.data, findings=findings)
@@ -185,6 +189,7 @@ def find_out(
     evaluation: Evaluation,
     popularity: IntArray,
     traits: ItemTraits,
+    groupings: Sequence[ItemGroups],
     content: Content | None,
 ) -> Findings:
     """Everything that the report shows beside metrics and ranks.
@@ -198,6 +203,7 @@ def find_out(
         evaluation: all models' ranks.
         popularity: (N,) training events of each item.
         traits: of the items.
+        groupings: of the items, in the order that exposures were counted by.
         content: vectors of content_knn.
     """
     assert loaded.data is not None and loaded.split is not None
@@ -237,6 +243,12 @@ def find_out(
             ),
             *attribute_breakdowns(evaluation.ranks, loaded.data, config.evaluation.groups),
         ],
+        exposures=exposures(
+            groupings,
+            evaluation.exposures,
+            candidates=cases.candidates,
+            popularity=popularity,
+        ),
         offset_curve=curve,
         chosen_offset=state["offset"] if curve else None,
         warm_cost=config.evaluation.warm_cost if curve else None,
@@ -294,4 +306,19 @@ def item_traits(loaded: LoadedRun, content: Content | None) -> ItemTraits:
         vectors = torch.nn.functional.normalize(content.vectors, dim=1) * content.mask[:, None]
         what = "content vectors from before training"
     found = category_shares(loaded.data)
-    return ItemTraits(vectors, what, *(found or (None, None)))
+    met_by = None
+    if loaded.split is not None:
+        met_by = users_of_items(training_histories(loaded.split), len(loaded.item_ids))
+    attribute, shares = found or (None, None)
+    return ItemTraits(vectors, what, attribute=attribute, shares=shares, met_by=met_by)
+
+
+def item_groups(loaded: LoadedRun, traits: ItemTraits, popularity: IntArray) -> list[ItemGroups]:
+    """How exposure is told: by events, by the categories of lists, by `evaluation.groups`."""
+    assert loaded.data is not None
+    named = [] if traits.attribute is None else [traits.attribute]
+    for name in loaded.config.evaluation.groups:
+        whose, _, attribute = name.partition(".")
+        named += [attribute] if whose == "items" else []
+    by_attribute = [attribute_groups(loaded.data, name) for name in dict.fromkeys(named)]
+    return [event_groups(popularity), *by_attribute]

@@ -32,7 +32,15 @@ from mmrec.evaluation.significance import PairedDifference, paired_differences
 SCHEMA = 1
 METRICS = ("hr@10", "ndcg@10", "mrr")
 # Not diversity: a run without media measures it with vectors of its own.
-LISTS = ("coverage@10", "gini@10", "novelty@10", "popularity@10", "miscalibration@10")
+LISTS = (
+    "coverage@10",
+    "gini@10",
+    "novelty@10",
+    "popularity@10",
+    "behaviour_diversity@10",
+    "categories@10",
+    "miscalibration@10",
+)
 
 
 @dataclass(frozen=True)

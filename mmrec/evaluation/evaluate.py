@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import scipy.sparse as sparse
 import torch
 
 from mmrec.data.ragged import IntArray, Ragged, offsets_of
-from mmrec.evaluation.lists import ItemTraits, case_list_metrics
+from mmrec.evaluation.lists import ItemTraits, case_list_metrics, exposure_shares
 from mmrec.evaluation.metrics import (
     KS,
     FloatArray,
@@ -48,10 +49,12 @@ class Evaluation:
         models: name -> slice -> `num_users`, `num_targets` and metrics; an absent slice is None.
         ranks: model, user_index, item_index, slice, rank; a row a model, target and slice, `all`
             apart, which is the union of warm, cold and new_users.
+        exposures: name -> for each grouping asked for (G,) `exposure_shares`.
     """
 
     models: dict[str, dict[str, Metrics | None]]
     ranks: pl.DataFrame
+    exposures: dict[str, list[FloatArray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def evaluate_scorers(
     *,
     popularity: IntArray,
     traits: ItemTraits | None = None,
+    groupings: Sequence[sparse.csr_array] = (),
     ks: Sequence[int] = KS,
     device: torch.device | str = "cpu",
     progress: Callable[[str, int, int], None] | None = None,
@@ -88,12 +92,14 @@ def evaluate_scorers(
         cases: who is asked what.
         popularity: (N,) training events of each item, for novelty and popularity of lists.
         traits: of the items, for the diversity of lists and their match with histories.
+        groupings: (N, G) shares of groups in the items, for the exposure of each group.
         ks: the list lengths.
         device: where scores are compared.
         progress: called with (name, cases done, cases).
     """
     models: dict[str, dict[str, Metrics | None]] = {}
     ranks = []
+    exposures = {}
     for name, scorer in scorers.items():
 
         def report(done: int, total: int, name: str = name) -> None:
@@ -108,7 +114,8 @@ def evaluate_scorers(
             ranking, cases, popularity=popularity, of_lists=of_lists, ks=ks
         )
         ranks.append(_rank_table(name, ranking, cases))
-    return Evaluation(models, pl.concat(ranks) if ranks else _empty_ranks())
+        exposures[name] = [exposure_shares(ranking.top_items, shares) for shares in groupings]
+    return Evaluation(models, pl.concat(ranks) if ranks else _empty_ranks(), exposures)
 
 
 def slice_metrics(

@@ -11,6 +11,7 @@ from mmrec.evaluation.confidence import Reliability
 from mmrec.evaluation.cost import Costs
 from mmrec.evaluation.data_facts import DataFacts
 from mmrec.evaluation.evaluate import Metrics
+from mmrec.evaluation.exposure import Exposure
 from mmrec.evaluation.gap import Gap
 from mmrec.evaluation.stability import Stability
 from mmrec.evaluation.strips import UserStrip
@@ -42,6 +43,7 @@ class Findings:
         before: our metrics by slice before the first step, on the same cases.
         gap: from targets of training to those of validation.
         breakdowns: accuracy by counts of events.
+        exposures: which groups of items the lists show.
         offset_curve: warm against cold on validation, as our offset was chosen.
         chosen_offset: our model's offset, in logits.
         warm_cost: share of warm NDCG@10 that the choice was allowed to cost.
@@ -66,6 +68,7 @@ class Findings:
     before: Mapping[str, Metrics | None] | None = None
     gap: Gap | None = None
     breakdowns: Sequence[Breakdown] = ()
+    exposures: Sequence[Exposure] = ()
     offset_curve: Sequence[OffsetPoint] = ()
     chosen_offset: float | None = None
     warm_cost: float | None = None

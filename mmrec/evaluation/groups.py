@@ -49,7 +49,7 @@ def attribute_breakdowns(
         column = "user_index" if whose == "users" else "item_index"
         members = np.unique(rows[column].to_numpy())
         if len(members):
-            values = [_values_of(data, whose, attribute, int(row)) for row in members]
+            values = [values_of(data, whose, attribute, int(row)) for row in members]
             found.append(_breakdown(name, rows, column, members.tolist(), values))
     return found
 
@@ -71,7 +71,8 @@ def _groupable(attributes: Mapping[str, Any]) -> list[str]:
     return [name for name, spec in attributes.items() if spec.type in ("category", "set")]
 
 
-def _values_of(data: PreparedData, whose: str, attribute: str, row: int) -> list[str]:
+def values_of(data: PreparedData, whose: str, attribute: str, row: int) -> list[str]:
+    """The values of a user's or item's attribute; `unknown` where there is none."""
     if whose == "users":
         value = data.user_attributes[row].get(attribute)
     else:

@@ -22,6 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from data_prep.shards import PreparedData
 from mmrec.errors import UserError
 from mmrec.evaluation.ablation import KnockoutRow
+from mmrec.evaluation.exposure import BY_EVENTS
 from mmrec.evaluation.findings import Findings
 from mmrec.evaluation.item_labels import label_rows
 from mmrec.evaluation.report_document import report_document, write_aside, write_document
@@ -43,6 +44,7 @@ from mmrec.evaluation.report_tables import (
     cost_table,
     costs_in,
     data_rows,
+    exposure_table,
     head_rows,
     in_order,
     metrics_table,
@@ -86,6 +88,8 @@ LIST_METRICS = (
     "coverage@10",
     "gini@10",
     "diversity@10",
+    "behaviour_diversity@10",
+    "categories@10",
     "miscalibration@10",
     "novelty@10",
     "popularity@10",
@@ -147,6 +151,14 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
             for each in [replace(found, models=in_order(found.models, models))]
         ],
         **_lists(models, findings),
+        "exposures": [
+            (
+                "training events" if each.by == BY_EVENTS else each.by,
+                list(each.candidates),
+                exposure_table(each, list(models)),
+            )
+            for each in findings.exposures
+        ],
         "before": _before(findings, models[OURS], labels),
         "curves": learning_curves(steps, SLICE_LABELS),
         "gap": findings.gap,

@@ -87,6 +87,7 @@ def report_document(
             "diversity_by": findings.diversity_by,
             "miscalibration_by": findings.miscalibration_by,
         },
+        "exposures": [asdict(each) for each in findings.exposures],
         "before": findings.before,
         "knockout": [asdict(each) for each in findings.knockout],
         "learning": curves,

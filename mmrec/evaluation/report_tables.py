@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from data_prep.shards import PreparedData
 from mmrec.evaluation.breakdown import Breakdown
 from mmrec.evaluation.cost import Costs
+from mmrec.evaluation.exposure import Exposure
 from mmrec.evaluation.report_plots import OURS
 from mmrec.evaluation.report_words import Intervals, Models, size_in_words
 from mmrec.evaluation.significance import PairedDifference
@@ -19,7 +20,7 @@ from mmrec.evaluation.variety import VarietyPoint
 from mmrec.retrieval.rerank import METHODS
 
 # Of lists, no end is better: novelty and popularity pull against each other, diversity against hits
-_NO_BEST = ("popularity", "novelty", "diversity")
+_NO_BEST = ("popularity", "novelty", "diversity", "behaviour_diversity", "categories")
 _LOWEST = ("gini", "miscalibration")
 TAIL_FIGURES = {
     "tail_coverage": "tail coverage@10",
@@ -243,6 +244,16 @@ def _slice_cells(
     return cells
 
 
+def exposure_table(exposure: Exposure, models: Sequence[str]) -> Rows:
+    """A row a model, shares of the exposure by group; the last two are what to hold it against."""
+    rows = {name: exposure.models[name] for name in models if name in exposure.models}
+    rows |= {"of the candidates": exposure.candidates, "of the training events": exposure.events}
+    return [
+        (name, [Cell(_plain(own[group])) for group in exposure.candidates])
+        for name, own in rows.items()
+    ]
+
+
 def cost_rows(costs: Costs) -> list[tuple[str, str]]:
     """What is shown of the costs, in words and units."""
     rows = [
@@ -394,7 +405,11 @@ def in_order(by_model: Mapping[str, T], models: Iterable[str]) -> dict[str, T]:
 def _number(value: float | None, metric: str) -> str:
     if value is None:
         return "–"
-    return f"{value:.1f}" if metric.startswith(("popularity", "novelty")) else f"{value:.4f}"
+    return (
+        f"{value:.1f}"
+        if metric.startswith(("popularity", "novelty", "categories"))
+        else f"{value:.4f}"
+    )
 
 
 def _short(value: float) -> str:

@@ -18,6 +18,7 @@ from mmrec.evaluation.compare import Beside, DifferingSetting, Row
 from mmrec.evaluation.confidence import Reliability
 from mmrec.evaluation.cost import Costs
 from mmrec.evaluation.data_facts import DataFacts
+from mmrec.evaluation.exposure import Exposure
 from mmrec.evaluation.findings import OffsetPoint
 from mmrec.evaluation.gap import Gap
 from mmrec.evaluation.significance import Interval, PairedDifference
@@ -102,6 +103,7 @@ class ReportDocument(Document):
     sentences: list[str]
     limits: list[str]
     breakdowns: list[Breakdown]
+    exposures: list[Exposure] = []
     lists: Lists
     before: Slices | None
     knockout: list[KnockoutRow]

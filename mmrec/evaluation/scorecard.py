@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mmrec.evaluation.exposure import BY_EVENTS, NEW
 from mmrec.evaluation.groups import worst_group
 from mmrec.evaluation.report_plots import OURS
 from mmrec.evaluation.report_tables import ours_first
@@ -86,7 +87,7 @@ def facet_groups(document: Mapping[str, Any]) -> list[Group]:
     labels = shown_slices(models[OURS])
     groups = [
         _accuracy(models, labels, document["intervals"]),
-        _fairness(models, document["breakdowns"]),
+        _fairness(models, document["breakdowns"], document["exposures"]),
         _lists(models, document["lists"]),
         _robustness(document["knockout"], labels),
         _stability(document["stability"]),
@@ -117,7 +118,7 @@ def _accuracy(models: Any, labels: Mapping[str, str], intervals: Any) -> Group:
     return Group("Accuracy", note, OURS, facets)
 
 
-def _fairness(models: Any, breakdowns: Sequence[Any]) -> Group:
+def _fairness(models: Any, breakdowns: Sequence[Any], exposures: Sequence[Any]) -> Group:
     """To items and to users of whom little is known."""
     facets = []
     words = {"item": "items", "user": "users, warm targets"}
@@ -140,11 +141,17 @@ def _fairness(models: Any, breakdowns: Sequence[Any]) -> Group:
     shown = {model: (slices.get("all") or {}).get("gini@10") for model, slices in models.items()}
     if any(value is not None for value in shown.values()):
         facets.append(Facet("Exposure of items", "Gini@10", shown, "lower"))
+    for each in exposures:
+        for part in ("tail", NEW) if each["by"] == BY_EVENTS else ():
+            if each["candidates"][part] > 0:
+                own = {model: each["models"].get(model, {}).get(part) for model in models}
+                facets.append(Facet(f"Exposure of {part} items", "share", own, None))
     note = (
         "Head and tail items hold a third of the training events each, head and tail users are "
         "the thirds with the longest and the shortest histories. The worst group is "
         "that of our model, of those with twenty users or more. Gini: 0 = all candidates are shown "
-        "equally often, 1 = one item to everybody."
+        "equally often, 1 = one item to everybody. Shares of the exposure count first places more; "
+        "those of groups stand in report.html."
     )
     return Group("Fairness", note, OURS, facets)
 
@@ -154,6 +161,8 @@ def _lists(models: Any, lists: Mapping[str, Any]) -> Group:
         ("coverage@10", "Coverage", "share of candidates", "higher", ".4f"),
         ("novelty@10", "Novelty", "bits an item", None, ".2f"),
         ("diversity@10", "Diversity", "1 - mean cosine in a list", None, ".4f"),
+        ("behaviour_diversity@10", "Behaviour diversity", "1 - mean cosine", None, ".4f"),
+        ("categories@10", "Categories", "number in a list", None, ".2f"),
         ("miscalibration@10", "Miscalibration", "nats", "lower", ".3f"),
     ]
     facets = []
@@ -163,10 +172,13 @@ def _lists(models: Any, lists: Mapping[str, Any]) -> Group:
             facets.append(Facet(title, measure, values, better, form=form))
     note = "Of the ten items shown; novelty and diversity have no better end."
     if lists["diversity_by"]:
-        note += f" Diversity by {lists['diversity_by']}."
+        note += (
+            f" Diversity by {lists['diversity_by']}; of behaviour by who met an item in training."
+        )
     if lists["miscalibration_by"]:
         by = lists["miscalibration_by"]
-        note += f" Miscalibration: how far the {by} of a list are from those of the history."
+        note += f" Categories: different {by} of a list. Miscalibration: how far the {by} of a "
+        note += "list are from those of the history."
     return Group("Lists: coverage, novelty, diversity", note, OURS, facets)
 
 
