@@ -1,14 +1,15 @@
-"""RecBole: SASRec by its own loaders and trainer, one training sample a prefix.
+"""RecBole: SASRec, one training sample a prefix, and NeuMF, by its own loaders and trainer.
 
-Its leave-one-out takes the last event of a user as test: the log it gets ends with the user's first
-item once more, which is never scored. The best weights are kept in memory, not in its checkpoints,
-which are pickles.
+Its leave-one-out takes the last events of a user as validation and test: where the task has none
+for it, the log it gets ends with the user's first item once more, which is never scored. The best
+weights are kept in memory, not in its checkpoints, which are pickles.
 """
 
 from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from exchange import CoreBudget, Fitted, Task, installed, run_peer
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.data.interaction import Interaction
+from recbole.model.general_recommender import NeuMF
 from recbole.model.sequential_recommender import SASRec
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
@@ -27,25 +29,23 @@ class LimitReached(Exception):
     """Enough was trained: the budget is spent, or what was to be timed is over."""
 
 
-def write_log(task: Task, folder: Path) -> None:
-    """Training history, validation target, and a stand-in for the test target, of each user."""
-    target_of = dict(zip(task.stop_user.tolist(), task.stop_target.tolist(), strict=True))
+def write_log(rows: Iterable[tuple[int, list[int]]], folder: Path) -> None:
+    """The events of each user, in their order."""
     with (folder / "task.inter").open("w", encoding="utf-8") as file:
         file.write("user_id:token\titem_id:token\ttimestamp:float\n")
-        for user, history in zip(task.train_user.tolist(), task.train, strict=True):
-            if user in target_of:
-                events = [*history.tolist(), target_of[user], int(history[0])]
-                for place, item in enumerate(events):
-                    file.write(f"{user}\t{item}\t{place}\n")
+        for user, events in rows:
+            for place, item in enumerate(events):
+                file.write(f"{user}\t{item}\t{place}\n")
 
 
-def make_config(folder: str, settings: dict[str, Any]) -> Config:
-    """RecBole's configuration for the log in a folder: leave-one-out, one sample a prefix."""
+def make_config(model: str, folder: str, settings: dict[str, Any]) -> Config:
+    """RecBole's configuration for the log in a folder: leave-one-out."""
+    ours = ("model", "threads", "limit_core_s")
     return Config(
-        model="SASRec",
+        model=model,
         dataset="task",
         config_dict={
-            **settings,
+            **{key: value for key, value in settings.items() if key not in ours},
             "data_path": folder,
             "checkpoint_dir": folder,
             "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
@@ -55,7 +55,6 @@ def make_config(folder: str, settings: dict[str, Any]) -> Config:
                 "order": "TO",
                 "group_by": "user",
             },
-            "train_neg_sample_args": None,
             "metrics": ["Recall", "NDCG"],
             "topk": [10],
             "valid_metric": "NDCG@10",
@@ -66,15 +65,33 @@ def make_config(folder: str, settings: dict[str, Any]) -> Config:
     )
 
 
+def rows_of(dataset: Any, field: str, number: int) -> np.ndarray:
+    """(number,) RecBole's row of each of ours, numbered as it met them; 0 = it has none."""
+    found = np.zeros(number, dtype=np.int64)
+    for token, row in dataset.field2token_id[field].items():
+        if row:
+            found[int(token)] = row
+    return found
+
+
 def fit(task: Task, settings: dict[str, Any]) -> Fitted:
     torch.set_num_threads(settings["threads"])
+    return {"sasrec": fit_sasrec, "neumf": fit_neumf}[settings["model"]](task, settings)
+
+
+def rows_with_targets(task: Task) -> Iterator[tuple[int, list[int]]]:
+    """Training history, validation target, and a stand-in for the test target, of each user."""
+    target_of = dict(zip(task.stop_user.tolist(), task.stop_target.tolist(), strict=True))
+    for user, history in zip(task.train_user.tolist(), task.train, strict=True):
+        if user in target_of:
+            yield user, [*history.tolist(), target_of[user], int(history[0])]
+
+
+def fit_sasrec(task: Task, settings: dict[str, Any]) -> Fitted:
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "task").mkdir()
-        write_log(task, Path(name) / "task")
-        arguments = {
-            key: value for key, value in settings.items() if key not in ("threads", "limit_core_s")
-        }
-        config = make_config(name, arguments)
+        write_log(rows_with_targets(task), Path(name) / "task")
+        config = make_config("SASRec", name, {**settings, "train_neg_sample_args": None})
         init_seed(settings["seed"], reproducibility=True)
         dataset = create_dataset(config)
         train, validation, _ = data_preparation(config, dataset)
@@ -100,11 +117,7 @@ def fit(task: Task, settings: dict[str, Any]) -> Fitted:
         model.load_state_dict(best["weights"])
     model.eval()
 
-    # tokens of a field are numbered in the order met, 0 is the padding
-    row_of = np.zeros(task.num_items, dtype=np.int64)
-    for token, row in dataset.field2token_id[dataset.iid_field].items():
-        if row:
-            row_of[int(token)] = row
+    row_of = rows_of(dataset, dataset.iid_field, task.num_items)
     trained = np.bincount(np.concatenate(task.train), minlength=task.num_items) > 0
     row_of[~trained] = 0
     length = config["MAX_ITEM_LIST_LENGTH"]
@@ -131,6 +144,43 @@ def fit(task: Task, settings: dict[str, Any]) -> Fitted:
         return scores
 
     return Fitted(score, notes)
+
+
+def fit_neumf(task: Task, settings: dict[str, Any]) -> Fitted:
+    """Neural collaborative filtering (He et al., 2017): a network over user and item vectors.
+
+    It trains for as many epochs as it is told: validation is part of what it learns from.
+    """
+    rows = (
+        (user, [*events.tolist(), int(events[0]), int(events[0])])
+        for user, events in zip(task.fit_user.tolist(), task.fit, strict=True)
+        if len(events)
+    )
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "task").mkdir()
+        write_log(rows, Path(name) / "task")
+        config = make_config("NeuMF", name, settings)
+        init_seed(settings["seed"], reproducibility=True)
+        dataset = create_dataset(config)
+        train, _, _ = data_preparation(config, dataset)
+        model = NeuMF(config, train.dataset)
+        Trainer(config, model).fit(train, saved=False)
+    model.eval()
+    item_row = rows_of(dataset, dataset.iid_field, task.num_items)[task.candidates]
+    user_row = rows_of(dataset, dataset.uid_field, task.num_users)
+    old = np.flatnonzero(item_row)
+    items = torch.from_numpy(item_row[old])
+
+    @torch.no_grad()
+    def score(case_rows: np.ndarray) -> np.ndarray:
+        scores = np.full((len(case_rows), len(task.candidates)), np.nan, dtype=np.float32)
+        for place, user in enumerate(user_row[task.case_user[case_rows]]):
+            if user:
+                users = torch.full_like(items, int(user))
+                scores[place, old] = model(users, items).numpy()
+        return scores
+
+    return Fitted(score, {"epochs": settings["epochs"]})
 
 
 if __name__ == "__main__":

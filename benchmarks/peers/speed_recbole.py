@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from exchange import read_task
-from peer_recbole import LimitReached, make_config, write_log
+from peer_recbole import LimitReached, make_config, rows_with_targets, write_log
 from recbole.data import create_dataset, data_preparation
 from recbole.model.sequential_recommender import SASRec
 from recbole.trainer import Trainer
@@ -50,10 +50,12 @@ def main() -> None:
     task = replace(task, train_user=task.train_user[:kept], train=task.train[:kept])
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "task").mkdir()
-        write_log(task, Path(name) / "task")
+        write_log(rows_with_targets(task), Path(name) / "task")
         config = make_config(
+            "SASRec",
             name,
             {
+                "train_neg_sample_args": None,
                 "loss_type": "CE",
                 "n_layers": settings["blocks"],
                 "n_heads": settings["heads"],
