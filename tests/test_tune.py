@@ -33,6 +33,8 @@ from mmrec.tuning.tune import Outcome, tune
 
 pytest_plugins = ["tiny_run"]
 
+ROOT = Path(__file__).resolve().parent.parent
+
 SPACE: dict[str, Any] = {
     "training.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
     "model.history.num_blocks": {"low": 1, "high": 2},
@@ -365,3 +367,11 @@ def test_command(
     document = json.loads(capsys.readouterr().out)
     assert document["best"] == document["trials"][0]
     assert document["best_config"] == str(out / "best.yaml")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "tune").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_spaces_that_come_with_mmrec_are_sound(path: Path) -> None:
+    search = load_search(path, load_config(ROOT / "configs" / "movielens-1m-id.yaml"))
+    assert search.space
