@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -434,6 +435,12 @@ def test_reasons_are_shown_as_text(browser: Any, address: str, client: httpx.Cli
     page.close()
 
 
+def sure(row: dict[str, Any]) -> str:
+    """How the page tells a confidence; JavaScript rounds halves up."""
+    known = row["confidence"]
+    return "not known" if known is None else f"{math.floor(100 * known + 0.5)} %"
+
+
 def test_a_dropped_picture_is_scored(page: Any, client: httpx.Client, tiny_source: Path) -> None:
     picture, sound = tiny_source / "2.png", tiny_source / "6.wav"
     page.evaluate(
@@ -459,7 +466,7 @@ def test_a_dropped_picture_is_scored(page: Any, client: httpx.Client, tiny_sourc
                "sound": ("s.wav", sound.read_bytes(), "audio/wav")},
     )  # fmt: skip
     expected = [
-        [each["user_id"], str(each["rank"]), f"{each['score']:.3f}"]
+        [each["user_id"], str(each["rank"]), f"{each['score']:.3f}", sure(each)]
         for each in answer.json()["users"]
     ]
     rows = page.locator("#audience tbody tr").all()
@@ -501,4 +508,5 @@ def test_a_text_file_is_scored_for_a_history(page: Any, client: httpx.Client) ->
     parts = {name: (None, value) for name, value in asked.items()}
     [expected] = client.post("/v1/score", files=parts).json()["users"]
     first = page.locator("#audience tbody tr").first.locator("td").all_inner_texts()
-    assert first == ["The history above", str(expected["rank"]), f"{expected['score']:.3f}"]
+    place, score = str(expected["rank"]), f"{expected['score']:.3f}"
+    assert first == ["The history above", place, score, sure(expected)]

@@ -71,7 +71,9 @@ export async function score(who) {
     const line = element("tr");
     if (each.own || each.user_id === who.user_id) line.className = "chosen";
     line.append(element("td", each.user_id), element("td", String(each.rank)));
+    const sure = each.confidence ?? null;
     line.append(element("td", each.score.toFixed(3)));
+    line.append(element("td", sure === null ? "not known" : `${Math.round(100 * sure)} %`));
     return line;
   }));
   audience.hidden = false;
