@@ -95,6 +95,7 @@ LIST_METRICS = (
     "popularity@10",
 )
 DEFAULT_WARM_COST = 0.05
+POPULARITY = "popularity"
 TAIL_COLUMNS = tuple(TAIL_FIGURES.values())
 
 
@@ -159,7 +160,7 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
             )
             for each in findings.exposures
         ],
-        "before": _before(findings, models[OURS], labels),
+        "before": _before(findings, models, labels),
         "curves": learning_curves(steps, SLICE_LABELS),
         "gap": findings.gap,
         "knockout": _knockout_plot(findings.knockout, labels),
@@ -253,22 +254,19 @@ def _lists(models: Models, findings: Findings) -> dict[str, Any]:
     }
 
 
-def _before(
-    findings: Findings,
-    after: Mapping[str, Mapping[str, float] | None],
-    labels: Mapping[str, str],
-) -> dict[str, Any] | None:
-    """Our figures before the first step beside those of the trained model."""
+def _before(findings: Findings, models: Models, labels: Mapping[str, str]) -> dict[str, Any] | None:
+    """Our figures after training and before it, beside popularity where it was ranked."""
     if findings.before is None:
         return None
-    both: Models = {"before training": findings.before, "after training": after}
+    beside = {"after training": models[OURS], "before training": findings.before}
+    beside |= {POPULARITY: models[POPULARITY]} if POPULARITY in models else {}
     rows = [
         (name, {s: (slices.get(s) or {}).get("ndcg@10") for s in labels})
-        for name, slices in both.items()
+        for name, slices in beside.items()
     ]
     return {
-        "table": metrics_table(both, tuple(labels), TABLE_METRICS),
-        "bars": knockout_bars(rows[::-1], labels),
+        "table": metrics_table(beside, tuple(labels), TABLE_METRICS),
+        "bars": knockout_bars(rows, labels),
     }
 
 

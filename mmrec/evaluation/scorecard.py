@@ -91,7 +91,7 @@ def facet_groups(document: Mapping[str, Any]) -> list[Group]:
         _lists(models, document["lists"]),
         _robustness(document["knockout"], labels),
         _stability(document["stability"]),
-        _training(models[OURS], document["before"], labels),
+        _training(models, document["before"], labels),
         _over_fitting(document["learning"]["gap"]),
         _calibration(document["reliability"]),
         *_cost(document["costs"]),
@@ -218,8 +218,9 @@ def _stability(found: Mapping[str, Any] | None) -> Group:
     return Group("Stability: media changed a little", note + ".", "", facets if means else [])
 
 
-def _training(ours: Mapping[str, Any], before: Any, labels: Mapping[str, str]) -> Group:
-    both = {"after training": ours, "before training": before or {}}
+def _training(models: Any, before: Any, labels: Mapping[str, str]) -> Group:
+    both = {"after training": models[OURS], "before training": before or {}}
+    both |= {"popularity": models["popularity"]} if "popularity" in models else {}
     facets = [
         Facet(
             label, "NDCG@10", {n: (own.get(name) or {}).get("ndcg@10") for n, own in both.items()}
