@@ -88,7 +88,7 @@ def attribute_groups(data: PreparedData, attribute: str) -> ItemGroups:
             kept[name] = len(names)
             names.append(name)
     rows = [row for row, own in enumerate(values) for _ in own]
-    columns = [kept.get(value, kept.get(OTHERS, 0)) for own in values for value in own]
+    columns = [kept[value if value in kept else OTHERS] for own in values for value in own]
     shares = [1 / len(own) for own in values for _ in own]
     shape = (len(values), len(names))
     table = sparse.coo_array((shares, (rows, columns)), shape=shape).tocsr()  # adds what is equal
