@@ -16,8 +16,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as pictures
 
 from encoders.cut import StackedEncoder
 from encoders.encoder import Inputs, fingerprint, hold_batch_norm
@@ -78,6 +76,10 @@ class ImageTransform:
         """
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
             raise ValueError(f"a picture is (H, W, 3) uint8, got {pixels.shape} {pixels.dtype}")
+        # Brings torch's compiler along: seconds that who reads states from the cache is spared.
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as pictures
+
         image = Image.fromarray(pixels)
         mode = InterpolationMode(self.interpolation)
         if self.resize == "squash":

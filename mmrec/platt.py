@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.linear_model import LogisticRegression
 
 Floats = npt.NDArray[np.float64]
 
@@ -20,6 +19,8 @@ def platt(logits: Floats, labels: Floats) -> tuple[float, float]:
         logits: (n,).
         labels: (n,) 1 or 0, some of each.
     """
+    from sklearn.linear_model import LogisticRegression  # a second, which few commands need
+
     yes, no = float((labels == 1).sum()), float((labels == 0).sum())
     wanted = np.where(labels == 1, (yes + 1) / (yes + 2), 1 / (no + 2))
     both = np.concatenate([logits, logits])[:, None]

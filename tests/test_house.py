@@ -53,6 +53,13 @@ def test_nothing_heavy_is_imported(statement: str) -> None:
     assert not loaded_after(statement) & set(HEAVY)
 
 
+def test_a_run_starts_without_what_few_runs_need() -> None:
+    """Each is a second or more at every start of a command."""
+    loaded = loaded_after("import mmrec.build, mmrec.training.train, mmrec.recommender")
+    assert "torch" in loaded
+    assert not loaded & {"torchvision", "transformers", "timm", "sklearn", "pandas", "triton"}
+
+
 def test_data_prep_imports_no_torch() -> None:
     modules = sorted(
         path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")

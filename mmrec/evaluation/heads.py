@@ -20,12 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
-from sklearn.metrics import (
-    confusion_matrix,
-    log_loss,
-    precision_recall_fscore_support,
-    roc_auc_score,
-)
 from torch import Tensor
 
 from mmrec.data.labels import expected, not_met
@@ -135,22 +129,24 @@ def binary_figures(told: Floats, wanted: Floats, *, rate: float) -> dict[str, An
         (at .5), accuracy_of_majority, calibration_error, confusion [[true no, false yes], [false
         no, true yes]], and precision, recall and f1 of no and yes.
     """
+    from sklearn import metrics  # a second, which few commands need
+
     guess = told >= 0.5
     share = float(wanted.mean())
-    precision, recall, f1, _ = precision_recall_fscore_support(
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
         wanted, guess, labels=[0, 1], zero_division=0.0
     )
     constant = np.full(len(wanted), rate)
     return {
         "num": len(wanted),
         "positive_share": share,
-        "auc": float(roc_auc_score(wanted, told)) if 0 < share < 1 else None,
-        "log_loss": float(log_loss(wanted, told, labels=[0, 1])),
-        "log_loss_of_rate": float(log_loss(wanted, constant, labels=[0, 1])),
+        "auc": float(metrics.roc_auc_score(wanted, told)) if 0 < share < 1 else None,
+        "log_loss": float(metrics.log_loss(wanted, told, labels=[0, 1])),
+        "log_loss_of_rate": float(metrics.log_loss(wanted, constant, labels=[0, 1])),
         "accuracy": float((guess == wanted).mean()),
         "accuracy_of_majority": max(share, 1 - share),
         "calibration_error": calibration_error(told, wanted),
-        "confusion": confusion_matrix(wanted, guess, labels=[0, 1]).tolist(),
+        "confusion": metrics.confusion_matrix(wanted, guess, labels=[0, 1]).tolist(),
         "precision": precision.tolist(),
         "recall": recall.tolist(),
         "f1": f1.tolist(),

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
-from sklearn.metrics import f1_score
 
 from mmrec.data.item_labels import OTHER, hot
 from mmrec.data.ragged import IntArray
@@ -124,6 +123,8 @@ def set_figures(told: Floats, wanted: npt.NDArray[np.bool_], rates: Floats) -> d
 
 
 def _macro_f1(wanted: npt.NDArray[Any], guess: npt.NDArray[Any], labels: IntArray) -> float:
+    from sklearn.metrics import f1_score  # a second, which few commands need
+
     if not len(labels):
         return 0.0
     return float(f1_score(wanted, guess, labels=labels, average="macro", zero_division=0.0))
