@@ -1,7 +1,7 @@
 # Every target sets up what it needs first: a fresh clone can start with any of them.
 #   VENV=path    another environment (kept outside the clone by .ci/run)
 #   PYTHON=path  another interpreter, 3.11 or newer
-#   ARGS="…"     passed on to pytest or to the benchmarks, for example ARGS="-m slow"
+#   ARGS="…"     passed on to the benchmarks, or to pytest in place of SUITE: ARGS="-m slow"
 #   PLAN=path    what make ablation runs, if not benchmarks/ablation/movielens-1m.yaml
 #   QUICK=1      bench-peers on MovieLens-100K, DATA=path the folder above the data sets
 
@@ -11,6 +11,9 @@ ARGS ?=
 PLAN ?=
 QUICK ?=
 DATA ?= ../shared/data
+
+# The whole suite: a worker a core, four at most; files whole, as their tests share what they made.
+SUITE := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 BIN := $(VENV)/bin
 # A changed requirement gives another stamp, so the environment follows the two files by itself.
@@ -34,7 +37,7 @@ demo: install
 	$(BIN)/mmrec demo --out demo
 
 test: install
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(or $(ARGS),$(SUITE))
 
 check: install
 	$(BIN)/ruff check .

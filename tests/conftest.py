@@ -7,8 +7,14 @@ suite in which not one such test ran fails: a guard that is silently skipped gua
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import os
+from collections.abc import Iterator
 from pathlib import Path
+
+# Workers side by side share the cores already. Before torch is imported, which reads it then; what
+# a test starts inherits it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
@@ -24,7 +30,24 @@ pytest.register_assert_rewrite(
 )
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
-_RAN = pytest.StashKey[dict[str, int]]()
+
+
+class RealDataCount:
+    """How many tests on the real data ran, by the reports of this process and of its workers."""
+
+    def __init__(self) -> None:
+        """Nothing counted yet."""
+        self.ran = 0
+        self.skipped = 0
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count a test as run once its body has started."""
+        if "realdata" in report.keywords:
+            self.skipped += report.skipped
+            self.ran += report.when == "call" and not report.skipped
+
+
+_COUNT = pytest.StashKey[RealDataCount]()
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +81,8 @@ def restored_torch() -> Iterator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start the count."""
-    config.stash[_RAN] = {"ran": 0, "skipped": 0}
+    config.stash[_COUNT] = RealDataCount()
+    config.pluginmanager.register(config.stash[_COUNT])
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -67,19 +91,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "shared_data" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.realdata)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item,
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Count a test on the real data as run once its body has started."""
-    report = yield
-    if item.get_closest_marker("realdata"):
-        counts = item.config.stash[_RAN]
-        counts["skipped"] += report.skipped
-        counts["ran"] += report.when == "call" and not report.skipped
-    return report
 
 
 def _runs_whole_suite(config: pytest.Config) -> bool:
@@ -94,8 +105,12 @@ def _runs_whole_suite(config: pytest.Config) -> bool:
 
 
 def _is_unguarded(config: pytest.Config) -> bool:
+    is_worker = hasattr(config, "workerinput")  # which has a part of the tests: the whole is judged
     return (
-        (SHARED / "data").is_dir() and config.stash[_RAN]["ran"] == 0 and _runs_whole_suite(config)
+        (SHARED / "data").is_dir()
+        and config.stash[_COUNT].ran == 0
+        and not is_worker
+        and _runs_whole_suite(config)
     )
 
 
@@ -108,11 +123,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many tests ran on the real data, above pytest's closing line."""
     config = terminalreporter.config
-    counts = config.stash[_RAN]
+    count = config.stash[_COUNT]
     present = "present" if (SHARED / "data").is_dir() else "absent"
     terminalreporter.write_line(
-        f"real data ({SHARED.name}/data {present}): "
-        f"{counts['ran']} tests ran, {counts['skipped']} skipped"
+        f"real data ({SHARED.name}/data {present}): {count.ran} tests ran, {count.skipped} skipped"
     )
     if _is_unguarded(config):
         terminalreporter.write_line(

@@ -70,6 +70,14 @@ def train_in_two_ranks(runs: Mapping[Path, tuple[Config, Any, int | None]]) -> N
     torch.multiprocessing.spawn(_train_each, (ports, dict(runs)), nprocs=2)
 
 
+def train_here(config: Config, data: Any, run: Path, *, resume: bool = False) -> None:
+    """Trains a run in this process, which has imported all of it already."""
+    from mmrec.training.train import train
+
+    train(config, data, run, resume=resume)
+    torch.use_deterministic_algorithms(False)
+
+
 def _train_each(
     rank: int, ports: list[int], runs: Mapping[Path, tuple[Config, Any, int | None]]
 ) -> None:

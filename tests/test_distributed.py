@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from several_ranks import configure, final_of, finish, losses_of, start
+from several_ranks import configure, final_of, finish, losses_of, start, train_here
 
 from data_prep.shards import PreparedData
 from mmrec.build import assemble
@@ -103,7 +103,7 @@ def test_two_ranks_compute_what_one_does(
         },
     )
     one, two = tmp_path / "one", tmp_path / "two"
-    finish(start(config, tiny_data, one, 1), one)
+    train_here(config, tiny_data, one)
     finish(start(config, tiny_data, two, 2), two)
     expected, found = losses_of(one), losses_of(two)
     assert len(found) == len(expected) >= 15
@@ -152,6 +152,6 @@ def test_killed_rank_ends_the_run_which_resumes_at_two_and_at_one(
     expected, found = final_of(whole), final_of(broken)
     assert all(torch.equal(found[name], each) for name, each in expected.items())
     assert losses_of(broken) == losses_of(whole)
-    finish(start(config, tiny_data, alone, 1, "--resume"), alone)
+    train_here(config, tiny_data, alone, resume=True)
     assert len(losses_of(alone)) == len(losses_of(whole))
     np.testing.assert_allclose(losses_of(alone), losses_of(whole), atol=1e-4)

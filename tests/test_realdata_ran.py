@@ -58,6 +58,19 @@ def test_whole_suite(tmp_path: Path, body: str, shared: bool, status: int, line:
     assert " in " in closing and ("passed" in closing or "skipped" in closing)
 
 
+@pytest.mark.parametrize(
+    ("body", "status", "line"),
+    [
+        pytest.param(READS, 0, "shared/data present): 1 tests ran, 0 skipped", id="ran"),
+        pytest.param(PLAIN, 1, "no test on it ran", id="none-there"),
+    ],
+)
+def test_whole_suite_on_two_workers(tmp_path: Path, body: str, status: int, line: str) -> None:
+    result = run_suite(tmp_path, body, "-p", "xdist", "--numprocesses=2")
+    assert result.returncode == status, result.stdout + result.stderr
+    assert result.stdout.count(line) == 1
+
+
 @pytest.mark.parametrize("args", [("tests/test_one.py",), ("-k", "plain")], ids=["path", "k"])
 def test_chosen_tests_need_no_real_data(tmp_path: Path, args: tuple[str, ...]) -> None:
     result = run_suite(tmp_path, PLAIN, *args)

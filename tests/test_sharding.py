@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 import torch
 from encoder_families import CASES, METHODS
-from several_ranks import configure, final_of, finish, in_two_ranks, losses_of, start
+from several_ranks import (
+    configure,
+    final_of,
+    finish,
+    in_two_ranks,
+    losses_of,
+    start,
+    train_here,
+    train_in_two_ranks,
+)
 from torch import nn
 from torch.distributed.tensor import DTensor
 from typer.testing import CliRunner
@@ -80,13 +89,11 @@ def test_two_sharded_ranks_compute_what_two_whole_ones_and_one_do(
     config = configure(
         blocks, **SGD, **{"training.freeze_content_epochs": 1, "training.fresh_items": 2}
     )
-    runs = [tmp_path / name for name in ("one", "two", "parts")]
-    for run, world, settings in zip(
-        runs, (1, 2, 2), (config, config, sharded(config)), strict=True
-    ):
-        finish(start(settings, tiny_data, run, world), run)
-    assert_same_run(runs[0], runs[2])
-    assert_same_run(runs[1], runs[2])
+    one, two, parts = (tmp_path / name for name in ("one", "two", "parts"))
+    train_here(config, tiny_data, one)
+    train_in_two_ranks({two: (config, tiny_data, None), parts: (sharded(config), tiny_data, None)})
+    assert_same_run(one, parts)
+    assert_same_run(two, parts)
 
 
 @pytest.mark.timeout(300)
@@ -105,8 +112,8 @@ def test_all_that_may_be_set_beside_it_computes_the_same(tiny_data: Path, tmp_pa
         },
     )
     one, parts = tmp_path / "one", tmp_path / "parts"
-    finish(start(config, tiny_data, one, 1), one)
-    finish(start(sharded(config), tiny_data, parts, 2), parts)
+    train_here(config, tiny_data, one)
+    train_in_two_ranks({parts: (sharded(config), tiny_data, None)})
     assert_same_run(one, parts)
     assert (parts / "checkpoints" / "final" / "added.safetensors").is_file()
 
