@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +120,12 @@ def check(
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-def test_any_life_of_an_index(kind: IndexKind, small_indexes: Servers, data: st.DataObject) -> None:
+def test_any_life_of_an_index(
+    kind: IndexKind,
+    small_indexes: Servers,
+    tmp_path_factory: pytest.TempPathFactory,
+    data: st.DataObject,
+) -> None:
     """Built, changed, filtered, saved and opened again: an index is what the plain model is."""
     small_indexes.forget()
     seeds = st.integers(0, 10_000)
@@ -145,10 +148,9 @@ def test_any_life_of_an_index(kind: IndexKind, small_indexes: Servers, data: st.
         elif step == "remove":
             assert index.remove(chosen) == model.remove(chosen)
         elif step == "save":
-            folder = Path(tempfile.mkdtemp())
+            folder = tmp_path_factory.mktemp("saved")  # those of LanceDB are read from then on
             index.save(folder / "index")
             index = load_index(folder / "index")
-            shutil.rmtree(folder) if kind in ("exact", "int8", "ivf", "hnsw") else None
         query = some_vectors(1, data.draw(seeds))[0]
         where = data.draw(st.lists(conditions, max_size=2))
         without = data.draw(st.sets(st.sampled_from(ids), max_size=30))
