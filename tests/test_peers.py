@@ -36,12 +36,23 @@ interactions: {table: log.csv, user: user, item: item, order: place}
 """
 
 PEER = """\
+import time
+from pathlib import Path
 import numpy as np
 from exchange import Fitted, run_peer
 
 def fit(task, settings):
     with open(settings["diary"], "a") as file:
         file.write(f"{settings.get('order', 'broken')} {len(task.fit[0])} {settings['seed']}\\n")
+    if settings.get("meets"):
+        # ends only once another arm has begun
+        own = Path(settings["diary"]).with_name(f"begun-{settings['order']}")
+        own.touch()
+        until = time.monotonic() + 60
+        while len(list(own.parent.glob("begun-*"))) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        if time.monotonic() >= until:
+            raise RuntimeError("alone")
     if settings.get("broken"):
         raise RuntimeError("no such|thing")
     scores = np.array([settings["order"].find("abcdef"[item]) for item in task.candidates])
@@ -117,6 +128,10 @@ def bench(
 def fake(tmp_path: Path, order: str = "abcdef", **changes: Any) -> dict[str, Any]:
     settings = {"diary": str(tmp_path / "diary"), "order": order}
     return {"name": "fake", "settings": settings} | changes
+
+
+def read(tmp_path: Path, name: str) -> dict[str, Any]:
+    return arms.read_state(tmp_path / "out" / "arms" / "warm" / name / "seed-0")
 
 
 def diary(tmp_path: Path) -> list[str]:
@@ -241,6 +256,44 @@ def test_what_is_done_is_not_done_again(bench: Any, tmp_path: Path) -> None:
     assert diary(tmp_path)[2:] == ["fedcba 3 0"]
 
 
+def test_two_arms_run_at_a_time(bench: Any, tmp_path: Path) -> None:
+    entries = [fake(tmp_path, order, name=order) for order in ("abcdef", "fedcba")]
+    for entry in entries:
+        entry["settings"]["meets"] = True
+    status, results = bench(*entries, options=("--jobs", "2"))
+    assert status == 0 and results["machine"]["jobs"] == 2
+    assert sorted(diary(tmp_path)) == ["abcdef 3 0", "fedcba 3 0"]
+
+
+def test_the_longest_begin_first(bench: Any, tmp_path: Path) -> None:
+    times = {"abcdef": 1, "fedcba": 3, "cdbafe": 2}
+    entries = [fake(tmp_path, order, name=order, minutes=m) for order, m in times.items()]
+    _, results = bench(*entries, options=("--jobs", "2"))
+    assert diary(tmp_path)[-1] == "abcdef 3 0"
+    assert [row["name"] for row in results["tables"][0]["rows"]] == list(times), "as planned"
+
+
+def test_an_interrupted_arm_goes_on_with_the_same_command(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first to end brings the interrupt, while another still waits for a third to begin."""
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    quick, slow = fake(tmp_path, name="quick"), fake(tmp_path, "fedcba", name="slow")
+    slow["settings"]["meets"] = True
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.peers.table.write_results", interrupt)
+        assert bench(slow, quick, options=("--jobs", "2"))[0] == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert read(tmp_path, "quick")["status"] == "done"
+    assert read(tmp_path, "slow")["status"] == "running"
+    (tmp_path / "begun-later").touch()
+    assert bench(slow, quick, options=("--jobs", "2"))[0] == 0
+    assert sum(line.startswith("abcdef") for line in diary(tmp_path)) == 1, "done is not done again"
+
+
 def test_a_plan_is_run_in_parts(bench: Any, tmp_path: Path) -> None:
     """The table has what earlier parts left, but nothing of other settings than the plan's."""
 
@@ -314,7 +367,10 @@ def test_the_budget_comes_before_the_start(
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [(("--only", "nobody"), "nobody: no such arm; there are fake"), (("--data", "no"), "no data")],
+    [
+        (("--only", "nobody"), "nobody: no such arm; there are fake"),
+        (("--data", "no"), "no data"),
+    ],
     ids=["arm", "data"],
 )
 def test_a_wrong_option_is_one_line(

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 import yaml
 
@@ -29,6 +33,28 @@ def test_a_process_ends_at_its_limit(tmp_path: Path) -> None:
         environment=os.environ,
     )
     assert ended.reason == "ended after 0 minutes" and ended.seconds < 30 and ended.peak_gb > 0
+
+
+def test_a_process_ends_when_the_benchmark_does(tmp_path: Path) -> None:
+    stop, children = threading.Event(), tmp_path / "children"
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    threading.Timer(1.5, stop.set).start()
+    with pytest.raises(process.Interrupted):
+        process.run_process(
+            [sys.executable, "-c", code],
+            log=children / "log",
+            limit_s=60,
+            environment=os.environ,
+            stop=stop,
+        )
+    assert not psutil.pid_exists(int((children / "log").read_text()))
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_every_arm_is_told_to_keep_its_buffers(ours: bool) -> None:
+    """A library that gained from it alone would be flattered."""
+    told = process.child_environment(threads=3, ours=ours, root=HERE)
+    assert process.KEEP_BUFFERS.items() <= told.items() and told["OMP_NUM_THREADS"] == "3"
 
 
 def test_a_budget_counts_processor_time() -> None:
@@ -54,8 +80,11 @@ def test_an_environment_is_built_once(tmp_path: Path, monkeypatch: pytest.Monkey
         return process.Ended(1.0, 0.1, 1.0, reason[0])
 
     monkeypatch.setattr(environments, "run_process", pretend)
-    python = environments.build_environment(requirements, tmp_path / "cache", threads=1)
-    assert python.parent.parent.name.startswith("fake-")
+    with ThreadPoolExecutor(2) as pool:
+        build = partial(environments.build_environment, threads=1)
+        both = pool.map(build, [requirements] * 2, [tmp_path / "cache"] * 2)
+    python, again = both
+    assert python == again and python.parent.parent.name.startswith("fake-")
     assert asked[0][1:3] == ["-m", "venv"] and asked[1][-1] == str(requirements)
     environments.build_environment(requirements, tmp_path / "cache", threads=1)
     assert len(asked) == 2

@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -23,7 +24,7 @@ from typing import Any
 from benchmarks.peers.environments import EnvironmentFailed, build_environment
 from benchmarks.peers.exchange import write_task
 from benchmarks.peers.plan import FLOORS, HERE, OURS, Arm, Plan, Table, requirements_of
-from benchmarks.peers.process import child_environment, run_process
+from benchmarks.peers.process import Interrupted, child_environment, run_process
 from benchmarks.peers.tasks import make_task, read_scores
 from data_prep.shards import PreparedData, Split
 from mmrec.evaluation.baselines import Content
@@ -42,7 +43,7 @@ STATE = "state.json"
 
 @dataclass
 class Bench:
-    """What all arms share.
+    """What all arms share, those that run at the same time as well.
 
     Attributes:
         plan: tables and arms.
@@ -52,6 +53,7 @@ class Bench:
         cache: where environments are kept.
         threads: of every arm.
         seeds: of the run; a search is made with the first.
+        stop: set where the run is to end; an arm raises `Interrupted` then and stays undone.
     """
 
     plan: Plan
@@ -61,7 +63,9 @@ class Bench:
     cache: Path
     threads: int
     seeds: tuple[int, ...]
-    cases: dict[tuple[str, Which], Cases] = field(default_factory=dict)
+    stop: threading.Event = field(default_factory=threading.Event)
+    _cases: dict[tuple[str, Which], Cases] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def table(self, arm: Arm) -> Table:
         """The table of an arm."""
@@ -74,21 +78,23 @@ class Bench:
     def cases_of(self, arm: Arm, which: Which) -> Cases:
         """The cases of an arm's split, read once."""
         place = (arm.table, which)
-        if place not in self.cases:
-            self.cases[place] = load_cases(self.data, self.split(arm), which)
-        return self.cases[place]
+        with self._lock:
+            if place not in self._cases:
+                self._cases[place] = load_cases(self.data, self.split(arm), which)
+            return self._cases[place]
 
     def task(self, arm: Arm, which: Which) -> Path:
         """The folder that a peer reads, written if it is not there."""
         named = "content" if arm.content else "ids"
         split_hash = self.split(arm).hash[:12]
         folder = self.out / "tasks" / f"{arm.table}-{which}-{named}-{split_hash}"
-        if not folder.is_dir():
-            aside = folder.with_suffix(".part")
-            shutil.rmtree(aside, ignore_errors=True)
-            content = self.content if arm.content else None
-            write_task(make_task(self.data, self.split(arm), which, content), aside)
-            os.replace(aside, folder)
+        with self._lock:
+            if not folder.is_dir():
+                aside = folder.with_suffix(".part")
+                shutil.rmtree(aside, ignore_errors=True)
+                content = self.content if arm.content else None
+                write_task(make_task(self.data, self.split(arm), which, content), aside)
+                os.replace(aside, folder)
         return folder
 
 
@@ -115,7 +121,11 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def run_arm(bench: Bench, arm: Arm, seed: int) -> dict[str, Any]:
-    """Run one seed of an arm, its search first where it has one; returns its state."""
+    """Run one seed of an arm, its search first where it has one; returns its state.
+
+    Raises:
+        Interrupted: the run is to end; what was begun is begun anew, or resumed, by the next.
+    """
     settings = dict(arm.settings)
     if arm.search:
         trials = [
@@ -140,6 +150,8 @@ def run_arm(bench: Bench, arm: Arm, seed: int) -> dict[str, Any]:
 def _run_once(
     bench: Bench, arm: Arm, *, folder: Path, settings: dict[str, Any], seed: int, which: Which
 ) -> dict[str, Any]:
+    if bench.stop.is_set():
+        raise Interrupted
     split = bench.split(arm)
     key = arm.key(chosen=settings, seed=seed, which=which, data=bench.data.data_hash, s=split.hash)
     state = read_state(folder)
@@ -187,7 +199,9 @@ def _run_peer(
     ours = arm.peer == FLOORS
     python = Path(sys.executable)
     if not ours:
-        python = build_environment(requirements_of(arm.peer), bench.cache, threads=bench.threads)
+        python = build_environment(
+            requirements_of(arm.peer), bench.cache, threads=bench.threads, stop=bench.stop
+        )
     limit_s = arm.limit_core_minutes * 60
     asked = settings | {"seed": seed, "threads": bench.threads, "limit_core_s": limit_s}
     (folder / "settings.json").write_text(json.dumps(asked), encoding="utf-8")
@@ -197,6 +211,7 @@ def _run_peer(
         log=folder / "log.txt",
         limit_s=3 * limit_s + 600,  # the budget ends training, this one a peer that hangs
         environment=child_environment(threads=bench.threads, ours=ours, root=ROOT),
+        stop=bench.stop,
     )
     if ended.reason is not None:
         raise ArmFailed(ended.reason)
@@ -261,6 +276,7 @@ def _run_ours(
             log=log,
             limit_s=3 * arm.limit_core_minutes * 60,
             environment=child_environment(threads=bench.threads, ours=True, root=ROOT),
+            stop=bench.stop,
         )
         if ended.reason is not None:
             raise ArmFailed(ended.reason)

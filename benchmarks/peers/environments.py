@@ -6,11 +6,13 @@ import hashlib
 import os
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 from benchmarks.peers.process import child_environment, run_process
 
 LIMIT_S = 3600
+BUILDING = threading.Lock()  # two arms of a peer may ask for its environment at the same time
 
 
 class EnvironmentFailed(Exception):
@@ -30,22 +32,30 @@ def environment_folder(requirements: Path, root: Path) -> Path:
     return root / f"{requirements.stem}-{hashlib.sha256(content).hexdigest()[:12]}"
 
 
-def build_environment(requirements: Path, root: Path, *, threads: int) -> Path:
+def build_environment(
+    requirements: Path, root: Path, *, threads: int, stop: threading.Event | None = None
+) -> Path:
     """The interpreter of an environment with exactly these requirements, built if it is not there.
 
     Raises:
         EnvironmentFailed: it cannot be built; the log lies beside it.
+        Interrupted: `stop` was set.
     """
     folder = environment_folder(requirements, root)
-    python, done = folder / "bin" / "python", folder / ".complete"
-    if done.is_file():
-        return python
+    with BUILDING:
+        if not (folder / ".complete").is_file():
+            _build(folder, requirements, threads=threads, stop=stop)
+    return folder / "bin" / "python"
+
+
+def _build(folder: Path, requirements: Path, *, threads: int, stop: threading.Event | None) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
     commands = (
         [sys.executable, "-m", "venv", folder],
-        [python, "-m", "pip", "install", "--quiet", "--requirement", requirements],
+        [*pip, "--requirement", requirements],
     )
     for command in commands:
         ended = run_process(
@@ -53,8 +63,8 @@ def build_environment(requirements: Path, root: Path, *, threads: int) -> Path:
             log=log,
             limit_s=LIMIT_S,
             environment=child_environment(threads=threads, ours=False, root=folder),
+            stop=stop,
         )
         if ended.reason is not None:
             raise EnvironmentFailed(f"no environment for {requirements.stem}: {ended.reason}")
-    done.touch()
-    return python
+    (folder / ".complete").touch()

@@ -3,8 +3,9 @@
     python -m benchmarks.peers.run [--quick] [--data DATA] [--only ARM,ARM] [--seeds 0,1] …
 
 Prepares the splits, builds an environment for each peer, trains and scores every arm, ranks all
-with mmrec's metrics, and writes OUT/results.md and results.json after each. It prints the budget
-first and can be interrupted: what is done is not done again. Exit status 1 where an arm is broken,
+with mmrec's metrics, and writes OUT/results.md and results.json after each. Two arms run at a time
+(--jobs), each with its share of the cores. It prints the budget first and can be interrupted: what
+is done is not done again. Exit status 1 where an arm is broken,
 2 where the data are absent or an option is wrong.
 """
 
@@ -15,6 +16,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         bench = open_bench(plan, arms, given, seeds=seeds, source=source)
-        return run_all(bench, arms)
+        return run_all(bench, arms, jobs=given.jobs)
     except (DataError, MmrecError) as error:
         return _refuse(str(error))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -64,9 +69,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=_numbers, default=(), help="e.g. 0,1,2; default: the plan's"
     )
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of every arm")
+    parser.add_argument("--jobs", type=_positive, default=2, help="arms at a time (2)")
+    parser.add_argument(
+        "--threads", type=_positive, help="of every arm; default: the cores, shared by the jobs"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the budget only")
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    given.threads = given.threads or max(1, (os.cpu_count() or 1) // given.jobs)
+    return given
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, where a whole number from 1 is wanted")
+    return int(text)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -115,7 +131,7 @@ def open_bench(
                 source,
                 prepared,
                 overrides=table.prepare,
-                num_workers=given.threads,
+                num_workers=given.jobs * given.threads,
             )
             print(f"{table.name}: {done.line()}", flush=True)
     data, content = PreparedData.open(prepared), None
@@ -127,41 +143,65 @@ def open_bench(
     return Bench(plan, out, data, content, cache_root(), given.threads, tuple(seeds))
 
 
-def run_all(bench: Bench, arms: Sequence[Arm]) -> int:
-    """Every arm and seed in turn; the results are written anew after each.
+def run_all(bench: Bench, arms: Sequence[Arm], *, jobs: int) -> int:
+    """Every arm and seed, so many at a time; the results are written anew after each.
 
-    They have the arms of earlier runs as well, so that a plan of days can be run in parts.
+    They have the arms of earlier runs as well, so that a plan of days can be run in parts. The
+    longest begin first, or the last of them would keep one job busy while the others wait. The
+    seeds of an arm that searches run in turn, since they share its trials.
     """
     from benchmarks.peers.table import write_results
 
-    broken = []
     shown = [
         arm
         for arm in bench.plan.arms
         if arm in arms or any(is_done(bench, arm, seed) for seed in arm.seeds(bench.seeds))
     ]
-    for arm in arms:
-        for seed in arm.seeds(bench.seeds):
-            print(f"{arm.table} {arm.slug} seed {seed} …", flush=True)
-            state = run_arm(bench, arm, seed)
-            said = f"{state['status']}, {state.get('seconds', 0):.0f} s"
-            if state["status"] == "broken":
-                broken.append(f"{arm.table} {arm.slug}")
-                said = f"broken: {state['reason']} (log: {arm_folder(bench.out, arm)})"
-            print(f"  {said}", flush=True)
-            write_results(
-                bench.plan, shown, bench.out, seeds=bench.seeds, machine=machine(bench.threads)
-            )
+    todo: list[tuple[Arm, tuple[int, ...]]] = []
+    for arm in sorted(arms, key=lambda arm: -arm.minutes) if jobs > 1 else arms:
+        seeds = arm.seeds(bench.seeds)
+        todo += [(arm, seeds)] if arm.search else [(arm, (seed,)) for seed in seeds]
+    broken = []
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = [pool.submit(_run_seeds, bench, arm, seeds) for arm, seeds in todo]
+        try:
+            for ended in as_completed(waiting):
+                broken += ended.result()
+                write_results(
+                    bench.plan,
+                    shown,
+                    bench.out,
+                    seeds=bench.seeds,
+                    machine=machine(jobs, bench.threads),
+                )
+        except BaseException:
+            bench.stop.set()
+            raise
     print((bench.out / "results.md").read_text(encoding="utf-8"))
     print(f"{bench.out / 'results.md'}; broken: {', '.join(dict.fromkeys(broken)) or 'none'}")
     return 1 if broken else 0
 
 
-def machine(threads: int) -> dict[str, Any]:
+def _run_seeds(bench: Bench, arm: Arm, seeds: Sequence[int]) -> list[str]:
+    """Run seeds of an arm in turn and say how each ends; the arm's name for each that broke."""
+    broken = []
+    for seed in seeds:
+        name = f"{arm.table} {arm.slug} seed {seed}"
+        print(f"{name} …", flush=True)
+        state = run_arm(bench, arm, seed)
+        said = f"{state['status']}, {state.get('seconds', 0):.0f} s"
+        if state["status"] == "broken":
+            broken.append(f"{arm.table} {arm.slug}")
+            said = f"broken: {state['reason']} (log: {arm_folder(bench.out, arm)})"
+        print(f"{name}: {said}", flush=True)
+    return broken
+
+
+def machine(jobs: int, threads: int) -> dict[str, Any]:
     """What the seconds depend on."""
     from importlib.metadata import version
 
-    return {"cores": os.cpu_count(), "threads": threads, "torch": version("torch")}
+    return {"cores": os.cpu_count(), "jobs": jobs, "threads": threads, "torch": version("torch")}
 
 
 def _refuse(reason: str) -> int:
