@@ -12,7 +12,9 @@ from pathlib import Path
 from benchmarks.peers.process import child_environment, run_process
 
 LIMIT_S = 3600
-BUILDING = threading.Lock()  # two arms of a peer may ask for its environment at the same time
+# Two arms of a peer may ask for its environment at the same time; those of two peers are built
+# side by side.
+LOCKS: dict[str, threading.Lock] = {}
 
 
 class EnvironmentFailed(Exception):
@@ -42,7 +44,7 @@ def build_environment(
         Interrupted: `stop` was set.
     """
     folder = environment_folder(requirements, root)
-    with BUILDING:
+    with LOCKS.setdefault(folder.name, threading.Lock()):
         if not (folder / ".complete").is_file():
             _build(folder, requirements, threads=threads, stop=stop)
     return folder / "bin" / "python"
