@@ -54,7 +54,9 @@ def _build(folder: Path, requirements: Path, *, threads: int, stop: threading.Ev
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
+    # a library as large as torch takes half a minute to compile, most of it for modules that no arm
+    # imports
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile"]
     commands = (
         [sys.executable, "-m", "venv", folder],
         [*pip, "--requirement", requirements],
