@@ -57,6 +57,13 @@ def test_every_arm_is_told_to_keep_its_buffers(ours: bool) -> None:
     assert process.KEEP_BUFFERS.items() <= told.items() and told["OMP_NUM_THREADS"] == "3"
 
 
+def test_what_a_peers_environment_compiles_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each arm compiles a whole library anew, and half a minute counts as its training."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    told = process.child_environment(threads=1, ours=False, root=HERE)
+    assert "PYTHONDONTWRITEBYTECODE" not in told and "PYTHONPATH" not in told
+
+
 def test_a_budget_counts_processor_time() -> None:
     budget = CoreBudget(0.05)
     time.sleep(0.1)

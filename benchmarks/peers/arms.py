@@ -261,11 +261,14 @@ def _rank(bench: Bench, arm: Arm, folder: Path, seed: int, which: Which) -> dict
 def _run_ours(
     bench: Bench, arm: Arm, folder: Path, settings: dict[str, Any], seed: int, which: Which
 ) -> dict[str, Any]:
-    """`mmrec train` and `mmrec evaluate`, as anybody runs them; an unfinished run is resumed."""
+    """`mmrec train` and `mmrec evaluate`, as anybody runs them; an unfinished run is resumed.
+
+    The summary at the end of training, which the table does not show, is left out.
+    """
     run = folder / "run"
     command = [sys.executable, "-m", "mmrec.cli"]
     train = [*command, "train", ROOT / settings["config"], "--data", bench.data.path, "--run", run]
-    train += [*settings.get("overrides", ()), f"training.seed={seed}"]
+    train += [*settings.get("overrides", ()), f"training.seed={seed}", "--no-summary"]
     train += ["--resume"] * (run / "config.yaml").is_file()
     evaluate = [*command, "evaluate", run, "--data", bench.data.path]
     seconds, cpu_s, peak_gb = 0.0, 0.0, 0.0

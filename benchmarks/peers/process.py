@@ -93,8 +93,11 @@ def child_environment(*, threads: int, ours: bool, root: Path) -> dict[str, str]
     """Variables of a run: how many threads; our packages are found by our own arms only."""
     environment = dict(os.environ) | KEEP_BUFFERS | {name: str(threads) for name in THREADS}
     environment.pop("PYTHONPATH", None)
-    environment |= {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"} if not ours else {}
-    return environment | {"PYTHONPATH": str(root)} if ours else environment
+    if ours:
+        return environment | {"PYTHONPATH": str(root)}
+    # an environment is built without bytecode: its first run keeps what it compiles for the others
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return environment | {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
 
 
 def last_line(log: Path) -> str:
