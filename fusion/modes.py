@@ -1,7 +1,7 @@
-"""Lets a fusion in training mode compute without its dropout, or without moving its mean.
+"""Lets a module compute as in use, without its dropout, or without moving its mean, for a while.
 
-For contents that are compared with others: noise on one side would be learnt as a difference, and
-the mean is that of items as they are used, with all of their media.
+The last two are for contents that are compared with others: noise on one side would be learnt as a
+difference, and the mean is that of items as they are used, with all of their media.
 """
 
 from __future__ import annotations
@@ -12,6 +12,23 @@ from contextlib import contextmanager
 from torch import nn
 
 from fusion.output import Output
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while, then the mode that was.
+
+    A module that is in it already is not walked through: with its encoders a model has so many
+    parts that setting their modes would take longer than encoding the history of one request.
+    """
+    if not module.training:
+        yield
+        return
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fusion.modes import evaluating
 from fusion.signals import Signals
 from mmrec.data.histories import IntArray
 from mmrec.data.media import ItemSource, ModalityInput, media_to
@@ -86,18 +87,14 @@ def encode_media(
         (n, D) unit vectors on the model's device, a tile.
     """
     device = model.counts.device
-    was_training = model.training
-    model.eval()
     met = repeat(None) if had is None else map(torch.from_numpy, had)
-    try:
+    with evaluating(model):
         for each, before in zip(media, met, strict=False):
             on_device = media_to(each, device)
             known = None if before is None else before.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 content = model.content(on_device, known).float()
             yield content
-    finally:
-        model.train(was_training)
 
 
 def modalities_of(
@@ -160,21 +157,19 @@ def item_vectors(
         has: (N, M) as `modalities_of` gives it: what items lack that training never met is made up
             for in their embeddings; None: nothing is.
     """
-    was_training = model.training
-    model.eval()
     device = model.counts.device
     rows = torch.from_numpy(item_index_of).to(device)
-    trained = model.embeddings(None if content is None else content[rows])
-    if content is None:
-        embedding = torch.zeros(num_items, trained.shape[1], device=device)
-    else:
-        embedding = content_for_users(model, content, item_index_of, has)
-    counts = torch.zeros(num_items, device=device)
-    counts[rows] = model.counts
-    # popularity of new items is told from what stands in for their content
-    bias = model.bias(counts, None if content is None else embedding)
-    embedding[rows] = trained
-    model.train(was_training)
+    with evaluating(model):
+        trained = model.embeddings(None if content is None else content[rows])
+        if content is None:
+            embedding = torch.zeros(num_items, trained.shape[1], device=device)
+        else:
+            embedding = content_for_users(model, content, item_index_of, has)
+        counts = torch.zeros(num_items, device=device)
+        counts[rows] = model.counts
+        # popularity of new items is told from what stands in for their content
+        bias = model.bias(counts, None if content is None else embedding)
+        embedding[rows] = trained
     return ItemVectors(content=content, embedding=embedding, bias=bias)
 
 
@@ -203,20 +198,18 @@ def user_vectors(
         (U, D) unit vectors; zeros for an empty history, whose score is then popularity alone, where
         the model knows no start of one.
     """
-    was_training = model.training
-    model.eval()
     device = embedding.device
     lengths = np.diff(histories.offsets)
     users = torch.zeros(lengths.shape[0], embedding.shape[1], device=device)
     order = np.argsort(lengths, kind="stable")
     if model.history.start is None:
         order = order[lengths[order] > 0]
-    for begin in range(0, order.shape[0], tile):
-        chosen = order[begin : begin + tile]
-        items, offsets, signals = pack_histories(model, embedding, histories, told, chosen)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            users[torch.from_numpy(chosen).to(device)] = model.query(items, offsets, signals)
-    model.train(was_training)
+    with evaluating(model):
+        for begin in range(0, order.shape[0], tile):
+            chosen = order[begin : begin + tile]
+            items, offsets, signals = pack_histories(model, embedding, histories, told, chosen)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                users[torch.from_numpy(chosen).to(device)] = model.query(items, offsets, signals)
     return users
 
 

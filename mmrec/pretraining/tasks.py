@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fusion.modes import evaluating
+
 NOT_ASKED = -100
 CHOSEN_SHARE = 0.15
 """Of a text's pieces, those to be told. Devlin et al., arXiv 1810.04805, section 3.1."""
@@ -132,13 +134,12 @@ def perplexity(model: Any, task: Task, batches: Sequence[tuple[Tensor, Tensor]])
         task: what it is asked.
         batches: token_ids and mask (R, L) of each.
     """
-    training, device = model.training, model.device
-    model.eval()
+    device = model.device
     loss, count = 0.0, 0
-    for token_ids, mask in batches:
-        for inputs, answers in task.held_out(token_ids, mask):
-            asked = inputs.to(device), answers.to(device)
-            found, number = total_loss(model, asked, mask.to(device))
-            loss, count = loss + float(found), count + number
-    model.train(training)
+    with evaluating(model):
+        for token_ids, mask in batches:
+            for inputs, answers in task.held_out(token_ids, mask):
+                asked = inputs.to(device), answers.to(device)
+                found, number = total_loss(model, asked, mask.to(device))
+                loss, count = loss + float(found), count + number
     return math.exp(loss / max(count, 1))
