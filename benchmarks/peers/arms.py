@@ -268,9 +268,10 @@ def _run_ours(
     run = folder / "run"
     command = [sys.executable, "-m", "mmrec.cli"]
     train = [*command, "train", ROOT / settings["config"], "--data", bench.data.path, "--run", run]
-    train += [*settings.get("overrides", ()), f"training.seed={seed}", "--no-summary"]
+    train += [*settings.get("overrides", ()), f"training.seed={seed}"]
+    train += ["evaluation.baselines=[]", "--no-summary"]
     train += ["--resume"] * (run / "config.yaml").is_file()
-    evaluate = [*command, "evaluate", run, "evaluation.baselines=[]", "--data", bench.data.path]
+    evaluate = [*command, "evaluate", run, "--data", bench.data.path]
     seconds, cpu_s, peak_gb = 0.0, 0.0, 0.0
     for number, part in enumerate((train, evaluate)):
         log = folder / f"log-{number}.txt"
