@@ -367,10 +367,7 @@ def test_the_budget_comes_before_the_start(
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [
-        (("--only", "nobody"), "nobody: no such arm; there are fake"),
-        (("--data", "no"), "no data"),
-    ],
+    [(("--only", "nobody"), "nobody: no such arm; there are fake"), (("--data", "no"), "no data")],
     ids=["arm", "data"],
 )
 def test_a_wrong_option_is_one_line(

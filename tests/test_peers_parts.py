@@ -36,18 +36,18 @@ def test_a_process_ends_at_its_limit(tmp_path: Path) -> None:
 
 
 def test_a_process_ends_when_the_benchmark_does(tmp_path: Path) -> None:
-    stop, children = threading.Event(), tmp_path / "children"
+    stop, log = threading.Event(), tmp_path / "log"
     code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     threading.Timer(1.5, stop.set).start()
     with pytest.raises(process.Interrupted):
         process.run_process(
             [sys.executable, "-c", code],
-            log=children / "log",
+            log=log,
             limit_s=60,
             environment=os.environ,
             stop=stop,
         )
-    assert not psutil.pid_exists(int((children / "log").read_text()))
+    assert not psutil.pid_exists(int(log.read_text()))
 
 
 @pytest.mark.parametrize("ours", [True, False])
@@ -55,6 +55,8 @@ def test_every_arm_is_told_to_keep_its_buffers(ours: bool) -> None:
     """A library that gained from it alone would be flattered."""
     told = process.child_environment(threads=3, ours=ours, root=HERE)
     assert process.KEEP_BUFFERS.items() <= told.items() and told["OMP_NUM_THREADS"] == "3"
+    plain = process.child_environment(threads=3, ours=ours, root=HERE, keep_buffers=False)
+    assert not process.KEEP_BUFFERS.keys() & plain.keys()
 
 
 def test_what_a_peers_environment_compiles_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

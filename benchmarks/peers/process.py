@@ -16,7 +16,7 @@ POLL_S = 0.5
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
 # glibc gives a large buffer back to the system at each free and takes its pages anew at the next
 # allocation, which costs a training on a CPU up to a third of its time. Every arm is told to keep
-# them; results are the same to the last bit.
+# them.
 KEEP_BUFFERS = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 
 
@@ -89,9 +89,12 @@ def run_process(
     return Ended(time.monotonic() - started, peak / 1e9, cpu_s, reason)
 
 
-def child_environment(*, threads: int, ours: bool, root: Path) -> dict[str, str]:
+def child_environment(
+    *, threads: int, ours: bool, root: Path, keep_buffers: bool = True
+) -> dict[str, str]:
     """Variables of a run: how many threads; our packages are found by our own arms only."""
-    environment = dict(os.environ) | KEEP_BUFFERS | {name: str(threads) for name in THREADS}
+    environment = dict(os.environ) | {name: str(threads) for name in THREADS}
+    environment |= KEEP_BUFFERS if keep_buffers else {}
     environment.pop("PYTHONPATH", None)
     if ours:
         return environment | {"PYTHONPATH": str(root)}

@@ -1,6 +1,6 @@
 """Target positions a second in training: mmrec beside RecTools' and RecBole's SASRec, in one run.
 
-    python -m benchmarks.peers.throughput [--data DATA] [--threads 2] [--rounds 3]
+    python -m benchmarks.peers.throughput [--data DATA] [--threads 2] [--rounds 3] [--plain-glibc]
 
 MovieLens-1M, leave-one-out, ids alone: the same width, depth, heads, length, loss over the whole
 catalogue, batch size and threads for all. The sides take turns, each in a process of its own, so
@@ -15,7 +15,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "throughput")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--plain-glibc", action="store_true", help="glibc is not told to keep large buffers"
+    )
     given = parser.parse_args(arguments)
     source, out = (given.data / "ml-1m").resolve(), given.out.resolve()
     if not source.is_dir():
@@ -97,13 +100,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rates: dict[str, list[float]] = {side.name: [] for side in SIDES}
     for turn in range(given.rounds):
         for number, side in enumerate(SIDES):
-            rate = measure(side, number, pythons, out, turn=turn, threads=given.threads)
+            environment = child_environment(
+                threads=given.threads,
+                ours=side.peer == "mmrec",
+                root=ROOT,
+                keep_buffers=not given.plain_glibc,
+            )
+            rate = measure(
+                side,
+                number,
+                pythons,
+                out,
+                turn=turn,
+                threads=given.threads,
+                environment=environment,
+            )
             rates[side.name].append(rate)
             print(f"round {turn + 1}: {side.name}: {rate:,.0f} targets/s", flush=True)
     document = {
         "schema": 1,
         "sizes": SIZES,
         "threads": given.threads,
+        "keep_buffers": not given.plain_glibc,
         "targets_per_s": rates,
         "to_rectools": ratios(rates),
     }
@@ -113,7 +131,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(
-    side: Side, number: int, pythons: dict[str, Path], out: Path, *, turn: int, threads: int
+    side: Side,
+    number: int,
+    pythons: dict[str, Path],
+    out: Path,
+    *,
+    turn: int,
+    threads: int,
+    environment: Mapping[str, str],
 ) -> float:
     """Targets a second of one side in one round.
 
@@ -143,7 +168,7 @@ def measure(
         ],
         log=folder / "log.txt",
         limit_s=LIMIT_S,
-        environment=child_environment(threads=threads, ours=ours, root=ROOT),
+        environment=environment,
     )
     if ended.reason is not None:
         raise RuntimeError(f"{side.name}: {ended.reason} (log: {folder / 'log.txt'})")
