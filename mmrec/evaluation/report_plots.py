@@ -1,7 +1,7 @@
 """The report's plots, each one figure as a data URI of SVG; axes, units and legends named.
 
 Figures are made without pyplot, so that no window system and no global state is touched, and with
-a fixed salt, so that equal figures give equal bytes.
+a fixed salt and a settled layout, so that equal figures give equal bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-from matplotlib.figure import Figure
+import numpy as np
+from matplotlib.figure import Figure, FigureBase
 
 from mmrec.evaluation.confidence import Reliability
 from mmrec.evaluation.sweep import Sweep
@@ -47,6 +48,8 @@ STYLE: Any = {
     "legend.frameon": False,
     "svg.hashsalt": "mmrec",
 }
+# of a place, in parts of the figure: under a pixel, and far above the noise of a layout's solver
+_DECIMALS = 4
 _DOTS: Any = {"marker": "o", "markersize": 3, "linewidth": 1.4}
 
 
@@ -284,7 +287,33 @@ def _short(value: float) -> str:
     return f"{value:.3f}".replace("0.", ".", 1) if value < 1 else f"{value:.2f}"
 
 
+def settle(figure: Figure) -> None:
+    """Lay the figure out once, and hold every part at a rounded place.
+
+    The solver of the constrained layout adds its terms in an order of addresses in memory, so the
+    same figure comes out some 1e-11 apart from one time to the next: enough to move a letter by a
+    pixel where it lies on an edge.
+    """
+    engine = figure.get_layout_engine()
+    if engine is None:
+        return
+    engine.execute(figure)
+    figure.set_layout_engine("none")
+    _round_places(figure)
+    for axes in figure.axes:  # those of its parts too
+        axes.set_position(np.round(axes.get_position().bounds, _DECIMALS).tolist())
+
+
+def _round_places(figure: FigureBase) -> None:
+    for part in figure.subfigs:
+        part.bbox_relative.set_points(np.round(part.bbox_relative.get_points(), _DECIMALS))
+        _round_places(part)
+    for text in figure.texts:
+        text.set_position(tuple(np.round(text.get_position(), _DECIMALS)))
+
+
 def _as_uri(figure: Figure) -> str:
     buffer = io.BytesIO()
+    settle(figure)
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

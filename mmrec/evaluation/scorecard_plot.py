@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from mmrec.evaluation.report_plots import OTHERS_COLOUR, OURS, OURS_COLOUR, STYLE
+from mmrec.evaluation.report_plots import OTHERS_COLOUR, OURS, OURS_COLOUR, STYLE, settle
 from mmrec.evaluation.scorecard import Facet, Group, facet_groups
 
 WIDTH, DOTS = 14.0, 110  # inches, and pixels an inch
@@ -35,7 +35,9 @@ def scorecard_png(document: Mapping[str, Any]) -> bytes:
     """
     with matplotlib.rc_context(_PANEL_STYLE):
         buffer = io.BytesIO()
-        scorecard_figure(document).savefig(buffer, format="png", metadata={"Software": None})
+        figure = scorecard_figure(document)
+        settle(figure)
+        figure.savefig(buffer, format="png", metadata={"Software": None})
         return buffer.getvalue()
 
 
