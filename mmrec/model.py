@@ -136,6 +136,7 @@ class RecommenderModel(nn.Module):
         temperature: tau at the start.
         min_temperature: its floor.
         popularity_share: share of the popularity term in use; training always has all of it.
+        new_boost: what scores of items without events get in use beside the offset, in cosine.
         aligned: modalities are drawn together, at a learned temperature that starts at .07.
         queried: texts are drawn to the items they ask for, at another such temperature.
         domain: a token of the catalogue's own stands in front of every history.
@@ -165,6 +166,7 @@ class RecommenderModel(nn.Module):
         temperature: float,
         min_temperature: float,
         popularity_share: float = 1.0,
+        new_boost: float = 0.0,
         aligned: bool = False,
         queried: bool = False,
         domain: bool = False,
@@ -205,8 +207,9 @@ class RecommenderModel(nn.Module):
         self.labels = nn.ModuleDict({f"of_{name}": head for name, head in (labels or {}).items()})
         self.label_sets = dict(label_sets or {})
         self.loss_weights = LossWeights({}) if loss_weights is None else loss_weights
-        # a dial in use, not of the checkpoint: one run can be asked with several
+        # dials in use, not of the checkpoint: one run can be asked with several
         self.popularity_share = popularity_share
+        self.new_boost = new_boost
         self.register_buffer("counts", counts.float())
         # both added to the logits of items without events; chosen on validation, dials in use: a
         # number for all, and popularity told from the content, by weights of it and a constant
@@ -318,7 +321,7 @@ class RecommenderModel(nn.Module):
         return self.popularity_share * bias + (counts == 0) * self.bias_of_new(content)
 
     def bias_of_new(self, content: Tensor | None) -> Tensor:
-        """What the logits of items without events get: the offset, and popularity to be expected.
+        """What the logits of items without events get: offset, boost, and expected popularity.
 
         Args:
             content: (n, D) as `embeddings_of_new` completes it; None for a model of ids.
@@ -326,9 +329,10 @@ class RecommenderModel(nn.Module):
         Returns:
             (n,), or a number.
         """
+        offset = self.offset + self.new_boost / self.temperature.detach()
         if content is None:
-            return self.offset
-        return self.offset + content @ self.expectation[:-1] + self.expectation[-1]
+            return offset
+        return offset + content @ self.expectation[:-1] + self.expectation[-1]
 
     def shown(self, items: Tensor, rows: Tensor) -> Tensor:
         """What stands at the events of histories: (R, D) and (P,) rows, R for a start -> (P, D)."""

@@ -112,6 +112,7 @@ def make_model(
         temperature=settings.temperature,
         min_temperature=settings.min_temperature,
         popularity_share=config.evaluation.popularity_share,
+        new_boost=config.evaluation.new_boost,
         aligned=config.training.alignment_weight > 0 and len(parts) > 1,
         queried=config.training.query_weight > 0,
         domain=settings.domain,

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 # What can still be changed once a run is trained: all else lies in its weights and figures.
 IN_USE = (
     "evaluation.popularity_share",
+    "evaluation.new_last",
+    "evaluation.new_boost",
     "evaluation.half_life_hours",
     "evaluation.half_life_when",
     "evaluation.new_words",

@@ -80,6 +80,18 @@ def test_offset_lifts_cold_items_within_the_cost() -> None:
     assert all(point["warm_ndcg@10"] < 0.95 * at_zero["warm_ndcg@10"] for point in better)
 
 
+def test_new_items_last_let_more_of_them_in_at_one_cost() -> None:
+    assembly, looked = world(gap=0.4, noise=1.0)
+    by_score, curve = choose_offset(assembly, looked, max_cost=0.05)
+    last, other = choose_offset(assembly, looked, max_cost=0.05, new_last=10)
+    assert last > by_score
+    hits = {point["offset"]: point["cold_hr@10"] for point in [*curve, *other]}
+    assert hits[last] > hits[by_score]
+    told = settings(new_last=10, expected_popularity=False)
+    chosen = choose_for_new(assembly, looked, told)
+    assert (chosen.offset, chosen.curve) == (last, other)
+
+
 def test_a_larger_cost_gives_more_cold_hits() -> None:
     assembly, looked = world(gap=0.4)
     cheap, curve = choose_offset(assembly, looked, max_cost=0.0)

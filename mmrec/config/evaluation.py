@@ -25,6 +25,16 @@ class EvaluationConfig(Section):
     tail in the lists, at a cost in the head that report.html shows. The loss always has all of it;
     validation, from which epoch and offset are chosen, has the share. A trained run can be given
     another on the line of evaluate, recommend, score and export."""
+    new_last: int | None = Field(None, ge=1)
+    """Of the first so many places of what is recommended, items without training events take the
+    last ones: who is listed stays, so their hits cost the others less. The offset that lets them in
+    is chosen for such lists at the end of training. None: every item stands where its score puts
+    it, as it does in vectors that are exported. A trained run can be given another on the line of
+    evaluate and recommend; its offset stays."""
+    new_boost: float = Field(0.0, allow_inf_nan=False)
+    """Added to the score of items without training events, in units of cosine, beside the offset
+    that training chose: more of them in all lists, at the price that report.html shows. A trained
+    run can be given another on the line of evaluate, recommend, score and export."""
     half_life_hours: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Age at which the odds of an item have halved in what is recommended and searched, where a
     request names no half-life itself; age is counted from items.available.from of the catalogue

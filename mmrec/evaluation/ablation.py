@@ -16,6 +16,7 @@ from mmrec.data.media import media_to
 from mmrec.data.ragged import IntArray
 from mmrec.errors import CheckpointMismatch, WeightsError
 from mmrec.evaluation.evaluate import Metrics, slice_metrics
+from mmrec.evaluation.new_last import in_lists
 from mmrec.evaluation.protocol import Cases
 from mmrec.evaluation.ranking import VectorScorer, rank_cases
 from mmrec.loaded import LoadedRun
@@ -50,6 +51,7 @@ def knock_out(
     `most_users` are asked, taken evenly: each row encodes all of their histories anew.
     """
     cases = of_some_users(cases, most_users)
+    new_last = loaded.config.evaluation.new_last
     names = sorted(loaded.parts)
     everything = frozenset(names)
     rows = {"all media": everything}
@@ -65,7 +67,8 @@ def knock_out(
         users, items = case_vectors(
             loaded.model, cases, content, loaded.item_index_of, has=loaded.has & kept
         )
-        ranking = rank_cases(VectorScorer(users, items), cases, device=users.device)
+        scorer = in_lists(VectorScorer(users, items), new_last, popularity[cases.candidates] == 0)
+        ranking = rank_cases(scorer, cases, device=users.device)
         metrics = slice_metrics(ranking, cases, popularity=popularity)
         ndcg = {key: value["ndcg@10"] if value else None for key, value in metrics.items()}
         result.append(KnockoutRow(name, ndcg))
@@ -139,5 +142,7 @@ def before_training(
     """Metrics by slice of the untrained model, on the cases that the trained one is asked."""
     content = fresh.all_content()
     users, items = case_vectors(fresh.model, cases, content, fresh.item_index_of)
-    ranking = rank_cases(VectorScorer(users, items), cases, device=users.device)
+    new_last = fresh.config.evaluation.new_last
+    scorer = in_lists(VectorScorer(users, items), new_last, popularity[cases.candidates] == 0)
+    ranking = rank_cases(scorer, cases, device=users.device)
     return slice_metrics(ranking, cases, popularity=popularity)

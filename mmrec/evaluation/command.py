@@ -40,6 +40,7 @@ from mmrec.evaluation.heads import evaluate_heads
 from mmrec.evaluation.initial import initial_content
 from mmrec.evaluation.item_labels import evaluate_labels
 from mmrec.evaluation.lists import ItemTraits, category_shares, users_of_items
+from mmrec.evaluation.new_last import NewLast, in_lists
 from mmrec.evaluation.new_users import new_user_figures
 from mmrec.evaluation.protocol import (
     Cases,
@@ -51,9 +52,10 @@ from mmrec.evaluation.protocol import (
 )
 from mmrec.evaluation.ranking import Scorer, VectorScorer
 from mmrec.evaluation.report import render_report
+from mmrec.evaluation.report_plots import NEW_LAST
 from mmrec.evaluation.stability import read_stability
 from mmrec.evaluation.strips import even_strips, extreme_strips
-from mmrec.evaluation.sweep import Sweep, at_costs, sweep_models
+from mmrec.evaluation.sweep import SHOWN, Sweep, at_costs, sweep_models
 from mmrec.evaluation.tail import tail_curve
 from mmrec.evaluation.variety import variety_curves
 from mmrec.loaded import LoadedRun, load_run, open_source
@@ -106,7 +108,10 @@ def evaluate_run(
         loaded.model, cases, loaded.content, loaded.item_index_of, has=loaded.has
     )
     ours = VectorScorer(users, items)
-    scorers: dict[str, Scorer] = {"mmrec": ours}
+    is_new = popularity[cases.candidates] == 0
+    scorers: dict[str, Scorer] = {
+        "mmrec": in_lists(ours, loaded.config.evaluation.new_last, is_new)
+    }
     content = initial_content(loaded, source)
     scorers |= fit_baselines(
         loaded.config.evaluation.baselines,
@@ -148,6 +153,10 @@ def evaluate_run(
         document["event_share"] = loaded.config.data.event_share
     if loaded.config.evaluation.popularity_share < 1:
         document["popularity_share"] = loaded.config.evaluation.popularity_share
+    if loaded.config.evaluation.new_boost:
+        document["new_boost"] = loaded.config.evaluation.new_boost
+    if loaded.config.evaluation.new_last is not None:
+        document["new_last"] = loaded.config.evaluation.new_last
     if loaded.config.data.new_users:
         document["new_users"] = new_user_figures(loaded, split, content=content)
     document |= {"heads": evaluate_heads(loaded, split)} if loaded.model.heads else {}
@@ -253,7 +262,13 @@ def find_out(
         chosen_offset=state["offset"] if curve else None,
         warm_cost=config.evaluation.warm_cost if curve else None,
         sweeps=sweeps,
-        at_costs=at_costs(sweeps, scorers, cases, popularity, device=loaded.device),
+        at_costs=at_costs(
+            sweeps,
+            {**scorers, NEW_LAST: NewLast(ours, SHOWN, popularity[cases.candidates] == 0)},
+            cases,
+            popularity,
+            device=loaded.device,
+        ),
         popularity_share=config.evaluation.popularity_share,
         tail_curve=() if asked is None else tail_curve(loaded.model, asked, popularity),
         variety_curve=() if asked is None else variety_curves(asked, compared),
@@ -273,12 +288,19 @@ def find_out(
 def validation_sweeps(
     loaded: LoadedRun, asked: Asked, popularity: IntArray, content: Content | None
 ) -> list[Sweep]:
-    """Cold against warm of every model on validation; nothing where it has no cold targets."""
+    """Cold against warm of every model on validation; nothing where it has no cold targets.
+
+    Where our lists are by score, what they would be with new items last is swept beside them.
+    """
     assert loaded.split is not None
     cases = asked.cases
     if "cold" not in cases.slice:
         return []
-    scorers: dict[str, Scorer] = {"mmrec": VectorScorer(asked.users, asked.items)}
+    ours, settings = VectorScorer(asked.users, asked.items), loaded.config.evaluation
+    is_new = popularity[cases.candidates] == 0
+    scorers: dict[str, Scorer] = {"mmrec": in_lists(ours, settings.new_last, is_new)}
+    if loaded.content is not None and settings.new_last is None:
+        scorers[NEW_LAST] = NewLast(ours, SHOWN, is_new)
     scorers |= fit_baselines(
         loaded.config.evaluation.baselines,
         cases,

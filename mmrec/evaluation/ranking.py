@@ -11,6 +11,8 @@ rank under a random order of the tied: with g candidates above, and m targets of
     g + i (equal + 2) / (m + 1)         for one target:  1 + g + equal / 2
 
 so that a constant scorer gets the middle of the list and no two targets share a place.
+
+Lists that put new items last (`mmrec.evaluation.new_last`) are counted as they are shown.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from mmrec.data.ragged import IntArray
 from mmrec.evaluation.metrics import FloatArray
+from mmrec.evaluation.new_last import NewLast, order_lists, ranks_new_last
 from mmrec.evaluation.protocol import Cases
 
 # Scores kept at once (256 MB): above it a tile of users is scored twice, first for its targets.
@@ -72,8 +75,8 @@ class Ranking:
     Attributes:
         rank: (T,) expected 1-based rank of each of `cases.targets.values`.
         rank_among_cold: (T,) the same among cold candidates only; nan where the case is not cold.
-        top_items: (U, K) item_index, best first, ties in the order of the candidates; -1 where
-            fewer candidates are left.
+        top_items: (U, K) item_index as they are listed, ties in the order of the candidates; -1
+            where fewer candidates are left.
         top_scores: (U, K) their scores; -inf where there is no item.
     """
 
@@ -119,6 +122,12 @@ class _TargetCounts:
         self.greater[inside] -= (itself > self.score[inside]).long()
         self.equal[inside] -= (itself == self.score[inside]).long()
 
+    def add_some(self, scores: Tensor, columns: Tensor, some: Tensor, wanted: Tensor) -> None:
+        """Counts those columns of a tile that lie in `some` (n,), ascending candidate rows."""
+        inside = some[(some >= columns[0]) & (some <= columns[-1])]
+        if len(inside):
+            self.add(scores[:, inside - columns[0]], inside, wanted)
+
 
 def rank_cases(
     scorer: Scorer,
@@ -133,7 +142,7 @@ def rank_cases(
     """Ranks the targets of all cases among all candidates.
 
     Args:
-        scorer: made for these cases and candidates.
+        scorer: made for these cases and candidates; lists of a `NewLast` are as it says.
         cases: U cases with T targets, C candidates; their seen items are left out of every list.
         top_k: K, how many items a list shows.
         user_tile: cases scored together; None: as many (64 to 1,024) as the kept scores allow.
@@ -156,11 +165,17 @@ def rank_cases(
     cold_columns = torch.from_numpy(np.flatnonzero(cases.candidate_is_cold)).to(device)
     case_is_cold = np.array([name == "cold" for name in cases.slice], dtype=bool)
 
+    listed = scorer if isinstance(scorer, NewLast) else None
+    depth = top_k if listed is None else max(top_k, listed.places)
+    new_columns = None
+    if listed is not None:
+        new_columns = torch.from_numpy(np.flatnonzero(listed.is_new)).to(device)
+
     num_targets = len(target_column)
     score = np.empty(num_targets, dtype=np.float32)
-    counts = {name: np.zeros((2, num_targets), dtype=np.int64) for name in ("all", "cold")}
-    top_items = np.full((num_cases, top_k), -1, dtype=np.int64)
-    top_scores = np.full((num_cases, top_k), -np.inf, dtype=np.float32)
+    counts = {name: np.zeros((2, num_targets), dtype=np.int64) for name in ("all", "cold", "new")}
+    top_items = np.full((num_cases, depth), -1, dtype=np.int64)
+    top_scores = np.full((num_cases, depth), -np.inf, dtype=np.float32)
     for start in range(0, num_cases, user_tile):
         rows = np.arange(start, min(start + user_tile, num_cases))
         seen = cases.seen.take(rows)
@@ -171,7 +186,7 @@ def rank_cases(
         every = _targets_of(
             blocks, targets.row_of_value, target_column[first:last], targets.offsets
         )
-        cold = every.from_zero()
+        cold, new = every.from_zero(), every.from_zero()
         is_cold = torch.from_numpy(case_is_cold[rows]).to(device)[every.row]
         best = torch.full((len(rows), 0), -torch.inf, device=device)
         best_columns = torch.empty((len(rows), 0), dtype=torch.int64, device=device)
@@ -179,14 +194,14 @@ def rank_cases(
             scores, columns = blocks.read(tile), blocks.columns(tile)
             every.add(scores, columns, torch.ones_like(is_cold))
             if is_cold.any():
-                inside = cold_columns[(cold_columns >= columns[0]) & (cold_columns <= columns[-1])]
-                if len(inside):
-                    cold.add(scores[:, inside - columns[0]], inside, is_cold)
-            best, best_columns = _merge_top(best, best_columns, scores, int(columns[0]), top_k)
+                cold.add_some(scores, columns, cold_columns, is_cold)
+            if new_columns is not None:
+                new.add_some(scores, columns, new_columns, torch.ones_like(is_cold))
+            best, best_columns = _merge_top(best, best_columns, scores, int(columns[0]), depth)
         if best.isnan().any():
             raise ValueError("the scorer gave scores that are not a number")
         score[first:last] = every.score.cpu().numpy()
-        for name, counted in (("all", every), ("cold", cold)):
+        for name, counted in (("all", every), ("cold", cold), ("new", new)):
             counts[name][0, first:last] = counted.greater.cpu().numpy()
             counts[name][1, first:last] = counted.equal.cpu().numpy()
         width = best.shape[1]
@@ -196,12 +211,28 @@ def rank_cases(
         if progress is not None:
             progress(int(rows[-1]) + 1, num_cases)
 
+    def rank_of(counted: IntArray) -> FloatArray:
+        return expected_rank(counted, score, cases.targets.offsets)
+
     of_cold_case = np.repeat(case_is_cold, cases.targets.lengths)
+    rank = rank_of(counts["all"])
+    if listed is not None:
+        is_new = np.zeros(cases.num_items, dtype=bool)
+        is_new[cases.candidates] = listed.is_new
+        order, num_known = order_lists(top_items, is_new, listed.places)
+        rank = ranks_new_last(
+            rank,
+            among_new=rank_of(counts["new"]),
+            among_known=rank_of(counts["all"] - counts["new"]),
+            is_new=is_new[cases.targets.values],
+            num_known=np.repeat(num_known, cases.targets.lengths),
+            places=listed.places,
+        )
+        top_items = np.take_along_axis(top_items, order, axis=1)[:, :top_k]
+        top_scores = np.take_along_axis(top_scores, order, axis=1)[:, :top_k]
     return Ranking(
-        rank=expected_rank(counts["all"], score, cases.targets.offsets),
-        rank_among_cold=np.where(
-            of_cold_case, expected_rank(counts["cold"], score, cases.targets.offsets), np.nan
-        ),
+        rank=rank,
+        rank_among_cold=np.where(of_cold_case, rank_of(counts["cold"]), np.nan),
         top_items=top_items,
         top_scores=top_scores,
     )

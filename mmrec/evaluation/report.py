@@ -27,6 +27,7 @@ from mmrec.evaluation.findings import Findings
 from mmrec.evaluation.item_labels import label_rows
 from mmrec.evaluation.report_document import report_document, write_aside, write_document
 from mmrec.evaluation.report_plots import (
+    NEW_LAST,
     OURS,
     knockout_bars,
     learning_curves,
@@ -123,7 +124,8 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
     intervals, tests = _significance(run / "ranks-test.parquet", list(models), list(labels))
     simulated = findings.simulated or data.catalogue.kind == "simulated"
     steps = _read_lines(run / "metrics.jsonl")
-    sweeps = list(in_order({each.model: each for each in findings.sweeps}, models).values())
+    swept = list(dict.fromkeys([OURS, NEW_LAST, *models]))
+    sweeps = list(in_order({each.model: each for each in findings.sweeps}, swept).values())
     sentences = [*headline(models, labels), *zero_shot(models, labels)]
     said = limits(document, findings, intervals, simulated=simulated)
     quarantine = quarantine_rows(data, document)
@@ -169,8 +171,10 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
         "warm_cost": findings.warm_cost,
         "sweeps": sweep_plot(sweeps),
         "sweep_cost": findings.warm_cost or DEFAULT_WARM_COST,
-        "cost_table": cost_table(findings.at_costs, list(models)),
+        "cost_table": cost_table(findings.at_costs, swept),
         "warm_costs": costs_in(findings.at_costs),
+        "new_last_name": NEW_LAST,
+        "new_last_swept": any(each.model == NEW_LAST for each in findings.at_costs),
         "sweep_table": sweep_table(sweeps, findings.warm_cost or DEFAULT_WARM_COST),
         "tail_table": tail_table(findings.tail_curve, findings.popularity_share),
         "tail_columns": TAIL_COLUMNS,

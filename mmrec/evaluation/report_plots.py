@@ -18,7 +18,7 @@ from matplotlib.figure import Figure, FigureBase
 from mmrec.evaluation.confidence import Reliability
 from mmrec.evaluation.sweep import Sweep
 
-OURS = "mmrec"
+OURS, NEW_LAST = "mmrec", "mmrec, new last"  # the second: new items last in the first ten
 OURS_COLOUR, OTHERS_COLOUR = "#c2410c", "#94a3b8"
 _SLICE_COLOURS = {
     "all": "#64748b",
@@ -28,7 +28,8 @@ _SLICE_COLOURS = {
     "new_users": "#0f766e",
 }
 _MODEL_COLOURS = {
-    "mmrec": OURS_COLOUR,
+    OURS: OURS_COLOUR,
+    NEW_LAST: OURS_COLOUR,
     "random": "#9ca3af",
     "popularity": "#a16207",
     "item_knn": "#15803d",
@@ -204,11 +205,12 @@ def sweep_plot(sweeps: Sequence[Sweep]) -> str | None:
         panels = figure.subplots(1, 2)
         for sweep in sweeps:
             colour = _MODEL_COLOURS.get(sweep.model, "#111827")
-            width = 2.2 if sweep.model == OURS else 1.3
+            ours = sweep.model in (OURS, NEW_LAST)
+            width, style = 2.2 if ours else 1.3, "--" if sweep.model == NEW_LAST else "-"
             curves = ((sweep.warm_ndcg, sweep.cold_ndcg), (sweep.warm_hr, sweep.cold_hr))
             for axes, (warm, cold) in zip(panels, curves, strict=True):
                 label = sweep.model if axes is panels[0] else None
-                axes.plot(warm, cold, color=colour, linewidth=width, label=label)
+                axes.plot(warm, cold, color=colour, linewidth=width, linestyle=style, label=label)
                 here = sweep.as_it_is()
                 axes.plot(warm[here], cold[here], "o", color=colour, markersize=5)
         panels[0].plot([], [], "o", color="#6b7280", markersize=5, label="as the model is")

@@ -119,11 +119,11 @@ def sweep_table(sweeps: Sequence[Sweep], warm_cost: float) -> Rows:
 
 
 def cost_table(found: Sequence[AtCost], models: Sequence[str]) -> Rows:
-    """A row a model: warm NDCG@10 and cold HR@10 at each cost, the best cold figure marked."""
-    best = {
-        cost: max(each.cold_hr for each in found if each.warm_cost == cost)
-        for cost in costs_in(found)
-    }
+    """A row a model: warm NDCG@10, cold HR@10 and NDCG@10 at each cost, the best cold marked."""
+
+    def is_best(figure: float, cost: float, name: str) -> bool:
+        return figure == max(getattr(each, name) for each in found if each.warm_cost == cost)
+
     return [
         (
             model,
@@ -133,7 +133,14 @@ def cost_table(found: Sequence[AtCost], models: Sequence[str]) -> Rows:
                 if each.model == model
                 for cell in (
                     Cell(_number(each.warm_ndcg, "ndcg@10")),
-                    Cell(_number(each.cold_hr, "hr@10"), each.cold_hr == best[each.warm_cost]),
+                    Cell(
+                        _number(each.cold_hr, "hr@10"),
+                        is_best(each.cold_hr, each.warm_cost, "cold_hr"),
+                    ),
+                    Cell(
+                        _number(each.cold_ndcg, "ndcg@10"),
+                        is_best(each.cold_ndcg, each.warm_cost, "cold_ndcg"),
+                    ),
                 )
             ],
         )
@@ -377,6 +384,8 @@ def run_rows(
         "share of the events known": document.get("event_share"),
         "share of the users held out": protocol.get("new_users"),
         "share of the popularity term": document.get("popularity_share"),
+        "boost of new items (cosine)": document.get("new_boost"),
+        "new items last in the first": document.get("new_last"),
         "trained by mmrec": start.get("mmrec"),
         "at commit": start["commit"][:12] + changed if "commit" in start else None,
         "with torch": start.get("packages", {}).get("torch"),

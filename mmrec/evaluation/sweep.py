@@ -20,6 +20,7 @@ import torch
 from mmrec.data.ragged import IntArray
 from mmrec.evaluation.evaluate import ranks_of
 from mmrec.evaluation.metrics import FloatArray, metrics_from_ranks
+from mmrec.evaluation.new_last import NewLast, ranks_new_last
 from mmrec.evaluation.protocol import BoolArray, Cases
 from mmrec.evaluation.ranking import Scorer, expected_rank
 from mmrec.evaluation.scores import masked_scores
@@ -243,11 +244,14 @@ def ranks_at_offsets(
     *,
     device: torch.device | str = "cpu",
 ) -> FloatArray:
-    """(O, T) expected ranks of all targets at each offset."""
+    """(O, T) expected ranks of all targets at each offset, where a `NewLast` lists them."""
+    listed = scorer if isinstance(scorer, NewLast) else None
     column_of = np.full(cases.num_items, -1, dtype=np.int64)
     column_of[cases.candidates] = np.arange(len(cases.candidates))
     num_targets = len(cases.targets.values)
     counts = np.empty((len(offsets), 2, num_targets), dtype=np.int64)
+    of_its_kind = np.empty((2, num_targets), dtype=np.int64)  # no offset changes these
+    num_known = np.zeros((len(offsets), num_targets), dtype=np.int64)
     own_score = np.empty(num_targets, dtype=np.float32)
     is_new = unseen[column_of[cases.targets.values]]
     for rows, tensor in masked_scores(scorer, cases, device=device):
@@ -268,7 +272,11 @@ def ranks_at_offsets(
         total = among_new + among_others
         total[1] -= 1  # a target is no rival of itself
         counts[:, :, first:last] = total.transpose(2, 0, 1)
-    return np.stack(
+        if listed is not None:
+            of_its_kind[:, first:last] = np.where(of_new, among_new, among_others)[:, :, 0]
+            of_its_kind[1, first:last] -= 1
+            num_known[:, first:last] = _known_ahead(new, others, offsets, listed.places)[:, row]
+    ranks = np.stack(
         [
             expected_rank(
                 at_offset,
@@ -278,6 +286,37 @@ def ranks_at_offsets(
             for at_offset, offset in zip(counts, offsets, strict=True)
         ]
     )
+    if listed is None:
+        return ranks
+    among = expected_rank(of_its_kind, own_score, cases.targets.offsets)
+    return ranks_new_last(
+        ranks,
+        among_new=among,
+        among_known=among,
+        is_new=is_new,
+        num_known=num_known,
+        places=listed.places,
+    )
+
+
+def _known_ahead(
+    new: Float32Array, others: Float32Array, offsets: FloatArray, places: int
+) -> IntArray:
+    """(O, b) how many of the first places the others hold at each offset.
+
+    They hold m at least where their m-th best is not below the best new item but (places - m), so
+    each m has an offset above which it is lost.
+    """
+    best_others = others[:, ::-1][:, :places]
+    lost_at = np.full((len(new), places), -np.inf)
+    for m in range(1, best_others.shape[1] + 1):
+        rival = places - m  # from 0, of the new ones best first
+        own = best_others[:, m - 1].astype(np.float64)
+        bar = new[:, -1 - rival] if rival < new.shape[1] else np.full(len(new), -np.inf)
+        gap = np.full(len(new), np.inf)
+        np.subtract(own, bar, out=gap, where=np.isfinite(bar))
+        lost_at[:, m - 1] = np.where(np.isfinite(own), gap, -np.inf)
+    return (lost_at[None] >= offsets[:, None, None]).sum(axis=2)
 
 
 @dataclass(frozen=True)

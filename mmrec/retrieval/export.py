@@ -173,6 +173,7 @@ def _write(
         "score": "<user embedding, item embedding> + popularity, in units of cosine",
         "request": request.document(),
         "popularity_share": retriever.config.evaluation.popularity_share,
+        "new_boost": retriever.config.evaluation.new_boost,
         "counts": {
             "items": len(exported),
             "items_without_events": int((retriever.counts[exported] == 0).sum()),

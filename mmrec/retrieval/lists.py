@@ -2,7 +2,8 @@
 
     scores (C,) ─ age ─ conditions, availability ─ soft wishes ─ threshold ─ order or variety ─► K
 
-Without wishes it is the K best, ties in the order of the catalogue.
+Without wishes it is the K best, ties in the order of the catalogue; where the run's settings say so
+(`evaluation.new_last`), new items stand behind the others among the first of a user's list.
 
 Legend: N items of the catalogue · C candidates · K list length.
 """
@@ -24,7 +25,14 @@ from mmrec.errors import UserError
 from mmrec.retrieval.explain import Explanation
 from mmrec.retrieval.filters import all_hold
 from mmrec.retrieval.preferences import weigh
-from mmrec.retrieval.rerank import POOL, Limit, choose_in_order, choose_varied, gain_of
+from mmrec.retrieval.rerank import (
+    POOL,
+    Limit,
+    choose_in_order,
+    choose_varied,
+    gain_of,
+    new_last,
+)
 from mmrec.retrieval.retriever import Retriever
 from mmrec.retrieval.wishes import NO_WISHES, MaxPer, Wishes
 
@@ -33,6 +41,7 @@ logger = logging.getLogger(__name__)
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 Basis = Literal["history", "taste", "attributes", "request", "popularity", "content", "search"]
+OF_USERS: tuple[Basis, ...] = ("history", "taste", "attributes", "request")  # in cosine
 FoundBy = Literal["text", "meaning", "both"]
 
 
@@ -106,6 +115,9 @@ def make_list(
     if wishes.at_least is not None:
         scores = scores.masked_fill(scores < wishes.at_least, -torch.inf)
     places = _choose(retriever, scored.rows, scores, k, wishes)
+    places_of_new = retriever.config.evaluation.new_last
+    if places_of_new is not None and scored.basis in OF_USERS:
+        places = places[new_last(retriever.counts[scored.rows[places]] == 0, places_of_new)]
     items, rows = retriever.items, scored.rows[places]
     found = [
         Recommendation(rank, items.item_ids[row], score, items.titles[row], scored.basis)

@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mmrec.data.ragged import Ragged
+from mmrec.data.ragged import IntArray, Ragged
 from mmrec.errors import UserError
 
 FloatArray = npt.NDArray[np.float64]
@@ -182,6 +182,20 @@ def choose_varied(gain: Gain, num_pool: int, k: int, limits: Sequence[Limit] = (
 def choose_in_order(places: Iterable[int], k: int, limits: Sequence[Limit]) -> list[int]:
     """The first K places that no limit forbids."""
     return list(islice((place for place in places if _may_take(place, limits)), k))
+
+
+def new_last(is_new: npt.NDArray[np.bool_], places: int) -> IntArray:
+    """The order in which new items stand last within the first places of lists.
+
+    Args:
+        is_new: (..., K) of the items of lists as they are.
+        places: P; what stands behind them stays.
+
+    Returns:
+        (..., K) where each item of the reordered lists stood.
+    """
+    ahead = np.arange(is_new.shape[-1]) < places
+    return np.argsort(np.where(ahead, is_new, 2), axis=-1, kind="stable")
 
 
 def _may_take(place: int, limits: Sequence[Limit]) -> bool:

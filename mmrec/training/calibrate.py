@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mmrec.evaluation.evaluate import rank_metrics
+from mmrec.evaluation.new_last import in_lists
 from mmrec.evaluation.ranking import VectorScorer, rank_cases
 from mmrec.training.validate import Validation
 
@@ -61,7 +62,9 @@ def choose_for_new(assembly: Assembly, looked: Validation, settings: EvaluationC
         looked: a look at validation whose vectors hold the model's present offset.
         settings: the largest cost, and whether anything is expected.
     """
-    offset, curve = choose_offset(assembly, looked, max_cost=settings.warm_cost)
+    offset, curve = choose_offset(
+        assembly, looked, max_cost=settings.warm_cost, new_last=settings.new_last
+    )
     chosen = NewItems(offset, curve=curve)
     model = assembly.model
     if not curve or not settings.expected_popularity or model.popularity is None:
@@ -81,7 +84,11 @@ def choose_for_new(assembly: Assembly, looked: Validation, settings: EvaluationC
         items = looked.items.clone()
         items[unseen, -1] += share * expected * model.temperature.detach()
         offset, curve = choose_offset(
-            assembly, replace(looked, items=items), max_cost=settings.warm_cost, base=base
+            assembly,
+            replace(looked, items=items),
+            max_cost=settings.warm_cost,
+            base=base,
+            new_last=settings.new_last,
         )
         point = _at(curve, offset)
         cheap = point["warm_ndcg@10"] >= (1 - settings.warm_cost) * base
@@ -111,7 +118,12 @@ def expect_popularity(content: Tensor, popularity: Tensor) -> Tensor:
 
 
 def choose_offset(
-    assembly: Assembly, looked: Validation, *, max_cost: float, base: float | None = None
+    assembly: Assembly,
+    looked: Validation,
+    *,
+    max_cost: float,
+    base: float | None = None,
+    new_last: int | None = None,
 ) -> tuple[float, list[dict[str, float]]]:
     """Finds the offset with the best cold NDCG@10 among those that cost little.
 
@@ -120,6 +132,7 @@ def choose_offset(
         looked: a look at validation whose vectors hold the model's present offset.
         max_cost: largest share of the warm NDCG@10 that may be lost.
         base: what it is a share of; None: the figure at offset 0.
+        new_last: lists as `evaluation.new_last` has them.
 
     Returns:
         The offset in logits (0 where validation has no cold items or the model knows no media)
@@ -135,13 +148,14 @@ def choose_offset(
     counts = torch.zeros(cases.num_items, device=looked.items.device)
     counts[torch.from_numpy(assembly.item_index_of).to(counts.device)] = assembly.model.counts
     unseen = counts[torch.from_numpy(cases.candidates).to(counts.device)] == 0
+    is_new = unseen.cpu().numpy()
 
     def look(cosine: float) -> dict[str, float]:
         offset = cosine / tau
         items = looked.items.clone()
         items[unseen, -1] += (offset - present) * tau
         # what no offset is chosen by costs more than ranking: lists of fifty, and all about them
-        scorer = VectorScorer(looked.users, items)
+        scorer = in_lists(VectorScorer(looked.users, items), new_last, is_new)
         ranking = rank_cases(scorer, cases, top_k=1, device=looked.users.device)
         warm, among = (rank_metrics(ranking, cases, name, ks=(10,)) for name in ("warm", "cold"))
         return {
