@@ -37,9 +37,11 @@ def dropout_off(module: nn.Module) -> Iterator[None]:
     dropouts = [each for each in module.modules() if isinstance(each, nn.Dropout | nn.Dropout1d)]
     for each in dropouts:
         each.eval()
-    yield
-    for each in dropouts:
-        each.train()
+    try:
+        yield
+    finally:
+        for each in dropouts:
+            each.train()
 
 
 @contextmanager
@@ -49,6 +51,8 @@ def mean_held(fusion: nn.Module) -> Iterator[None]:
     kept = [each.momentum for each in outputs]
     for each in outputs:
         each.momentum = 1.0
-    yield
-    for each, momentum in zip(outputs, kept, strict=True):
-        each.momentum = momentum
+    try:
+        yield
+    finally:
+        for each, momentum in zip(outputs, kept, strict=True):
+            each.momentum = momentum

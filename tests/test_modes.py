@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from fusion.modes import evaluating
+from fusion.modes import dropout_off, evaluating, mean_held
+from fusion.output import Output
 
 
 class Counted(nn.Linear):
@@ -32,6 +33,14 @@ def test_training_goes_on_after_an_error() -> None:
     with pytest.raises(KeyError), evaluating(module):
         raise KeyError
     assert all(each.training for each in module.modules())
+
+
+def test_dropout_and_the_mean_are_back_after_an_error() -> None:
+    fusion = nn.Sequential(Output(2, 2, momentum=0.7), nn.Dropout())
+    with pytest.raises(KeyError), dropout_off(fusion), mean_held(fusion):
+        assert fusion[0].momentum == 1.0 and not fusion[1].training
+        raise KeyError
+    assert fusion[0].momentum == 0.7 and fusion[1].training
 
 
 def test_a_module_that_evaluates_is_not_walked_through() -> None:
