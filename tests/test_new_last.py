@@ -14,10 +14,9 @@ from torch import Tensor
 from mmrec.data.ragged import IntArray, Ragged
 from mmrec.errors import ConfigError
 from mmrec.evaluation.command import evaluate_run
-from mmrec.evaluation.new_last import NewLast, in_lists
+from mmrec.evaluation.new_last import NEW_LAST, NewLast, in_lists
 from mmrec.evaluation.protocol import Cases
 from mmrec.evaluation.ranking import rank_cases
-from mmrec.evaluation.report_plots import NEW_LAST
 from mmrec.evaluation.sweep import ranks_at_offsets, sweep_models
 from mmrec.recommender import Recommender
 from mmrec.retrieval.export import export_run
@@ -198,16 +197,17 @@ def test_evaluate_tells_what_new_items_last_would_cost(tiny_run: Path, tmp_path:
     shutil.copytree(tiny_run, run)
     evaluate_run(run)
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    assert {"mmrec", NEW_LAST} <= {each["model"] for each in report["sweeps"]}
-    assert NEW_LAST in {each["model"] for each in report["at_costs"]}
-    assert NEW_LAST not in report["models"]
+    both = {name + last for name in ("mmrec", "content_knn") for last in ("", NEW_LAST)}
+    assert both <= {each["model"] for each in report["sweeps"]}
+    assert "mmrec" + NEW_LAST in {each["model"] for each in report["at_costs"]}
+    assert not any(name.endswith(NEW_LAST) for name in report["models"])
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert page.count(NEW_LAST) >= 2 and "evaluation.new_last=10" in page
+    assert page.count("mmrec" + NEW_LAST) >= 2 and "evaluation.new_last=10" in page
     # one setting, and the table, the ranks and the sweep are of such lists
     document = evaluate_run(run, overrides=["evaluation.new_last=3", "evaluation.new_boost=0.2"])
     assert (document["new_last"], document["new_boost"]) == (3, 0.2)
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    assert NEW_LAST not in {each["model"] for each in report["sweeps"]}
+    assert "mmrec" + NEW_LAST not in {each["model"] for each in report["sweeps"]}
     assert "new items last in the first" in (run / "report.html").read_text(encoding="utf-8")
 
 

@@ -40,9 +40,10 @@ from mmrec.evaluation.heads import evaluate_heads
 from mmrec.evaluation.initial import initial_content
 from mmrec.evaluation.item_labels import evaluate_labels
 from mmrec.evaluation.lists import ItemTraits, category_shares, users_of_items
-from mmrec.evaluation.new_last import NewLast, in_lists
+from mmrec.evaluation.new_last import NEW_LAST, NewLast, in_lists
 from mmrec.evaluation.new_users import new_user_figures
 from mmrec.evaluation.protocol import (
+    BoolArray,
     Cases,
     Which,
     load_cases,
@@ -52,7 +53,6 @@ from mmrec.evaluation.protocol import (
 )
 from mmrec.evaluation.ranking import Scorer, VectorScorer
 from mmrec.evaluation.report import render_report
-from mmrec.evaluation.report_plots import NEW_LAST
 from mmrec.evaluation.stability import read_stability
 from mmrec.evaluation.strips import even_strips, extreme_strips
 from mmrec.evaluation.sweep import SHOWN, Sweep, at_costs, sweep_models
@@ -264,7 +264,7 @@ def find_out(
         sweeps=sweeps,
         at_costs=at_costs(
             sweeps,
-            {**scorers, NEW_LAST: NewLast(ours, SHOWN, popularity[cases.candidates] == 0)},
+            {**scorers, **with_new_last(scorers, popularity[cases.candidates] == 0)},
             cases,
             popularity,
             device=loaded.device,
@@ -290,7 +290,7 @@ def validation_sweeps(
 ) -> list[Sweep]:
     """Cold against warm of every model on validation; nothing where it has no cold targets.
 
-    Where our lists are by score, what they would be with new items last is swept beside them.
+    Lists by score are swept once more with new items last, of models that tell new items apart.
     """
     assert loaded.split is not None
     cases = asked.cases
@@ -299,8 +299,6 @@ def validation_sweeps(
     ours, settings = VectorScorer(asked.users, asked.items), loaded.config.evaluation
     is_new = popularity[cases.candidates] == 0
     scorers: dict[str, Scorer] = {"mmrec": in_lists(ours, settings.new_last, is_new)}
-    if loaded.content is not None and settings.new_last is None:
-        scorers[NEW_LAST] = NewLast(ours, SHOWN, is_new)
     scorers |= fit_baselines(
         loaded.config.evaluation.baselines,
         cases,
@@ -309,7 +307,18 @@ def validation_sweeps(
         content=content,
         seed=loaded.config.training.seed,
     )
+    if loaded.content is not None:
+        scorers |= with_new_last(scorers, is_new)
     return sweep_models(scorers, cases, popularity, device=loaded.device)
+
+
+def with_new_last(scorers: Mapping[str, Scorer], is_new: BoolArray) -> dict[str, Scorer]:
+    """Lists with new items last of those models that tell new items apart and list by score."""
+    return {
+        name + NEW_LAST: NewLast(scorers[name], SHOWN, is_new)
+        for name in ("mmrec", "content_knn")
+        if name in scorers and not isinstance(scorers[name], NewLast)
+    }
 
 
 def item_traits(loaded: LoadedRun, content: Content | None) -> ItemTraits:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mmrec.evaluation.protocol import BoolArray
     from mmrec.evaluation.ranking import Scorer
 
+NEW_LAST = ", new last"  # behind a model's name: its lists with new items last in the first ten
+
 
 @dataclass(frozen=True)
 class NewLast:

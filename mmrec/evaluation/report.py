@@ -25,9 +25,9 @@ from mmrec.evaluation.ablation import KnockoutRow
 from mmrec.evaluation.exposure import BY_EVENTS
 from mmrec.evaluation.findings import Findings
 from mmrec.evaluation.item_labels import label_rows
+from mmrec.evaluation.new_last import NEW_LAST
 from mmrec.evaluation.report_document import report_document, write_aside, write_document
 from mmrec.evaluation.report_plots import (
-    NEW_LAST,
     OURS,
     knockout_bars,
     learning_curves,
@@ -124,7 +124,7 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
     intervals, tests = _significance(run / "ranks-test.parquet", list(models), list(labels))
     simulated = findings.simulated or data.catalogue.kind == "simulated"
     steps = _read_lines(run / "metrics.jsonl")
-    swept = list(dict.fromkeys([OURS, NEW_LAST, *models]))
+    swept = [name for model in models for name in (model, model + NEW_LAST)]
     sweeps = list(in_order({each.model: each for each in findings.sweeps}, swept).values())
     sentences = [*headline(models, labels), *zero_shot(models, labels)]
     said = limits(document, findings, intervals, simulated=simulated)
@@ -173,8 +173,7 @@ def render_report(run: Path, *, data: PreparedData, findings: Findings) -> Path:
         "sweep_cost": findings.warm_cost or DEFAULT_WARM_COST,
         "cost_table": cost_table(findings.at_costs, swept),
         "warm_costs": costs_in(findings.at_costs),
-        "new_last_name": NEW_LAST,
-        "new_last_swept": any(each.model == NEW_LAST for each in findings.at_costs),
+        "new_last_swept": any(each.model == OURS + NEW_LAST for each in findings.at_costs),
         "sweep_table": sweep_table(sweeps, findings.warm_cost or DEFAULT_WARM_COST),
         "tail_table": tail_table(findings.tail_curve, findings.popularity_share),
         "tail_columns": TAIL_COLUMNS,

@@ -16,9 +16,10 @@ import numpy as np
 from matplotlib.figure import Figure, FigureBase
 
 from mmrec.evaluation.confidence import Reliability
+from mmrec.evaluation.new_last import NEW_LAST
 from mmrec.evaluation.sweep import Sweep
 
-OURS, NEW_LAST = "mmrec", "mmrec, new last"  # the second: new items last in the first ten
+OURS = "mmrec"
 OURS_COLOUR, OTHERS_COLOUR = "#c2410c", "#94a3b8"
 _SLICE_COLOURS = {
     "all": "#64748b",
@@ -29,7 +30,6 @@ _SLICE_COLOURS = {
 }
 _MODEL_COLOURS = {
     OURS: OURS_COLOUR,
-    NEW_LAST: OURS_COLOUR,
     "random": "#9ca3af",
     "popularity": "#a16207",
     "item_knn": "#15803d",
@@ -204,9 +204,9 @@ def sweep_plot(sweeps: Sequence[Sweep]) -> str | None:
         figure = Figure(figsize=(9.0, 3.4), layout="constrained")
         panels = figure.subplots(1, 2)
         for sweep in sweeps:
-            colour = _MODEL_COLOURS.get(sweep.model, "#111827")
-            ours = sweep.model in (OURS, NEW_LAST)
-            width, style = 2.2 if ours else 1.3, "--" if sweep.model == NEW_LAST else "-"
+            model, last, _ = sweep.model.partition(NEW_LAST)
+            colour = _MODEL_COLOURS.get(model, "#111827")
+            width, style = 2.2 if model == OURS else 1.3, "--" if last else "-"
             curves = ((sweep.warm_ndcg, sweep.cold_ndcg), (sweep.warm_hr, sweep.cold_hr))
             for axes, (warm, cold) in zip(panels, curves, strict=True):
                 label = sweep.model if axes is panels[0] else None
