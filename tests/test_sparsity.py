@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from benchmarks.sparsity.run import (
     MODELS,
     ROWS,
     SHARES,
+    VARIANTS,
     factor_scorer,
     factorise,
     folder_of_run,
@@ -41,8 +43,13 @@ def data(tiny_data: Path) -> PreparedData:
 
 def test_every_run_has_settings_of_its_own_and_none_is_misspelt() -> None:
     base = load_config(CONFIG)
-    configs = [change(base, settings_of(share, name), name) for share in SHARES for name in MODELS]
-    assert len({each.model_dump_json() for each in configs}) == len(SHARES) * len(MODELS)
+    configs = [
+        change(base, {**settings_of(share, name), **changes}, name)
+        for share in SHARES
+        for name in MODELS
+        for changes in VARIANTS.values()
+    ]
+    assert len({each.model_dump_json() for each in configs}) == 2 * len(SHARES) * len(MODELS)
     assert {each.model.item for each in configs} == {"both", "content", "id"}
 
 
@@ -67,9 +74,11 @@ def test_factors_are_those_of_the_singular_values(data: PreparedData) -> None:
     assert torch.equal(scorer.item_vectors, again.item_vectors)
 
 
-def write_ranks(data: PreparedData, out: Path, share: float, name: str, rank: float) -> None:
-    folder = folder_of_run(out, share, name) / "run"
-    folder.mkdir(parents=True)
+def write_ranks(
+    data: PreparedData, out: Path, share: float, name: str, rank: float, *, variant: str = "run"
+) -> None:
+    folder = folder_of_run(out, share, name) / variant
+    folder.mkdir(parents=True, exist_ok=True)
     model = "mmrec" if name in MODELS else name
     pairs = zip(data.user_ids[:12], data.items.item_ids[:12], strict=True)
     rows = [
@@ -108,21 +117,30 @@ def test_what_is_done_is_not_done_again(
     data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
+    looks = {"demo": (0.2, 0.1), "firm": (0.1, 0.3)}
 
     def run_process(command: list[Any], **options: Any) -> Any:
         asked.append(command[3])
         if command[3] == "evaluate":
-            write_ranks(data, tmp_path, 0.5, "hybrid", 1.0)
+            assert Path(command[4]).name == "firm"  # the better one on validation
+            write_ranks(data, tmp_path, 0.5, "hybrid", 1.0, variant="firm")
+        else:
+            run = Path(command[command.index("--run") + 1])
+            records = [{"loss": 1.0}]
+            records += [{"validation": {"warm": {"ndcg@10": each}}} for each in looks[run.name]]
+            run.mkdir(parents=True)
+            (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
         return SimpleNamespace(reason=None)
 
     monkeypatch.setattr("benchmarks.runs.run_process", run_process)
     given = SimpleNamespace(out=tmp_path, threads=1)
     for _ in range(2):
         assert run_one(0.5, "hybrid", given, data) is None  # type: ignore[arg-type]
-    assert asked == ["train", "evaluate"]
+    assert asked == ["train", "train", "evaluate"]
+    assert rows_of(data, 0.5, tmp_path)[0]["variant"] == "firm"
     monkeypatch.setitem(sparsity.SETTINGS, "training.seed", 1)  # other settings, another run
     assert run_one(0.5, "hybrid", given, data) is None  # type: ignore[arg-type]
-    assert asked == ["train", "evaluate"] * 2
+    assert asked == ["train", "train", "evaluate"] * 2
 
 
 def test_factorisation_ranks_once(
