@@ -261,12 +261,17 @@ assert os.waitpid(start(out.with_name("first")), 0)[1] == 0
 whole = time.monotonic() - began
 moments = random.Random(seed)
 killed = 0
-for _ in range(8):
+for _ in range(24):
     process = start(out)
     time.sleep(moments.uniform(0.1, 1.0) * whole)
     os.kill(process, signal.SIGKILL)
-    killed += os.waitpid(process, 0)[1] == signal.SIGKILL
+    if os.waitpid(process, 0)[1] == signal.SIGKILL:
+        killed += 1
+    else:  # the machine was busier when a whole export was timed
+        whole *= 0.8
     assert not out.exists() or (out / "manifest.json").is_file()
+    if killed == 6:
+        break
 assert os.waitpid(start(out), 0)[1] == 0
 print(killed)
 """
